@@ -1,0 +1,1 @@
+"""GM-DF: one deepfake detector meta-trained on several data sets."""
