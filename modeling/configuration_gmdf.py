@@ -1,0 +1,124 @@
+"""What the weights of GM-DF need to be rebuilt."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
+
+DIL_VARIANTS = ("affine", "affine_bias", "cross_attention")
+AGGREGATIONS = ("sum", "mean")
+MASK_STRATEGIES = ("random", "block")
+
+# Table 6 of the paper: the sentence for a real and for a fake face. P3 puts a caption of the image before the sentence;
+# the table prints "real face" in both of its columns, which could not tell the classes apart, so "fake" is used here.
+PROMPT_TEMPLATES = {
+    "P1": ("A photo of real face", "A photo of fake face"),
+    "P2": ("This is a photo of real", "This is a photo of fake"),
+    "P3": ("{caption} A photo of real face", "{caption} A photo of fake face"),
+    "P4": ("Real", "Fake"),
+    "P5": ("This is how a real face looks like", "This is how a fake face looks like"),
+    "P6": ("This photo contains real face", "This photo contains fake face"),
+    "P7": ("Real face is in this photo", "Fake face is in this photo"),
+}
+
+
+@strict
+class GMDFConfig(PreTrainedConfig):
+    r"""Configuration of a [`GMDFModel`].
+
+    Any configuration can be instantiated without a tokenizer: `prompt_ids` are a field, filled by
+    `GMDFModel.from_clip`, and neutral ids inside the vocabulary otherwise.
+
+    Args:
+        vision_config: CLIP vision tower, as a `CLIPVisionConfig` or a dict of its fields.
+        text_config: CLIP text tower, as a `CLIPTextConfig` or a dict of its fields.
+        projection_dim: Width P of the space image and text share.
+        logit_scale_init_value: Start of the learned log temperature, as in CLIP.
+        initializer_factor: Factor on the spread of randomly initialised CLIP weights, as in CLIP.
+        domains: Names of the source domains, in the order of their experts.
+        dil: Variant of the Dataset Information Layer (Table 9): `affine`, `affine_bias` or `cross_attention`.
+        expert_bottleneck_size: Width R inside an expert.
+        prompt_size: Numbers M in a domain's prompt vector.
+        num_prompt_tokens: Tokens the prompt vector is cut into; read by `cross_attention` alone.
+        aggregation: Reduction over the experts' views of an image whose domain is not known: `sum` or `mean`.
+        prompt: Template of the class sentences, P1 to P7 (Table 6).
+        prompt_ids: Token ids of the real and of the fake sentence, `(2, length)`.
+        mask_ratio: Share of the patches that masked-image modelling hides, in (0, 1).
+        mask_strategy: `random` patches or `block`-wise.
+        codebook_size: Codes T that the masked-image head tells apart.
+        slim: Whether text tower and masked-image head are left out: what classification does not need.
+
+    Raises:
+        ValueError: If a field is out of range (raised as `StrictDataclassClassValidationError`, which is a
+            `ValueError`'s sibling of huggingface_hub).
+    """
+
+    model_type = "gmdf"
+    sub_configs_defaults = {"vision_config": CLIPVisionConfig, "text_config": CLIPTextConfig}  # noqa: RUF012
+
+    vision_config: dict | CLIPVisionConfig | None = None
+    text_config: dict | CLIPTextConfig | None = None
+    projection_dim: int = 512
+    logit_scale_init_value: float | int = 2.6592
+    initializer_factor: float | int = 1.0
+    domains: list[str] | tuple[str, ...] = ("a", "b")
+    dil: str = "affine"
+    expert_bottleneck_size: int = 64
+    prompt_size: int = 64
+    num_prompt_tokens: int = 4
+    aggregation: str = "mean"
+    prompt: str = "P1"
+    prompt_ids: list[list[int]] | None = None
+    mask_ratio: float = 0.2
+    mask_strategy: str = "random"
+    codebook_size: int = 512
+    slim: bool = False
+
+    def __post_init__(self, **kwargs):
+        if isinstance(self.domains, str):
+            raise ValueError(f"`domains` must be a list of names, found the string {self.domains!r}.")
+        if kwargs.get("id2label") is None and kwargs.get("num_labels", 2) == 2:
+            kwargs["id2label"] = {0: "real", 1: "fake"}
+            kwargs["label2id"] = {"real": 0, "fake": 1}
+        super().__post_init__(**kwargs)  # turns the sub-configs into objects
+        self.domains = list(self.domains)
+        if self.prompt_ids is None:
+            # Two sentences that differ, for a model made without a tokenizer: start, word, end.
+            start, end = self.text_config.bos_token_id, self.text_config.eos_token_id
+            self.prompt_ids = [[start, word, end] for word in (0, 1)]
+
+    def validate_architecture(self):
+        """Check the fields against each other (called by `strict`)."""
+        if not self.domains or len(set(self.domains)) != len(self.domains) or not all(self.domains):
+            raise ValueError(f"`domains` must be distinct names, at least one, found {self.domains}.")
+        for key, allowed in (
+            ("dil", DIL_VARIANTS),
+            ("aggregation", AGGREGATIONS),
+            ("prompt", tuple(PROMPT_TEMPLATES)),
+            ("mask_strategy", MASK_STRATEGIES),
+        ):
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"`{key}` must be one of {list(allowed)}, found {getattr(self, key)!r}.")
+        for key in ("projection_dim", "expert_bottleneck_size", "prompt_size", "num_prompt_tokens", "codebook_size"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"`{key}` must be at least 1, found {getattr(self, key)}.")
+        if self.prompt_size % self.num_prompt_tokens:
+            raise ValueError(
+                f"`prompt_size` must be a multiple of `num_prompt_tokens`, found {self.prompt_size} and "
+                f"{self.num_prompt_tokens}."
+            )
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"`mask_ratio` must lie between 0 and 1, found {self.mask_ratio}.")
+        if len(self.id2label) != 2:
+            raise ValueError(f"GM-DF has two classes, real and fake; found {len(self.id2label)} labels.")
+        if len(self.prompt_ids) != 2 or len({len(ids) for ids in self.prompt_ids}) != 1:
+            raise ValueError(f"`prompt_ids` must be two rows of equal length, found {self.prompt_ids}.")
+        vocab_size = self.text_config.vocab_size
+        if not all(0 <= token < vocab_size for row in self.prompt_ids for token in row):
+            raise ValueError(f"`prompt_ids` must lie in [0, {vocab_size}), found {self.prompt_ids}.")
+
+    @property
+    def num_experts(self) -> int:
+        """Number of source domains E."""
+        return len(self.domains)
+
+
+__all__ = ["GMDFConfig"]

@@ -1,0 +1,222 @@
+"""Domain experts of a transformer block: Dataset Information Layer, bottleneck experts, and their aggregation (Eq. 1-6).
+
+Experts are stacked along a leading dimension E, so that a batch with images of several domains, or all views of an
+image of no known domain, is one matrix product instead of a loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+
+class DomainInformationLayer(nn.Module):
+    """Makes each expert's normalised input from its domain's prompt vector p_n (Eq. 3, 14, Table 9).
+
+    With ``z`` the block's normalised input (``gamma``, ``beta`` its LayerNorm's own parameters):
+
+    * `affine`: gain ``gamma * (1 + h(p_n))``, bias ``beta``;
+    * `affine_bias`: the same gain, bias ``beta + b(p_n)``;
+    * `cross_attention`: ``z`` asks, p_n cut into tokens answers, and a projection of the answer is added to ``z``.
+
+    The last linear map of each variant starts at 0, so a new layer is the block's own LayerNorm.
+
+    Args:
+        hidden_size: Token width D.
+        num_experts: Number of source domains E.
+        prompt_size: Numbers M in a prompt vector.
+        variant: `affine`, `affine_bias` or `cross_attention`.
+        num_prompt_tokens: Tokens the prompt vector is cut into; read by `cross_attention` alone.
+    """
+
+    def __init__(self, hidden_size: int, num_experts: int, prompt_size: int, variant: str, num_prompt_tokens: int):
+        super().__init__()
+        self.variant = variant
+        self.num_prompt_tokens = num_prompt_tokens
+        if variant == "cross_attention":
+            token_size = prompt_size // num_prompt_tokens
+            self.query_weight = nn.Parameter(torch.empty(num_experts, token_size, hidden_size))
+            self.output_weight = nn.Parameter(torch.empty(num_experts, hidden_size, token_size))
+        else:
+            self.gain_weight = nn.Parameter(torch.empty(num_experts, hidden_size, prompt_size))
+            self.gain_bias = nn.Parameter(torch.empty(num_experts, hidden_size))
+        if variant == "affine_bias":
+            self.shift_weight = nn.Parameter(torch.empty(num_experts, hidden_size, prompt_size))
+            self.shift_bias = nn.Parameter(torch.empty(num_experts, hidden_size))
+
+    def affine(self, prompts: torch.Tensor, norm_bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gain and bias to apply to ``z = LayerNorm(x)``, which holds gamma and beta already.
+
+        ``x_hat * gamma * (1 + h) + beta + b  =  z * (1 + h) + (b - beta * h)``
+
+        Args:
+            prompts: Prompt vectors p, shape `(E, M)`.
+            norm_bias: `beta` of the block's LayerNorm, shape `(D,)`.
+
+        Returns:
+            Gain and bias, each of shape `(E, D)`.
+        """
+        if self.variant == "cross_attention":
+            zeros = norm_bias.new_zeros(len(prompts), len(norm_bias))
+            return zeros + 1, zeros
+        h = torch.einsum("edm,em->ed", self.gain_weight, prompts) + self.gain_bias
+        bias = -norm_bias * h
+        if self.variant == "affine_bias":
+            bias = bias + torch.einsum("edm,em->ed", self.shift_weight, prompts) + self.shift_bias
+        return 1 + h, bias
+
+    def attend(self, normed: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+        """Answer of every domain's prompt tokens to the image's tokens, before the output projection.
+
+        Args:
+            normed: Normalised tokens z, shape `(B, T, D)`.
+            prompts: Prompt vectors p, shape `(E, M)`.
+
+        Returns:
+            Tensor of shape `(B, T, E, M / num_prompt_tokens)`.
+        """
+        tokens = prompts.unflatten(-1, (self.num_prompt_tokens, -1))
+        queries = torch.einsum("btd,emd->btem", normed, self.query_weight)
+        scores = torch.einsum("btem,ekm->btek", queries, tokens) * tokens.shape[-1] ** -0.5
+        return torch.einsum("btek,ekm->btem", scores.softmax(-1), tokens)
+
+
+class DomainExperts(nn.Module):
+    """Residual experts of one block, one per source domain (Eq. 1-6).
+
+    Expert n maps tokens x to ``V_n = alpha_n * up_n(act(down_n(DIL_n(x))))``. ``alpha_n`` starts at 0 (ReZero, Eq. 2), so
+    a new module adds nothing and the block is CLIP's.
+
+    Decision D1: the shared MLP reads the block's own LayerNorm and only the experts read the DIL; Eq. 1 calls that MLP
+    shared by all domains, which it is not when its input depends on the domain.
+
+    Decision D2, routing: with `domain_ids` each image uses its own expert only. Without, every active expert sees every
+    token, the E views stacked as V (E x D) attend to each other, ``softmax(V V^T / sqrt(D)) V`` (Eq. 5-6), and the E rows
+    are reduced. The paper says "summation"; a sum grows with E while training shows a block one expert at a time, so
+    the `mean` is the default (README, "Decisions by measurement").
+
+    Args:
+        hidden_size: Token width D.
+        num_experts: Number of source domains E.
+        bottleneck_size: Width R inside an expert.
+        prompt_size: Numbers M in a prompt vector.
+        dil: Variant of the Dataset Information Layer.
+        num_prompt_tokens: Tokens a prompt vector is cut into (`cross_attention`).
+        hidden_act: Activation inside an expert.
+        aggregation: `sum` or `mean` over the views.
+
+    Raises:
+        ValueError: If `num_experts` is below 1.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_experts: int,
+        bottleneck_size: int,
+        prompt_size: int,
+        dil: str,
+        num_prompt_tokens: int,
+        hidden_act: str,
+        aggregation: str,
+    ):
+        super().__init__()
+        if num_experts < 1:
+            raise ValueError(f"`num_experts` must be at least 1, found {num_experts}.")
+        self.aggregation = aggregation
+        self.dil = DomainInformationLayer(hidden_size, num_experts, prompt_size, dil, num_prompt_tokens)
+        self.down_weight = nn.Parameter(torch.empty(num_experts, bottleneck_size, hidden_size))
+        self.down_bias = nn.Parameter(torch.empty(num_experts, bottleneck_size))
+        self.activation_fn = ACT2FN[hidden_act]
+        self.up_weight = nn.Parameter(torch.empty(num_experts, hidden_size, bottleneck_size))
+        self.up_bias = nn.Parameter(torch.empty(num_experts, hidden_size))
+        self.alpha = nn.Parameter(torch.empty(num_experts))
+
+    def forward(
+        self,
+        normed: torch.Tensor,
+        norm_bias: torch.Tensor,
+        prompts: torch.Tensor,
+        domain_ids: torch.LongTensor | None = None,
+        active_experts: Sequence[int] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the experts' part of the block's output, and how much each expert gave.
+
+        Args:
+            normed: The block's normalised input ``LayerNorm(x)``, shape `(B, T, D)`.
+            norm_bias: `beta` of that LayerNorm, shape `(D,)`.
+            prompts: Prompt vectors of the domains, shape `(E, M)`.
+            domain_ids: Expert of each image, shape `(B,)`; None aggregates the active experts (Eq. 5-6).
+            active_experts: Experts the aggregated route may use; None for all.
+
+        Returns:
+            The tensor of shape `(B, T, D)` to add to the shared feed-forward output, and each expert's share of it,
+            shape `(B, E)`, rows summing to 1 (see `_aggregate`).
+        """
+        gain, bias = self.dil.affine(prompts, norm_bias)
+        # DIL and down projection are both linear, so they are one product: W (z * gain + bias) = (W * gain) z + W bias.
+        down_weight = self.down_weight * gain[:, None]
+        down_bias = self.down_bias + torch.einsum("erd,ed->er", self.down_weight, bias)
+        if domain_ids is not None:
+            hidden = torch.baddbmm(
+                down_bias[domain_ids][:, None], normed, down_weight[domain_ids].transpose(1, 2)
+            )  # (B, T, R)
+            if self.dil.variant == "cross_attention":
+                answer = self.dil.attend(normed, prompts)[torch.arange(len(normed), device=normed.device), :, domain_ids]
+                output = torch.einsum("erd,edm->erm", self.down_weight, self.dil.output_weight)
+                hidden = hidden + torch.bmm(answer, output[domain_ids].transpose(1, 2))
+            up_weight = self.alpha[:, None, None] * self.up_weight
+            up_bias = self.alpha[:, None] * self.up_bias
+            views = torch.baddbmm(
+                up_bias[domain_ids][:, None], self.activation_fn(hidden), up_weight[domain_ids].transpose(1, 2)
+            )
+            return views, nn.functional.one_hot(domain_ids, len(self.alpha)).to(views.dtype)
+
+        hidden = torch.einsum("btd,erd->bter", normed, down_weight) + down_bias
+        if self.dil.variant == "cross_attention":
+            output = torch.einsum("erd,edm->erm", self.down_weight, self.dil.output_weight)
+            hidden = hidden + torch.einsum("btem,erm->bter", self.dil.attend(normed, prompts), output)
+        return self._aggregate(self.activation_fn(hidden), active_experts)
+
+    def _aggregate(
+        self, hidden: torch.Tensor, active_experts: Sequence[int] | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Eq. 5-6 without ever forming the E views of each token.
+
+        A view is linear in its bottleneck activation with a 1 appended, ``V_e = U_e a_e``, so ``V_i . V_j = a_i^T (U_i^T
+        U_j) a_j`` needs the Gram matrix of the up-projections only, and a weighted sum of views is one product.
+
+        An expert's share is the mean over tokens of ``w_e |V_e|``, over the sum of all experts; equal shares where no
+        expert adds anything.
+
+        Args:
+            hidden: Activated bottlenecks, shape `(B, T, E, R)`.
+            active_experts: Experts that take part; None for all.
+
+        Returns:
+            The reduced views, shape `(B, T, D)`, and the experts' shares, shape `(B, E)`, 0 for those not active.
+        """
+        up = torch.cat([self.up_weight, self.up_bias[..., None]], -1) * self.alpha[:, None, None]  # (E, D, R + 1)
+        active = None if active_experts is None else torch.as_tensor(active_experts, device=hidden.device)
+        if active is not None:
+            hidden, up = hidden[:, :, active], up[active]
+        codes = torch.cat([hidden, torch.ones_like(hidden[..., :1])], -1)  # (B, T, E, R + 1)
+        gram = torch.einsum("idr,jds->jsir", up, up)
+        products = torch.einsum("btjs,jsir->btjir", codes, gram)
+        scores = torch.einsum("btir,btjir->btij", codes, products).float()  # V_i . V_j
+        weights = (scores * up.shape[1] ** -0.5).softmax(-1).sum(-2)  # row i attends to j; the rows are then summed
+        if self.aggregation == "mean":
+            weights = weights / len(up)
+        aggregated = torch.einsum("btjs,jds->btd", codes * weights[..., None].to(codes.dtype), up)
+
+        with torch.no_grad():
+            norms = scores.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+            shares = (weights * norms).mean(1)
+            total = shares.sum(-1, keepdim=True)
+            shares = torch.where(total > 0, shares / total.where(total > 0, 1), 1 / len(up))
+            if active is not None:
+                shares = shares.new_zeros(len(shares), len(self.alpha)).index_copy(1, active, shares)
+        return aggregated, shares.to(hidden.dtype)

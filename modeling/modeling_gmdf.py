@@ -1,0 +1,354 @@
+"""GM-DF: CLIP with domain experts, a masked-image head and per-domain text features, as a real / fake classifier."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, normalize
+from transformers import AutoConfig, AutoTokenizer, CLIPTextModel
+from transformers import initialization as init
+from transformers.models.clip.modeling_clip import CLIPPreTrainedModel
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_gmdf import PROMPT_TEMPLATES, GMDFConfig
+from .mim_gmdf import MaskedImageHead
+from .text_gmdf import DomainTextAffine
+from .vision_gmdf import GMDFVisionModel
+
+# theta_E of Algorithm 1: what the inner step trains. All else is theta_O.
+EXPERT_PARAMETERS = (".experts.", "domain_prompts", "text_affine.")
+LOADING_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "subfolder", "dtype", "attn_implementation")
+
+
+@dataclass
+class GMDFOutput(ModelOutput):
+    """What a `GMDFModel` returns.
+
+    Attributes:
+        loss: Cross-entropy, a scalar; when `labels` are given.
+        logits: ``exp(logit_scale) * cos(image, text_c)`` for real and fake, shape `(B, 2)`.
+        image_embeds: Unit image features, shape `(B, P)`.
+        text_embeds: Unit class features each image was compared with, shape `(B, 2, P)`.
+        mim_code_logits: Code scores of the hidden patches, in the order of `bool_masked_pos.nonzero()`, shape `(K, T)`.
+        mim_pixels: Pixels of the hidden patches, shape `(K, 3 * patch_size**2)`, ordered as in `patchify`.
+        hidden_states: Input of the first block and output of each, each `(B, T, D)`.
+        attentions: Attention of each block, each `(B, heads, T, T)`; needs `attn_implementation="eager"`.
+        expert_weights: Each domain expert's share of each block's expert part, each `(B, E)`.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    mim_code_logits: torch.Tensor | None = None
+    mim_pixels: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    expert_weights: tuple[torch.Tensor, ...] | None = None
+
+
+class GMDFModel(CLIPPreTrainedModel):
+    """One detector for many deepfake domains (GM-DF, arXiv 2406.20078).
+
+    A model fresh from `from_clip` *is* CLIP: its features and zero-shot logits are `CLIPModel`'s on every route, for
+    all that GM-DF adds starts at zero effect. Parameter names are CLIP's, so a CLIP checkpoint loads as it is.
+
+    Decisions the paper leaves open: D4, class features depend on sentences and domain prompts only (template P3
+    aside), so they are computed once and kept in the buffer `prompt_embeds`; D5, the class features of the aggregated
+    route are the normalised mean over the active domains; D6, the temperature multiplies cosines; D8, the slim form.
+
+    Args:
+        config: See `GMDFConfig`.
+    """
+
+    config: GMDFConfig
+    base_model_prefix = "gmdf"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+
+    def __init__(self, config: GMDFConfig):
+        super().__init__(config)
+        vision, text = config.vision_config, config.text_config
+        self.vision_model = GMDFVisionModel._from_config(
+            vision,
+            num_experts=config.num_experts,
+            bottleneck_size=config.expert_bottleneck_size,
+            prompt_size=config.prompt_size,
+            dil=config.dil,
+            num_prompt_tokens=config.num_prompt_tokens,
+            aggregation=config.aggregation,
+        )
+        self.visual_projection = nn.Linear(vision.hidden_size, config.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        self.domain_prompts = nn.Parameter(torch.empty(config.num_experts, config.prompt_size))
+        self.text_affine = DomainTextAffine(config.projection_dim, config.num_experts, config.prompt_size)
+        self.register_buffer("prompt_embeds", torch.zeros(2, config.projection_dim))
+        if not config.slim:
+            self.text_model = CLIPTextModel._from_config(text)
+            self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
+            self.mim_head = MaskedImageHead(
+                vision.hidden_size, config.codebook_size, vision.patch_size, vision.layer_norm_eps
+            )
+            # The text tower is CLIP's and stays so unless a user thaws it (decision D4).
+            self.text_model.requires_grad_(False)
+            self.text_projection.requires_grad_(False)
+        self._prompt_embeds_stale = not config.slim
+        self.register_load_state_dict_post_hook(lambda model, _: model._mark_prompt_embeds_stale())
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, GMDFModel):
+            factor = self.config.initializer_factor
+            init.normal_(module.visual_projection.weight, std=module.visual_projection.in_features**-0.5 * factor)
+            if not self.config.slim:
+                init.normal_(module.text_projection.weight, std=module.text_projection.in_features**-0.5 * factor)
+            init.constant_(module.logit_scale, float(self.config.logit_scale_init_value))
+            init.normal_(module.domain_prompts, std=self.config.prompt_size**-0.5)
+            init.zeros_(module.prompt_embeds)
+        elif isinstance(module, DomainTextAffine):
+            init.zeros_(module.gain_weight)
+            init.zeros_(module.shift_weight)
+        elif isinstance(module, MaskedImageHead):
+            init.zeros_(module.mask_token)
+            for linear in (module.code_classifier, module.pixel_predictor):
+                init.normal_(linear.weight, std=0.02)
+                init.zeros_(linear.bias)
+
+    @classmethod
+    def from_clip(cls, name_or_path: str | os.PathLike, domains: Sequence[str], **kwargs) -> "GMDFModel":
+        """Make a detector that starts as a pre-trained CLIP.
+
+        Args:
+            name_or_path: Hub id or folder of a CLIP checkpoint with its tokenizer.
+            domains: Names of the source domains, in the order of their experts.
+            **kwargs: Fields of `GMDFConfig`, and `revision, cache_dir, token, local_files_only, subfolder, dtype,
+                attn_implementation` as in `from_pretrained`.
+
+        Returns:
+            The model, in evaluation mode.
+
+        Raises:
+            ValueError: If the checkpoint is not a CLIP, or lacks weights.
+        """
+        options = {key: kwargs.pop(key) for key in LOADING_OPTIONS if key in kwargs}
+        hub = {key: value for key, value in options.items() if key not in ("dtype", "attn_implementation")}
+        clip = AutoConfig.from_pretrained(name_or_path, **hub)
+        if clip.model_type != "clip":
+            raise ValueError(f"`from_clip` needs a CLIP checkpoint, found model type {clip.model_type!r}.")
+        fields = {"projection_dim": clip.projection_dim, "logit_scale_init_value": clip.logit_scale_init_value, **kwargs}
+        config = GMDFConfig(
+            vision_config=clip.vision_config.to_dict(),
+            text_config=clip.text_config.to_dict(),
+            domains=list(domains),
+            **fields,
+        )
+        if "prompt_ids" not in kwargs:
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, **hub)
+            # Without a caption P3 is its sentence alone; the captions of a batch come with the batch.
+            sentences = [text.replace("{caption} ", "") for text in PROMPT_TEMPLATES[config.prompt]]
+            config.prompt_ids = tokenizer(sentences, padding=True)["input_ids"]
+            config.validate_architecture()
+        model, report = cls.from_pretrained(
+            name_or_path, config=config, use_safetensors=True, output_loading_info=True, **options
+        )
+        added = (*EXPERT_PARAMETERS, "mim_head.", "prompt_embeds")
+        missing = [name for name in report["missing_keys"] if not any(part in name for part in added)]
+        if missing or report["mismatched_keys"]:
+            raise ValueError(
+                f"The checkpoint {name_or_path} does not hold a whole CLIP: missing {missing[:5]}, "
+                f"of another shape {list(report['mismatched_keys'])[:5]}."
+            )
+        model.update_prompt_embeds()
+        return model
+
+    def expert_parameters(self) -> dict[str, nn.Parameter]:
+        """theta_E of Algorithm 1 by name: experts, their DILs and alphas, prompt vectors, text affines."""
+        return {n: p for n, p in self.named_parameters() if any(part in n for part in EXPERT_PARAMETERS)}
+
+    def shared_parameters(self) -> dict[str, nn.Parameter]:
+        """theta_O of Algorithm 1 by name: every other parameter that is not frozen."""
+        experts = self.expert_parameters()
+        return {n: p for n, p in self.named_parameters() if n not in experts and p.requires_grad}
+
+    def domain_id(self, domain: str) -> int:
+        """Index of a source domain's expert.
+
+        Args:
+            domain: Name of the domain.
+
+        Raises:
+            ValueError: If the model was not trained on that domain.
+        """
+        if domain not in self.config.domains:
+            raise ValueError(f"This model knows the domains {self.config.domains}, found {domain!r}.")
+        return self.config.domains.index(domain)
+
+    def encode_prompts(self, prompt_ids: torch.LongTensor) -> torch.Tensor:
+        """Unit features of class sentences, through the text tower.
+
+        Args:
+            prompt_ids: Token ids of shape `(..., 2, length)`.
+
+        Returns:
+            Features of shape `(..., 2, P)`.
+
+        Raises:
+            ValueError: If this is the slim form, which has no text tower.
+        """
+        if self.config.slim:
+            raise ValueError("The slim form of a checkpoint has no text tower: load the full form to encode prompts.")
+        pooled = self.text_model(prompt_ids.flatten(0, -2)).pooler_output
+        return normalize(self.text_projection(pooled), dim=-1).unflatten(0, prompt_ids.shape[:-1])
+
+    def _mark_prompt_embeds_stale(self) -> None:
+        self._prompt_embeds_stale = not self.config.slim
+
+    @torch.no_grad()
+    def update_prompt_embeds(self) -> None:
+        """Recompute the kept class features; needed only after the text tower's weights were changed by hand."""
+        ids = torch.tensor(self.config.prompt_ids, device=self.prompt_embeds.device)
+        self.prompt_embeds.copy_(self.encode_prompts(ids))
+        self._prompt_embeds_stale = False
+
+    def train(self, mode: bool = True) -> "GMDFModel":
+        """Switch between training and evaluation; the class features are computed anew at the next use."""
+        self._mark_prompt_embeds_stale()
+        return super().train(mode)
+
+    def class_features(self) -> torch.Tensor:
+        """Unit features of the two class sentences, shape `(2, P)`: kept ones, or with gradient if the tower trains."""
+        if not self.config.slim:
+            if torch.is_grad_enabled() and self.text_projection.weight.requires_grad:
+                return self.encode_prompts(torch.tensor(self.config.prompt_ids, device=self.prompt_embeds.device))
+            if self._prompt_embeds_stale:
+                self.update_prompt_embeds()
+        return self.prompt_embeds
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        domain_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        bool_masked_pos: torch.BoolTensor | None = None,
+        prompt_ids: torch.LongTensor | None = None,
+        active_experts: Sequence[int] | None = None,
+        **kwargs,
+    ) -> GMDFOutput:
+        """Score images.
+
+        Args:
+            pixel_values: Normalised images, shape `(B, 3, image_size, image_size)`.
+            domain_ids: Source domain of each image, shape `(B,)`; each image then uses its own expert only. None, the
+                case of an unseen domain, aggregates the active experts.
+            labels: 0 real, 1 fake, shape `(B,)`.
+            bool_masked_pos: True where a patch is hidden, shape `(B, patches)`; asks for the masked-image predictions.
+            prompt_ids: Class sentences of each image, shape `(B, 2, length)`: template P3 with its captions.
+            active_experts: Experts the aggregated route may use; None for all.
+            **kwargs: `output_hidden_states`, `output_attentions`, `output_expert_weights`, `return_dict`.
+
+        Returns:
+            See `GMDFOutput`.
+
+        Raises:
+            ValueError: If shapes, domain ids or experts are not the model's.
+        """
+        self._check_routing(len(pixel_values), domain_ids, active_experts)
+        if bool_masked_pos is not None and self.config.slim:
+            raise ValueError("The slim form of a checkpoint has no masked-image head: load the full form for masks.")
+        vision = self.vision_model(
+            pixel_values,
+            domain_prompts=self.domain_prompts,
+            bool_masked_pos=bool_masked_pos,
+            mask_token=None if bool_masked_pos is None else self.mim_head.mask_token,
+            domain_ids=domain_ids,
+            active_experts=active_experts,
+            **kwargs,
+        )
+        image_embeds = normalize(self.visual_projection(vision.pooler_output), dim=-1)
+        sentences = self.class_features() if prompt_ids is None else self.encode_prompts(prompt_ids)
+        views = self.text_affine(sentences, self.domain_prompts).expand(len(pixel_values), -1, -1, -1)  # (B, E, 2, P)
+        if domain_ids is not None:
+            text_embeds = views[torch.arange(len(views), device=views.device), domain_ids]
+        else:
+            if active_experts is not None:
+                views = views[:, torch.as_tensor(active_experts, device=views.device)]
+            text_embeds = normalize(views.mean(1), dim=-1)
+        logits = self.logit_scale.exp() * torch.einsum("bp,bcp->bc", image_embeds, text_embeds)
+        codes, pixels = None, None
+        if bool_masked_pos is not None:
+            codes, pixels = self.mim_head(vision.last_hidden_state[:, 1:][bool_masked_pos])
+        return GMDFOutput(
+            loss=None if labels is None else cross_entropy(logits, labels),
+            logits=logits,
+            image_embeds=image_embeds,
+            text_embeds=text_embeds,
+            mim_code_logits=codes,
+            mim_pixels=pixels,
+            hidden_states=vision.hidden_states,
+            attentions=vision.attentions,
+            expert_weights=vision.get("expert_weights"),
+        )
+
+    def _check_routing(
+        self, batch_size: int, domain_ids: torch.LongTensor | None, active_experts: Sequence[int] | None
+    ) -> None:
+        experts = self.config.num_experts
+        if domain_ids is not None:
+            if tuple(domain_ids.shape) != (batch_size,):
+                raise ValueError(f"`domain_ids` must have shape ({batch_size},), found {tuple(domain_ids.shape)}.")
+            if active_experts is not None:
+                raise ValueError("`active_experts` restricts the aggregated route: leave out `domain_ids`.")
+            # Reading the values of a GPU tensor would stall it; there a wrong index is an assertion of the device.
+            if domain_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+                low, high = int(domain_ids.min()), int(domain_ids.max())
+                if low < 0 or high >= experts:
+                    raise ValueError(
+                        f"`domain_ids` must lie in [0, {experts}) for the domains {self.config.domains}, "
+                        f"found {low} to {high}."
+                    )
+        elif active_experts is not None:
+            chosen = sorted(set(active_experts))
+            if not chosen or len(chosen) != len(active_experts) or chosen[0] < 0 or chosen[-1] >= experts:
+                raise ValueError(
+                    f"`active_experts` must be distinct indices in [0, {experts}), at least one, "
+                    f"found {list(active_experts)}."
+                )
+
+    def save_pretrained(self, save_directory: str | os.PathLike, slim: bool = False, **kwargs) -> None:
+        """Save weights, config and the code that loads them anywhere.
+
+        Args:
+            save_directory: Folder to write.
+            slim: Leave out text tower and masked-image head; the logits do not change (decision D8).
+            **kwargs: As in `PreTrainedModel.save_pretrained`.
+        """
+        if self._prompt_embeds_stale:
+            self.update_prompt_embeds()
+        # The saved folder must answer both auto classes, and `register_for_auto_class` writes only one of them.
+        self.config.auto_map = {
+            "AutoConfig": "configuration_gmdf.GMDFConfig",
+            "AutoModel": "modeling_gmdf.GMDFModel",
+            "AutoModelForImageClassification": "modeling_gmdf.GMDFModel",
+        }
+        was_slim = self.config.slim
+        if slim and not was_slim:
+            dropped = ("text_model.", "text_projection.", "mim_head.")
+            state = kwargs.pop("state_dict", None) or self.state_dict()
+            kwargs["state_dict"] = {key: value for key, value in state.items() if not key.startswith(dropped)}
+        self.config.slim = was_slim or slim
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.config.slim = was_slim
+
+
+GMDFConfig.register_for_auto_class()
+GMDFModel.register_for_auto_class("AutoModelForImageClassification")
+
+__all__ = ["GMDFModel", "GMDFOutput"]

@@ -1,0 +1,179 @@
+"""CLIP's vision tower with a layer of domain experts in the feed-forward half of every block."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import CLIPVisionConfig
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.clip.modeling_clip import (
+    CLIPMLP,
+    CLIPAttention,
+    CLIPPreTrainedModel,
+    CLIPVisionEmbeddings,
+)
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .experts_gmdf import DomainExperts, DomainInformationLayer
+
+
+class GMDFVisionEmbeddings(CLIPVisionEmbeddings):
+    """CLIP's patch, class and position embeddings; hidden patches become the mask token (decision D7)."""
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.BoolTensor | None = None,
+        mask_token: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Embed images.
+
+        Args:
+            pixel_values: Shape `(B, 3, image_size, image_size)`.
+            bool_masked_pos: True where a patch is hidden, shape `(B, patches)`, as in BEiT.
+            mask_token: What a hidden patch becomes, shape `(D,)`; positions are added after it.
+
+        Returns:
+            Tokens of shape `(B, 1 + patches, D)`, the class token first.
+
+        Raises:
+            ValueError: If images or mask have a shape other than the model's.
+        """
+        expected = (3, self.image_size, self.image_size)
+        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
+            raise ValueError(
+                f"`pixel_values` must have shape (batch, {expected[0]}, {expected[1]}, {expected[2]}), "
+                f"found {tuple(pixel_values.shape)}."
+            )
+        patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
+        if bool_masked_pos is not None:
+            if bool_masked_pos.shape != patches.shape[:2]:
+                raise ValueError(
+                    f"`bool_masked_pos` must have shape {tuple(patches.shape[:2])}, "
+                    f"found {tuple(bool_masked_pos.shape)}."
+                )
+            patches = torch.where(bool_masked_pos[..., None], mask_token.to(patches.dtype), patches)
+        classes = self.class_embedding.expand(len(patches), 1, -1)
+        return torch.cat([classes, patches], dim=1) + self.position_embedding(self.position_ids)
+
+
+class GMDFVisionLayer(GradientCheckpointingLayer):
+    """One block: CLIP's attention half, then ``x + MLP(LN2(x)) + experts(LN2(x))`` (Eq. 1, 4).
+
+    The paper's Eq. 4 writes the block with the mixture alone; with Eq. 1 the shared part of it is CLIP's MLP.
+    """
+
+    def __init__(self, config: CLIPVisionConfig, **expert_settings):
+        super().__init__()
+        self.self_attn = CLIPAttention(config)
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = CLIPMLP(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.experts = DomainExperts(config.hidden_size, hidden_act=config.hidden_act, **expert_settings)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        domain_prompts: torch.Tensor | None = None,
+        domain_ids: torch.LongTensor | None = None,
+        active_experts: Sequence[int] | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """Map tokens of shape `(B, T, D)` to the same shape (see `DomainExperts` for the routing arguments)."""
+        attended, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask=attention_mask, **kwargs)
+        hidden_states = hidden_states + attended
+        normed = self.layer_norm2(hidden_states)
+        expert_part, _ = self.experts(normed, self.layer_norm2.bias, domain_prompts, domain_ids, active_experts)
+        return hidden_states + self.mlp(normed) + expert_part
+
+
+class GMDFVisionEncoder(nn.Module):
+    """The blocks in order."""
+
+    def __init__(self, config: CLIPVisionConfig, **expert_settings):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [GMDFVisionLayer(config, **expert_settings) for _ in range(config.num_hidden_layers)]
+        )
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        """Run the blocks on tokens of shape `(B, T, D)`."""
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        return hidden_states
+
+
+class GMDFVisionModel(CLIPPreTrainedModel):
+    """CLIP's vision tower with domain experts; parameter names are CLIP's, and the experts' beside them.
+
+    Args:
+        config: CLIP vision configuration.
+        **expert_settings: `num_experts, bottleneck_size, prompt_size, dil, num_prompt_tokens, aggregation` of
+            `DomainExperts`.
+    """
+
+    config: CLIPVisionConfig
+    base_model_prefix = "vision_model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _input_embed_layer = "patch_embedding"
+    _no_split_modules = ["GMDFVisionLayer", "GMDFVisionEmbeddings"]  # noqa: RUF012
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": GMDFVisionLayer,
+        "attentions": CLIPAttention,
+        "expert_weights": OutputRecorder(DomainExperts, index=1),
+    }
+
+    def __init__(self, config: CLIPVisionConfig, **expert_settings):
+        super().__init__(config)
+        self.embeddings = GMDFVisionEmbeddings(config)
+        self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.encoder = GMDFVisionEncoder(config, **expert_settings)
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, DomainExperts):
+            init.normal_(module.down_weight, std=module.down_weight.shape[-1] ** -0.5)
+            init.normal_(module.up_weight, std=module.up_weight.shape[-1] ** -0.5)
+            for parameter in (module.down_bias, module.up_bias, module.alpha):
+                init.zeros_(parameter)
+        elif isinstance(module, DomainInformationLayer):
+            for name, parameter in module.named_parameters(recurse=False):
+                if name == "query_weight":
+                    init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+                else:
+                    init.zeros_(parameter)
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        domain_prompts: torch.Tensor,
+        bool_masked_pos: torch.BoolTensor | None = None,
+        mask_token: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """Embed images and run the blocks.
+
+        Args:
+            pixel_values: Shape `(B, 3, image_size, image_size)`.
+            domain_prompts: Prompt vectors p of the domains, shape `(E, M)`.
+            bool_masked_pos: True where a patch is hidden, shape `(B, patches)`.
+            mask_token: What a hidden patch becomes, shape `(D,)`.
+            **kwargs: `domain_ids` and `active_experts` of `DomainExperts`, and `output_hidden_states`,
+                `output_attentions`, `output_expert_weights`.
+
+        Returns:
+            Tokens `(B, 1 + patches, D)` and the normalised class token `(B, D)`.
+        """
+        tokens = self.pre_layrnorm(self.embeddings(pixel_values, bool_masked_pos, mask_token))
+        tokens = self.encoder(tokens, domain_prompts=domain_prompts, **kwargs)
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=self.post_layernorm(tokens[:, 0]))
