@@ -1,12 +1,26 @@
 """The model, its configuration and its image processing: the files that travel with every checkpoint."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 from .configuration_gmdf import GMDFConfig
-from .modeling_gmdf import GMDFModel, GMDFOutput
+from .image_processing_gmdf import GMDFImageProcessor
+from .image_tokenizer_gmdf import DalleImageTokenizer, GMDFImageTokenizer, GMDFImageTokenizerConfig
+from .modeling_gmdf import GMDFModel
+from .outputs_gmdf import GMDFOutput
 
 AutoConfig.register("gmdf", GMDFConfig)
 AutoModel.register(GMDFConfig, GMDFModel)
 AutoModelForImageClassification.register(GMDFConfig, GMDFModel)
+AutoImageProcessor.register(
+    GMDFConfig, image_processor_classes={"pil": GMDFImageProcessor, "torchvision": GMDFImageProcessor}
+)
 
-__all__ = ["GMDFConfig", "GMDFModel", "GMDFOutput"]
+__all__ = [
+    "DalleImageTokenizer",
+    "GMDFConfig",
+    "GMDFImageProcessor",
+    "GMDFImageTokenizer",
+    "GMDFImageTokenizerConfig",
+    "GMDFModel",
+    "GMDFOutput",
+]

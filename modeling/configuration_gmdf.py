@@ -73,11 +73,10 @@ class GMDFConfig(PreTrainedConfig):
     slim: bool = False
 
     def __post_init__(self, **kwargs):
-        if isinstance(self.domains, str):
-            raise ValueError(f"`domains` must be a list of names, found the string {self.domains!r}.")
-        if kwargs.get("id2label") is None and kwargs.get("num_labels", 2) == 2:
-            kwargs["id2label"] = {0: "real", 1: "fake"}
-            kwargs["label2id"] = {"real": 0, "fake": 1}
+        if self.id2label is None and kwargs.get("num_labels", 2) == 2:
+            self.id2label = {0: "real", 1: "fake"}
+        if self.label2id is None and self.id2label is not None:
+            self.label2id = {label: int(number) for number, label in self.id2label.items()}
         super().__post_init__(**kwargs)  # turns the sub-configs into objects
         self.domains = list(self.domains)
         if self.prompt_ids is None:

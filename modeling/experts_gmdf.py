@@ -1,4 +1,4 @@
-"""Domain experts of a transformer block: Dataset Information Layer, bottleneck experts, and their aggregation (Eq. 1-6).
+"""Domain experts of a transformer block: Dataset Information Layer, bottlenecks, and their aggregation (Eq. 1-6).
 
 Experts are stacked along a leading dimension E, so that a batch with images of several domains, or all views of an
 image of no known domain, is one matrix product instead of a loop.
@@ -87,16 +87,16 @@ class DomainInformationLayer(nn.Module):
 class DomainExperts(nn.Module):
     """Residual experts of one block, one per source domain (Eq. 1-6).
 
-    Expert n maps tokens x to ``V_n = alpha_n * up_n(act(down_n(DIL_n(x))))``. ``alpha_n`` starts at 0 (ReZero, Eq. 2), so
-    a new module adds nothing and the block is CLIP's.
+    Expert n maps tokens x to ``V_n = alpha_n * up_n(act(down_n(DIL_n(x))))``. ``alpha_n`` starts at 0 (ReZero, Eq. 2),
+    so a new module adds nothing and the block is CLIP's.
 
     Decision D1: the shared MLP reads the block's own LayerNorm and only the experts read the DIL; Eq. 1 calls that MLP
     shared by all domains, which it is not when its input depends on the domain.
 
     Decision D2, routing: with `domain_ids` each image uses its own expert only. Without, every active expert sees every
-    token, the E views stacked as V (E x D) attend to each other, ``softmax(V V^T / sqrt(D)) V`` (Eq. 5-6), and the E rows
-    are reduced. The paper says "summation"; a sum grows with E while training shows a block one expert at a time, so
-    the `mean` is the default (README, "Decisions by measurement").
+    token, the E views stacked as V (E x D) attend to each other, ``softmax(V V^T / sqrt(D)) V`` (Eq. 5-6), and the E
+    rows are reduced. The paper says "summation"; a sum grows with E while training shows a block one expert at a time,
+    so the `mean` is the default (README, "Decisions by measurement").
 
     Args:
         hidden_size: Token width D.
@@ -165,7 +165,9 @@ class DomainExperts(nn.Module):
                 down_bias[domain_ids][:, None], normed, down_weight[domain_ids].transpose(1, 2)
             )  # (B, T, R)
             if self.dil.variant == "cross_attention":
-                answer = self.dil.attend(normed, prompts)[torch.arange(len(normed), device=normed.device), :, domain_ids]
+                answer = self.dil.attend(normed, prompts)[
+                    torch.arange(len(normed), device=normed.device), :, domain_ids
+                ]
                 output = torch.einsum("erd,edm->erm", self.down_weight, self.dil.output_weight)
                 hidden = hidden + torch.bmm(answer, output[domain_ids].transpose(1, 2))
             up_weight = self.alpha[:, None, None] * self.up_weight
@@ -186,8 +188,9 @@ class DomainExperts(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Eq. 5-6 without ever forming the E views of each token.
 
-        A view is linear in its bottleneck activation with a 1 appended, ``V_e = U_e a_e``, so ``V_i . V_j = a_i^T (U_i^T
-        U_j) a_j`` needs the Gram matrix of the up-projections only, and a weighted sum of views is one product.
+        A view is linear in its bottleneck activation with a 1 appended, ``V_e = U_e a_e``, so that
+        ``V_i . V_j = a_i^T (U_i^T U_j) a_j`` needs the Gram matrix of the up-projections only, and a weighted sum of
+        views is one product.
 
         An expert's share is the mean over tokens of ``w_e |V_e|``, over the sum of all experts; equal shares where no
         expert adds anything.
@@ -220,3 +223,42 @@ class DomainExperts(nn.Module):
             if active is not None:
                 shares = shares.new_zeros(len(shares), len(self.alpha)).index_copy(1, active, shares)
         return aggregated, shares.to(hidden.dtype)
+
+
+def check_routing(
+    domains: Sequence[str],
+    batch_size: int,
+    domain_ids: torch.LongTensor | None,
+    active_experts: Sequence[int] | None,
+) -> None:
+    """Refuse domain ids or experts that a model does not have.
+
+    Args:
+        domains: Names of the model's domains.
+        batch_size: Number of images B.
+        domain_ids: Expert of each image, or None.
+        active_experts: Experts of the aggregated route, or None for all.
+
+    Raises:
+        ValueError: If either is out of range or both are given.
+    """
+    if domain_ids is not None:
+        if tuple(domain_ids.shape) != (batch_size,):
+            raise ValueError(f"`domain_ids` must have shape ({batch_size},), found {tuple(domain_ids.shape)}.")
+        if active_experts is not None:
+            raise ValueError("`active_experts` restricts the aggregated route: leave out `domain_ids`.")
+        # Reading the values of a GPU tensor would stall it; there a wrong index is an assertion of the device.
+        if domain_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = int(domain_ids.min()), int(domain_ids.max())
+            if low < 0 or high >= len(domains):
+                raise ValueError(
+                    f"`domain_ids` must lie in [0, {len(domains)}) for the domains {list(domains)}, "
+                    f"found {low} to {high}."
+                )
+    elif active_experts is not None:
+        chosen = sorted(set(active_experts))
+        if not chosen or len(chosen) != len(active_experts) or chosen[0] < 0 or chosen[-1] >= len(domains):
+            raise ValueError(
+                f"`active_experts` must be distinct indices in [0, {len(domains)}), at least one, "
+                f"found {list(active_experts)}."
+            )

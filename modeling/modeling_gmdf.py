@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -10,44 +9,18 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import AutoConfig, AutoTokenizer, CLIPTextModel
 from transformers import initialization as init
 from transformers.models.clip.modeling_clip import CLIPPreTrainedModel
-from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_gmdf import PROMPT_TEMPLATES, GMDFConfig
+from .experts_gmdf import check_routing
 from .mim_gmdf import MaskedImageHead
+from .outputs_gmdf import GMDFOutput
 from .text_gmdf import DomainTextAffine
 from .vision_gmdf import GMDFVisionModel
 
 # theta_E of Algorithm 1: what the inner step trains. All else is theta_O.
 EXPERT_PARAMETERS = (".experts.", "domain_prompts", "text_affine.")
 LOADING_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "subfolder", "dtype", "attn_implementation")
-
-
-@dataclass
-class GMDFOutput(ModelOutput):
-    """What a `GMDFModel` returns.
-
-    Attributes:
-        loss: Cross-entropy, a scalar; when `labels` are given.
-        logits: ``exp(logit_scale) * cos(image, text_c)`` for real and fake, shape `(B, 2)`.
-        image_embeds: Unit image features, shape `(B, P)`.
-        text_embeds: Unit class features each image was compared with, shape `(B, 2, P)`.
-        mim_code_logits: Code scores of the hidden patches, in the order of `bool_masked_pos.nonzero()`, shape `(K, T)`.
-        mim_pixels: Pixels of the hidden patches, shape `(K, 3 * patch_size**2)`, ordered as in `patchify`.
-        hidden_states: Input of the first block and output of each, each `(B, T, D)`.
-        attentions: Attention of each block, each `(B, heads, T, T)`; needs `attn_implementation="eager"`.
-        expert_weights: Each domain expert's share of each block's expert part, each `(B, E)`.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    image_embeds: torch.Tensor | None = None
-    text_embeds: torch.Tensor | None = None
-    mim_code_logits: torch.Tensor | None = None
-    mim_pixels: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    expert_weights: tuple[torch.Tensor, ...] | None = None
 
 
 class GMDFModel(CLIPPreTrainedModel):
@@ -120,12 +93,16 @@ class GMDFModel(CLIPPreTrainedModel):
                 init.zeros_(linear.bias)
 
     @classmethod
-    def from_clip(cls, name_or_path: str | os.PathLike, domains: Sequence[str], **kwargs) -> "GMDFModel":
+    def from_clip(
+        cls, name_or_path: str | os.PathLike, domains: Sequence[str], image_size: int | None = None, **kwargs
+    ) -> "GMDFModel":
         """Make a detector that starts as a pre-trained CLIP.
 
         Args:
             name_or_path: Hub id or folder of a CLIP checkpoint with its tokenizer.
             domains: Names of the source domains, in the order of their experts.
+            image_size: Side of the images in pixels, if other than the checkpoint's: its position embeddings are
+                interpolated.
             **kwargs: Fields of `GMDFConfig`, and `revision, cache_dir, token, local_files_only, subfolder, dtype,
                 attn_implementation` as in `from_pretrained`.
 
@@ -140,7 +117,11 @@ class GMDFModel(CLIPPreTrainedModel):
         clip = AutoConfig.from_pretrained(name_or_path, **hub)
         if clip.model_type != "clip":
             raise ValueError(f"`from_clip` needs a CLIP checkpoint, found model type {clip.model_type!r}.")
-        fields = {"projection_dim": clip.projection_dim, "logit_scale_init_value": clip.logit_scale_init_value, **kwargs}
+        fields = {
+            "projection_dim": clip.projection_dim,
+            "logit_scale_init_value": clip.logit_scale_init_value,
+            **kwargs,
+        }
         config = GMDFConfig(
             vision_config=clip.vision_config.to_dict(),
             text_config=clip.text_config.to_dict(),
@@ -163,6 +144,8 @@ class GMDFModel(CLIPPreTrainedModel):
                 f"The checkpoint {name_or_path} does not hold a whole CLIP: missing {missing[:5]}, "
                 f"of another shape {list(report['mismatched_keys'])[:5]}."
             )
+        if image_size is not None and image_size != config.vision_config.image_size:
+            model.vision_model.resize_images(image_size)
         model.update_prompt_embeds()
         return model
 
@@ -258,7 +241,7 @@ class GMDFModel(CLIPPreTrainedModel):
         Raises:
             ValueError: If shapes, domain ids or experts are not the model's.
         """
-        self._check_routing(len(pixel_values), domain_ids, active_experts)
+        check_routing(self.config.domains, len(pixel_values), domain_ids, active_experts)
         if bool_masked_pos is not None and self.config.slim:
             raise ValueError("The slim form of a checkpoint has no masked-image head: load the full form for masks.")
         vision = self.vision_model(
@@ -295,31 +278,6 @@ class GMDFModel(CLIPPreTrainedModel):
             expert_weights=vision.get("expert_weights"),
         )
 
-    def _check_routing(
-        self, batch_size: int, domain_ids: torch.LongTensor | None, active_experts: Sequence[int] | None
-    ) -> None:
-        experts = self.config.num_experts
-        if domain_ids is not None:
-            if tuple(domain_ids.shape) != (batch_size,):
-                raise ValueError(f"`domain_ids` must have shape ({batch_size},), found {tuple(domain_ids.shape)}.")
-            if active_experts is not None:
-                raise ValueError("`active_experts` restricts the aggregated route: leave out `domain_ids`.")
-            # Reading the values of a GPU tensor would stall it; there a wrong index is an assertion of the device.
-            if domain_ids.device.type == "cpu" and not torch.compiler.is_compiling():
-                low, high = int(domain_ids.min()), int(domain_ids.max())
-                if low < 0 or high >= experts:
-                    raise ValueError(
-                        f"`domain_ids` must lie in [0, {experts}) for the domains {self.config.domains}, "
-                        f"found {low} to {high}."
-                    )
-        elif active_experts is not None:
-            chosen = sorted(set(active_experts))
-            if not chosen or len(chosen) != len(active_experts) or chosen[0] < 0 or chosen[-1] >= experts:
-                raise ValueError(
-                    f"`active_experts` must be distinct indices in [0, {experts}), at least one, "
-                    f"found {list(active_experts)}."
-                )
-
     def save_pretrained(self, save_directory: str | os.PathLike, slim: bool = False, **kwargs) -> None:
         """Save weights, config and the code that loads them anywhere.
 
@@ -351,4 +309,4 @@ class GMDFModel(CLIPPreTrainedModel):
 GMDFConfig.register_for_auto_class()
 GMDFModel.register_for_auto_class("AutoModelForImageClassification")
 
-__all__ = ["GMDFModel", "GMDFOutput"]
+__all__ = ["GMDFModel"]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn.functional import interpolate
 from transformers import CLIPVisionConfig
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -135,6 +136,29 @@ class GMDFVisionModel(CLIPPreTrainedModel):
         self.encoder = GMDFVisionEncoder(config, **expert_settings)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
+
+    @torch.no_grad()
+    def resize_images(self, image_size: int) -> None:
+        """Take images of another size: the patches' position embeddings are interpolated (bicubic).
+
+        Args:
+            image_size: New side in pixels.
+
+        Raises:
+            ValueError: If it is not a multiple of the patch size.
+        """
+        embeddings, patch_size = self.embeddings, self.config.patch_size
+        if image_size % patch_size:
+            raise ValueError(f"`image_size` must be a multiple of the patch size {patch_size}, found {image_size}.")
+        weight = embeddings.position_embedding.weight
+        old, new = embeddings.image_size // patch_size, image_size // patch_size
+        grid = weight[1:].T.reshape(1, -1, old, old)
+        grid = interpolate(grid.float(), size=(new, new), mode="bicubic", align_corners=False).to(weight.dtype)
+        positions = torch.cat([weight[:1], grid.flatten(2)[0].T])
+        embeddings.position_embedding = nn.Embedding.from_pretrained(positions, freeze=False)
+        embeddings.position_ids = torch.arange(len(positions), device=weight.device).expand(1, -1)
+        embeddings.num_patches, embeddings.num_positions = new**2, len(positions)
+        embeddings.image_size = self.config.image_size = image_size
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

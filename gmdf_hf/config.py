@@ -1,0 +1,225 @@
+"""One frozen object with everything a run needs, from a recipe file and the command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from gmdf_hf.modeling import GMDFConfig
+
+# Fields of GMDFConfig that a recipe may set; the rest follows from backbone and domains.
+MODEL_FIELDS = (
+    "dil",
+    "expert_bottleneck_size",
+    "prompt_size",
+    "num_prompt_tokens",
+    "aggregation",
+    "prompt",
+    "mask_ratio",
+    "mask_strategy",
+    "codebook_size",
+)
+
+
+class UserError(Exception):
+    """A mistake of the user's that one sentence explains; the scripts print it without a traceback."""
+
+
+class DomainSource(BaseModel):
+    """Where a domain's frames come from.
+
+    Attributes:
+        path: Hub id, local folder or Parquet file, or `drawn:<domain>`.
+        subset: Configuration of the hub data set.
+        revision: Commit, branch or tag of the hub data set.
+        columns: Our column name to the data set's.
+        splits: Our split name (train, validation, test) to the data set's.
+        max_videos: Read at most so many videos of each class and split.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    subset: str | None = None
+    revision: str | None = None
+    columns: dict[str, str] = {}
+    splits: dict[str, str] = {}
+    max_videos: int | None = Field(None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_a_bare_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("path")
+    @classmethod
+    def _expand(cls, path: str) -> str:
+        expanded = os.path.expanduser(os.path.expandvars(path))
+        if unset := re.search(r"\$\{?(\w+)", expanded):
+            raise ValueError(f"the path {path!r} needs the environment variable {unset[1]}, which is not set")
+        return expanded
+
+
+class TrainConfig(BaseModel):
+    """A run of `scripts/meta_train.py`. The defaults are the paper's (section 5.1) where it gives them (decision D13).
+
+    Attributes:
+        source_domains: Domains to train on, by name.
+        unseen_domains: Domains to score once, after training.
+        hold_out: Source domains to treat as unseen instead.
+        backbone: Hub id or folder of a CLIP checkpoint; `tiny_clip` is the one in this package.
+        image_size: Side of the images in pixels, if other than the backbone's.
+        model: Fields of `GMDFConfig` to set.
+        method: `gmdf`, or `direct_merge`: plain fine-tuning of the same CLIP on the merged domains.
+        epochs: Passes over the videos of the largest domain.
+        max_steps: Stop after so many meta-iterations.
+        batch_size: Images of each domain in a meta-iteration, half of them real.
+        learning_rate: Step size delta of theta_O (Adam).
+        inner_learning_rate: Step size beta of theta_E (Eq. 10, plain gradient descent).
+        alignment_weight: Weight of L_sis in Eq. 11.
+        mim_weight: Weight of L_mim in Eq. 11.
+        source_weight: Weight of the source domains' own loss in the objective of theta_O (decision D16).
+        outer_experts: Experts the meta-test batch meets: those of the `source` domains (decision D3), or `all`.
+        align_gradient: Which features L_sis trains: `target`, or `both` (decision D12).
+        image_tokenizer: Visual codes for L_mim: `train` one on the training crops, a folder with a trained one, or
+            `dalle`, the published codebook.
+        image_tokenizer_steps: Steps of that training.
+        mixed_precision: `no` or `bf16`.
+        seed: Of initialisation, order, masks and flips.
+        num_workers: Processes that decode images.
+        output_dir: Folder of the run.
+        save_slim: Leave text tower and masked-image head out of the saved model.
+        report_to: Tracker of accelerate, such as `tensorboard`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source_domains: dict[str, DomainSource]
+    unseen_domains: dict[str, DomainSource] = {}
+    hold_out: tuple[str, ...] = ()
+    backbone: str = "openai/clip-vit-base-patch16"
+    image_size: int | None = Field(None, ge=8)
+    model: dict[str, Any] = {}
+    method: Literal["gmdf", "direct_merge"] = "gmdf"
+    epochs: int = Field(40, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(32, ge=2, multiple_of=2)
+    learning_rate: float = Field(3e-6, gt=0)
+    inner_learning_rate: float = Field(1e-2, gt=0)
+    alignment_weight: float = Field(1.0, ge=0)
+    mim_weight: float = Field(1.0, ge=0)
+    source_weight: float = Field(0.0, ge=0)
+    outer_experts: Literal["source", "all"] = "source"
+    align_gradient: Literal["target", "both"] = "target"
+    image_tokenizer: str = "train"
+    image_tokenizer_steps: int = Field(1000, ge=1)
+    mixed_precision: Literal["no", "bf16"] = "no"
+    seed: int = Field(0, ge=0)
+    num_workers: int = Field(0, ge=0)
+    output_dir: Path = Path("runs/gmdf")
+    save_slim: bool = True
+    report_to: str | None = None
+
+    @field_validator("model")
+    @classmethod
+    def _check_model_fields(cls, value: dict[str, Any]) -> dict[str, Any]:
+        unknown = sorted(set(value) - set(MODEL_FIELDS))
+        if unknown:
+            raise ValueError(f"unknown key {unknown[0]!r}; a recipe can set {', '.join(MODEL_FIELDS)}")
+        try:
+            GMDFConfig(**value)
+        except Exception as error:  # strict dataclasses have error types of their own, one per kind of mistake
+            raise ValueError(str(error).splitlines()[-1].strip()) from error
+        return value
+
+    @field_validator("hold_out", mode="before")
+    @classmethod
+    def _accept_one_name(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_domains(self) -> TrainConfig:
+        for name in self.hold_out:
+            if name not in self.source_domains:
+                raise ValueError(f"hold_out names {name!r}; the source domains are {', '.join(self.source_domains)}")
+        if twice := sorted(set(self.source_domains) & set(self.unseen_domains)):
+            raise ValueError(f"{twice[0]!r} is both a source and an unseen domain")
+        if len(self.train_domains) < 2:
+            raise ValueError(
+                f"training needs at least two source domains, found {len(self.train_domains)}: "
+                f"{', '.join(self.train_domains) or 'none'}"
+            )
+        return self
+
+    @property
+    def train_domains(self) -> dict[str, DomainSource]:
+        """Source domains that are not held out."""
+        return {name: source for name, source in self.source_domains.items() if name not in self.hold_out}
+
+    @property
+    def test_only_domains(self) -> dict[str, DomainSource]:
+        """Unseen domains, the held-out ones first."""
+        return {name: self.source_domains[name] for name in self.hold_out} | self.unseen_domains
+
+
+def load_recipe(path: Path, overrides: dict[str, Any]) -> TrainConfig:
+    """Read a recipe and lay the command line's values over it.
+
+    Args:
+        path: YAML file with fields of `TrainConfig`.
+        overrides: Fields that win over the file's.
+
+    Raises:
+        UserError: If the file cannot be read, or a field is unknown or out of range.
+    """
+    try:
+        fields = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise UserError(f"The recipe {path} cannot be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"The recipe {path} is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"The recipe {path} must be a mapping of fields, found {type(fields).__name__}.")
+    try:
+        return TrainConfig(**fields | overrides)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            reason = (
+                f"unknown key; known are {', '.join(TrainConfig.model_fields)}"
+                if len(first["loc"]) == 1
+                else (f"unknown key; known are {', '.join(DomainSource.model_fields)}")
+            )
+        elif first["type"] not in ("missing", "value_error"):
+            reason = f"{reason[0].lower()}{reason[1:]}, found {first['input']!r}"
+        raise UserError(f"{path}: {where + ': ' if where else ''}{reason}.") from error
+
+
+def parse_command_line(arguments: list[str] | None, description: str, default_recipe: Path) -> TrainConfig:
+    """Make a `TrainConfig` from `--recipe FILE` and an option for every field, whose value is read as YAML.
+
+    Raises:
+        UserError: As `load_recipe`.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--recipe", type=Path, default=default_recipe, help=f"YAML file (default: {default_recipe})")
+    for name, field in TrainConfig.model_fields.items():
+        parser.add_argument(
+            f"--{name}",
+            type=yaml.safe_load,
+            default=argparse.SUPPRESS,
+            metavar="VALUE",
+            help=f"default: {field.get_default(call_default_factory=True)}"
+            if not field.is_required()
+            else "in the recipe",
+        )
+    overrides = vars(parser.parse_args(arguments))
+    return load_recipe(overrides.pop("recipe"), overrides)

@@ -1,0 +1,279 @@
+"""Domains: frames with labels, from drawings, the hub, a folder or Parquet, and their pixels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from transformers.image_processing_utils import BaseImageProcessor
+
+from gmdf_hf.drawings import DRAWN_DOMAINS, draw_domain
+from gmdf_hf.images import ImageError, open_image
+
+SPLITS = ("train", "validation", "test")
+LABELS = ("real", "fake")
+DRAWN_PREFIX = "drawn:"
+DRAWN_VIDEOS = {"train": 300, "validation": 60, "test": 150}
+
+
+class DomainError(ValueError):
+    """A domain that cannot be used as it is; the message says what was found and what was expected."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One split of one domain, its images still encoded.
+
+    Attributes:
+        name: Name of the domain.
+        split: train, validation or test.
+        frames: Data set with the column `image` as `{"bytes", "path"}`, not decoded.
+        labels: 0 real, 1 fake, shape `(frames,)`.
+        video_ids: Video of each frame.
+        frame_numbers: Number of each frame in its video.
+        groups: Leak unit of each frame: frames of one group must not stand in two splits.
+        captions: Description of each image, for prompt P3; None where the data set has none.
+    """
+
+    name: str
+    split: str
+    frames: datasets.Dataset
+    labels: np.ndarray
+    video_ids: Sequence[str]
+    frame_numbers: np.ndarray
+    groups: Sequence[str]
+    captions: Sequence[str] | None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def load_domain(
+    name: str,
+    split: str,
+    path: str,
+    subset: str | None = None,
+    revision: str | None = None,
+    columns: dict[str, str] | None = None,
+    splits: dict[str, str] | None = None,
+    max_videos: int | None = None,
+) -> Domain:
+    """Load one split of a domain.
+
+    Columns are `image` and `label`, and where the data set has them `video_id`, `frame`, `group`, `caption`. Without
+    `video_id`, frames of the same group and label are one video; without `group` too, each image stands for itself.
+
+    Args:
+        name: What the domain is called.
+        split: train, validation or test.
+        path: Hub id, local folder or Parquet file, or `drawn:<domain>`.
+        subset: Configuration of a hub data set.
+        revision: Commit, branch or tag of a hub data set.
+        columns: Our column name to the data set's.
+        splits: Our split name to the data set's.
+        max_videos: Keep at most so many videos of each class.
+
+    Raises:
+        DomainError: If the split, a column or a class is missing, or labels cannot be told real from fake.
+    """
+    if path.startswith(DRAWN_PREFIX):
+        frames = _draw(name, path.removeprefix(DRAWN_PREFIX), split, max_videos)
+    else:
+        frames = _load(name, path, subset, revision, (splits or {}).get(split, split))
+    for ours, theirs in (columns or {}).items():
+        if theirs not in frames.column_names:
+            raise DomainError(f"Domain {name!r}: no column {theirs!r} for {ours!r}; found {frames.column_names}.")
+        if ours != theirs:
+            frames = frames.remove_columns(ours) if ours in frames.column_names else frames
+            frames = frames.rename_column(theirs, ours)
+    for column in ("image", "label"):
+        if column not in frames.column_names:
+            raise DomainError(f"Domain {name!r}: no column {column!r}; found {frames.column_names}.")
+    labels = _labels(name, frames)
+    groups = _strings(frames, "group") or [f"{name}/{split}/{row}" for row in range(len(frames))]
+    video_ids = _strings(frames, "video_id") or [
+        f"{group}/{LABELS[label]}" for group, label in zip(groups, labels, strict=True)
+    ]
+    if max_videos is not None:
+        keep = _first_videos(labels, video_ids, max_videos)
+        frames, labels = frames.select(keep), labels[keep]
+        groups, video_ids = [groups[row] for row in keep], [video_ids[row] for row in keep]
+    counts = Counter(labels.tolist())
+    if len(counts) < 2:
+        found = ", ".join(f"{count} {LABELS[label]}" for label, count in counts.items()) or "none"
+        raise DomainError(f"Domain {name!r}, split {split!r}, needs real and fake images, found {found}.")
+    _check_videos(name, labels, video_ids)
+    numbers = frames["frame"][:] if "frame" in frames.column_names else _count_up(video_ids)
+    return Domain(
+        name=name,
+        split=split,
+        frames=frames.select_columns("image").cast_column("image", datasets.Image(decode=False)),
+        labels=labels,
+        video_ids=video_ids,
+        frame_numbers=np.asarray(numbers),
+        groups=groups,
+        captions=_strings(frames, "caption"),
+    )
+
+
+def _draw(name: str, drawn: str, split: str, max_videos: int | None) -> datasets.Dataset:
+    if drawn not in DRAWN_DOMAINS:
+        raise DomainError(f"Domain {name!r}: drawn domains are {', '.join(DRAWN_DOMAINS)}, found {drawn!r}.")
+    videos = min(DRAWN_VIDEOS[split], 2 * max_videos if max_videos else DRAWN_VIDEOS[split])
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=list(LABELS)),
+            "video_id": datasets.Value("string"),
+            "frame": datasets.Value("int32"),
+            "method": datasets.Value("string"),
+            "group": datasets.Value("string"),
+            "caption": datasets.Value("string"),
+        }
+    )
+    # Kept in the cache of `datasets` under a fingerprint of the drawing code and these arguments.
+    return datasets.Dataset.from_generator(
+        draw_domain,
+        features=features,
+        gen_kwargs={"name": drawn, "split": split, "num_videos": videos},
+        split=split,
+    )
+
+
+def _load(name: str, path: str, subset: str | None, revision: str | None, split: str) -> datasets.Dataset:
+    try:
+        if Path(path).suffix == ".parquet":
+            return datasets.load_dataset("parquet", data_files={split: path}, split=split)
+        if Path(path).is_dir():
+            found = datasets.load_dataset(path)
+        else:
+            found = datasets.load_dataset(path, subset, revision=revision)
+    except (FileNotFoundError, ConnectionError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DomainError(f"Domain {name!r}: cannot load {path!r}: {' '.join(str(error).split())[:300]}") from error
+    if split not in found:
+        raise DomainError(f"Domain {name!r}: no split {split!r} in {path!r}; found {', '.join(found)}.")
+    return found[split]
+
+
+def _labels(name: str, frames: datasets.Dataset) -> np.ndarray:
+    feature, values = frames.features["label"], frames["label"][:]
+    # A folder's classes are numbered by the alphabet, fake before real: the names decide, not the numbers.
+    if isinstance(feature, datasets.ClassLabel) and set(feature.names) == set(LABELS):
+        values = [LABELS.index(feature.names[value]) for value in values]
+    elif all(value in LABELS for value in set(values)):
+        values = [LABELS.index(value) for value in values]
+    elif not set(values) <= {0, 1}:
+        found = feature.names if isinstance(feature, datasets.ClassLabel) else sorted(set(values))[:5]
+        raise DomainError(f"Domain {name!r}: labels must be real and fake, or 0 and 1, found {found}.")
+    return np.asarray(values, dtype=np.int64)
+
+
+def _strings(frames: datasets.Dataset, column: str) -> list[str] | None:
+    return [str(value) for value in frames[column]] if column in frames.column_names else None
+
+
+def _first_videos(labels: np.ndarray, video_ids: Sequence[str], max_videos: int) -> list[int]:
+    kept: dict[int, set[str]] = {0: set(), 1: set()}
+    rows = []
+    for row, (label, video) in enumerate(zip(labels.tolist(), video_ids, strict=True)):
+        if video in kept[label] or len(kept[label]) < max_videos:
+            kept[label].add(video)
+            rows.append(row)
+    return rows
+
+
+def _check_videos(name: str, labels: np.ndarray, video_ids: Sequence[str]) -> None:
+    label_of: dict[str, int] = {}
+    for video, label in zip(video_ids, labels.tolist(), strict=True):
+        if label_of.setdefault(video, label) != label:
+            raise DomainError(
+                f"Domain {name!r}: video {video!r} has frames labelled real and fake; expected one label."
+            )
+
+
+def _count_up(video_ids: Sequence[str]) -> list[int]:
+    seen: Counter[str] = Counter()
+    numbers = []
+    for video in video_ids:
+        numbers.append(seen[video])
+        seen[video] += 1
+    return numbers
+
+
+def check_leaks(splits: Iterable[Domain]) -> None:
+    """Refuse a domain with a video or a group in two splits.
+
+    Raises:
+        DomainError: If there is one; the message names it.
+    """
+    home: dict[tuple[str, str], str] = {}
+    for domain in splits:
+        for kind, values in (("video", domain.video_ids), ("group", domain.groups)):
+            for value in set(values):
+                if home.setdefault((kind, value), domain.split) != domain.split:
+                    raise DomainError(
+                        f"Domain {domain.name!r}: {kind} {value!r} stands in the splits {home[kind, value]!r} and "
+                        f"{domain.split!r}; expected one."
+                    )
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An image that could not be read, in place of a `Frame`."""
+
+    domain: str
+    row: int
+    reason: str
+
+
+class FrameReader(torch.utils.data.Dataset):
+    """Decodes and processes frames of several domains; an index is `(domain, row)`.
+
+    A broken image comes back as `Skipped`, for the caller to count and list; it is never replaced by another.
+
+    Args:
+        domains: Domains, in the order of their indices.
+        processor: Image processor of the model.
+    """
+
+    def __init__(self, domains: Sequence[Domain], processor: BaseImageProcessor):
+        self.domains = domains
+        self.processor = processor
+
+    def __getitem__(self, index: tuple[int, int]) -> dict | Skipped:
+        number, row = index
+        domain = self.domains[number]
+        stored = domain.frames[row]["image"]
+        name = f"{domain.name}, video {domain.video_ids[row]}, frame {domain.frame_numbers[row]}"
+        try:
+            if stored is None or (stored["bytes"] is None and not stored["path"]):
+                raise ImageError(f"{name}: no image is stored.")
+            image = open_image(stored["bytes"] if stored["bytes"] is not None else stored["path"], name=name)
+        except ImageError as error:
+            return Skipped(domain.name, row, str(error))
+        frame = {
+            "pixel_values": self.processor(images=image, return_tensors="pt")["pixel_values"][0],
+            "labels": int(domain.labels[row]),
+            "domain_ids": number,
+            "rows": row,
+        }
+        if domain.captions is not None:
+            frame["captions"] = domain.captions[row]
+        return frame
+
+
+def collate(items: Sequence[dict | Skipped]) -> dict:
+    """Stack frames into a batch; the unreadable ones are listed under `skipped`."""
+    frames = [item for item in items if not isinstance(item, Skipped)]
+    batch: dict = {"skipped": [item for item in items if isinstance(item, Skipped)]}
+    if frames:
+        batch["pixel_values"] = torch.stack([frame["pixel_values"] for frame in frames])
+        for key in ("labels", "domain_ids", "rows"):
+            batch[key] = torch.tensor([frame[key] for frame in frames])
+        batch["captions"] = [frame.get("captions", "") for frame in frames]
+    return batch

@@ -1,0 +1,83 @@
+"""The three losses of Eq. 11."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import cross_entropy, l1_loss
+
+
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor, domain_ids: torch.Tensor) -> torch.Tensor:
+    """L_cls: cross-entropy, averaged over each domain's images and summed over domains (Eq. 9, decision D11).
+
+    Eq. 9 lacks the minus sign of a cross-entropy. The sum over domains is what Algorithm 1's loop adds up.
+
+    Args:
+        logits: Scores of real and fake, shape `(B, 2)`.
+        labels: 0 real, 1 fake, shape `(B,)`.
+        domain_ids: Domain of each image, shape `(B,)`.
+
+    Returns:
+        A scalar.
+    """
+    images_of_domain = torch.bincount(domain_ids)[domain_ids]
+    return (cross_entropy(logits.float(), labels, reduction="none") / images_of_domain).sum()
+
+
+def alignment_loss(sources: Sequence[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+    """L_sis: squared Fréchet distance between source and meta-test features (Eq. 8, decision D11).
+
+    ``|mu_s - mu_t|^2 + Tr(S_s + S_t - 2 (S_s S_t)^(1/2))``, averaged over source domains. Eq. 8 names its means
+    inconsistently; source against meta-test is what its text describes. With A and B the centred batches over
+    ``sqrt(n - 1)``, ``Tr((S_s S_t)^(1/2))`` is the nuclear norm of ``A B^T``: an n x n problem instead of a P x P one,
+    exact, and differentiable without a matrix square root.
+
+    Args:
+        sources: Features of each source domain, each of shape `(n, P)`.
+        target: Features of the meta-test domain, shape `(m, P)`.
+
+    Returns:
+        A scalar, never negative but for rounding.
+
+    Raises:
+        ValueError: If a batch has fewer than two images.
+    """
+    smallest = min(len(features) for features in (*sources, target))
+    if smallest < 2:
+        raise ValueError(f"A covariance needs at least 2 images of each domain, found {smallest}.")
+    with torch.autocast(target.device.type, enabled=False):
+        b, target_mean = _centre(target)
+        distances = []
+        for source in sources:
+            a, source_mean = _centre(source)
+            cross = torch.linalg.svdvals(a @ b.T).sum()
+            distances.append(
+                (source_mean - target_mean).square().sum() + a.square().sum() + b.square().sum() - 2 * cross
+            )
+        return torch.stack(distances).mean()
+
+
+def _centre(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Centred batch over ``sqrt(n - 1)``, whose Gram matrix is the covariance, and the mean, in single precision."""
+    if features.dtype != torch.float64:
+        features = features.float()
+    mean = features.mean(0)
+    return (features - mean) / (len(features) - 1) ** 0.5, mean
+
+
+def masked_image_loss(
+    code_logits: torch.Tensor, pixels: torch.Tensor, codes: torch.Tensor, patches: torch.Tensor
+) -> torch.Tensor:
+    """L_mim: cross-entropy of the hidden patches' visual codes (Eq. 7) plus L1 of their pixels (decision D7).
+
+    Args:
+        code_logits: Predicted scores of the codes, shape `(K, T)`.
+        pixels: Predicted pixels, shape `(K, 3 * patch_size**2)`.
+        codes: Codes of the hidden patches, shape `(K,)`.
+        patches: Their pixels as the model sees images, normalised, of the shape of `pixels`.
+
+    Returns:
+        A scalar: both terms are means over the hidden patches.
+    """
+    return cross_entropy(code_logits.float(), codes) + l1_loss(pixels.float(), patches)

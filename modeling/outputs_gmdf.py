@@ -1,0 +1,33 @@
+"""What a GM-DF model returns."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class GMDFOutput(ModelOutput):
+    """What a `GMDFModel` returns.
+
+    Attributes:
+        loss: Cross-entropy, a scalar; when `labels` are given.
+        logits: ``exp(logit_scale) * cos(image, text_c)`` for real and fake, shape `(B, 2)`.
+        image_embeds: Unit image features, shape `(B, P)`.
+        text_embeds: Unit class features each image was compared with, shape `(B, 2, P)`.
+        mim_code_logits: Code scores of the hidden patches, in the order of `bool_masked_pos.nonzero()`, shape `(K, T)`.
+        mim_pixels: Pixels of the hidden patches, shape `(K, 3 * patch_size**2)`, ordered as in `patchify`.
+        hidden_states: Input of the first block and output of each, each `(B, T, D)`.
+        attentions: Attention of each block, each `(B, heads, T, T)`; needs `attn_implementation="eager"`.
+        expert_weights: Each domain expert's share of each block's expert part, each `(B, E)`.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    mim_code_logits: torch.Tensor | None = None
+    mim_pixels: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    expert_weights: tuple[torch.Tensor, ...] | None = None
