@@ -175,6 +175,11 @@ class GMDFVisionModel(CLIPPreTrainedModel):
                 else:
                     init.zeros_(parameter)
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # For code outside of transformers, modules without parameters of their own are passed over; CLIP initialises
+        # its attention and MLP at just such modules. The guard is for code that does not check the flags; this does.
+        super()._initialize_weights(module, is_custom_code=False)
+
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(

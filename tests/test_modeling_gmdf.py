@@ -10,7 +10,7 @@ from transformers.initialization import no_init_weights
 import gmdf_hf
 from gmdf_hf import GMDFConfig, GMDFModel
 from gmdf_hf.modeling.configuration_gmdf import DIL_VARIANTS
-from tests.conftest import PROMPT_IDS, tiny_config, tiny_model
+from tests.conftest import PROMPT_IDS, TEXT, VISION, tiny_config, tiny_model
 
 ROUTES = [None, torch.tensor([0, 1, 2, 0, 1])]
 
@@ -99,6 +99,14 @@ def test_loading_on_the_meta_device_initialises_everything(clip_folder):
         spread = value.std(correction=0)
         torch.testing.assert_close(first[name].std(correction=0), spread, atol=0.1, rtol=0.35, msg=name)
     assert torch.equal(models[0].vision_model.embeddings.position_ids, direct.vision_model.embeddings.position_ids)
+
+
+def test_random_weights_have_clips_spread():
+    clip = CLIPModel(CLIPConfig(vision_config=VISION, text_config=TEXT, projection_dim=16)).state_dict()
+    model = GMDFModel(tiny_config()).state_dict()
+    for name, value in clip.items():
+        spread = value.std(correction=0)
+        torch.testing.assert_close(model[name].std(correction=0), spread, atol=0.005, rtol=0.3, msg=name)
 
 
 def test_no_parameter_is_left_uninitialised():
