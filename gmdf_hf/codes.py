@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
+from tqdm import tqdm
 from transformers import FlavaImageCodebook
 
-from gmdf_hf.modeling import DalleImageTokenizer, GMDFImageTokenizer
+from gmdf_hf.config import UserError
+from gmdf_hf.modeling import DalleImageTokenizer, GMDFConfig, GMDFImageTokenizer, GMDFImageTokenizerConfig
 
 DALLE_CODEBOOK = "facebook/flava-image-codebook"
 FINAL_TEMPERATURE = 1 / 16  # where DALL-E's annealing of the Gumbel-Softmax ends
@@ -53,7 +56,50 @@ def train_image_tokenizer(
     return torch.stack(errors).tolist()
 
 
-def load_dalle_tokenizer(grid_size: int) -> DalleImageTokenizer:
-    """The published DALL-E codebook for images of `grid_size` patches a side, from the hub, safetensors only."""
-    codebook = FlavaImageCodebook.from_pretrained(DALLE_CODEBOOK, use_safetensors=True)
-    return DalleImageTokenizer(codebook, grid_size)
+def make_image_tokenizer(
+    source: str,
+    config: GMDFConfig,
+    crops: Iterable[torch.Tensor],
+    steps: int,
+    device: torch.device,
+    folder: Path,
+) -> torch.nn.Module:
+    """Train or load the tokenizer that a detector's masked-image head predicts the codes of.
+
+    Args:
+        source: `train`, `dalle` for the published codebook, or a folder or hub id with a trained tokenizer.
+        config: The detector's configuration.
+        crops: Batches of the training images, at least `steps`; read by `train` alone.
+        steps: Updates of the training.
+        device: Where the tokenizer is to be.
+        folder: Where a tokenizer trained now is saved.
+
+    Returns:
+        A frozen module whose `encode` maps images `(B, 3, H, W)` to codes `(B, patches)`.
+
+    Raises:
+        UserError: If the tokenizer does not fit the detector.
+    """
+    vision = config.vision_config
+    if source == "dalle":
+        codebook = FlavaImageCodebook.from_pretrained(DALLE_CODEBOOK, use_safetensors=True)
+        tokenizer = DalleImageTokenizer(codebook, vision.image_size // vision.patch_size)
+        found = (codebook.config.vocab_size, vision.image_size, vision.patch_size)
+    elif source == "train":
+        fields = {"image_size": vision.image_size, "patch_size": vision.patch_size}
+        tokenizer = GMDFImageTokenizer(GMDFImageTokenizerConfig(codebook_size=config.codebook_size, **fields))
+        batches = (batch.to(device) for batch in tqdm(crops, total=steps, desc="image tokenizer"))
+        train_image_tokenizer(tokenizer.to(device), batches, steps)
+        tokenizer.save_pretrained(folder)
+        return tokenizer
+    else:
+        tokenizer = GMDFImageTokenizer.from_pretrained(source, use_safetensors=True)
+        tokenizer.requires_grad_(False).eval()
+        found = (tokenizer.config.codebook_size, tokenizer.config.image_size, tokenizer.config.patch_size)
+    expected = (config.codebook_size, vision.image_size, vision.patch_size)
+    if found != expected:
+        raise UserError(
+            f"The image tokenizer {source!r} has codes, image size and patch size {found}, expected {expected}, the "
+            "detector's codebook_size, image size and patch size."
+        )
+    return tokenizer.to(device)

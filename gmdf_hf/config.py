@@ -38,7 +38,7 @@ class DomainSource(BaseModel):
         path: Hub id, local folder or Parquet file, or `drawn:<domain>`.
         subset: Configuration of the hub data set.
         revision: Commit, branch or tag of the hub data set.
-        columns: Our column name to the data set's.
+        columns: Our column name to the data set's; null where a column of that name means something else there.
         splits: Our split name (train, validation, test) to the data set's.
         max_videos: Read at most so many videos of each class and split.
     """
@@ -48,7 +48,7 @@ class DomainSource(BaseModel):
     path: str
     subset: str | None = None
     revision: str | None = None
-    columns: dict[str, str] = {}
+    columns: dict[str, str | None] = {}
     splits: dict[str, str] = {}
     max_videos: int | None = Field(None, ge=1)
 

@@ -59,7 +59,7 @@ def load_domain(
     path: str,
     subset: str | None = None,
     revision: str | None = None,
-    columns: dict[str, str] | None = None,
+    columns: dict[str, str | None] | None = None,
     splits: dict[str, str] | None = None,
     max_videos: int | None = None,
 ) -> Domain:
@@ -74,7 +74,7 @@ def load_domain(
         path: Hub id, local folder or Parquet file, or `drawn:<domain>`.
         subset: Configuration of a hub data set.
         revision: Commit, branch or tag of a hub data set.
-        columns: Our column name to the data set's.
+        columns: Our column name to the data set's; None where a column of that name means something else there.
         splits: Our split name to the data set's.
         max_videos: Keep at most so many videos of each class.
 
@@ -86,6 +86,9 @@ def load_domain(
     else:
         frames = _load(name, path, subset, revision, (splits or {}).get(split, split))
     for ours, theirs in (columns or {}).items():
+        if theirs is None:
+            frames = frames.remove_columns([ours]) if ours in frames.column_names else frames
+            continue
         if theirs not in frames.column_names:
             raise DomainError(f"Domain {name!r}: no column {theirs!r} for {ours!r}; found {frames.column_names}.")
         if ours != theirs:

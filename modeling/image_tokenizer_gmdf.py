@@ -27,7 +27,7 @@ class GMDFImageTokenizerConfig(PreTrainedConfig):
     model_type = "gmdf_image_tokenizer"
     image_size: int = 224
     patch_size: int = 16
-    hidden_size: int = 128
+    hidden_size: int = 64
     codebook_size: int = 512
 
     def validate_architecture(self):

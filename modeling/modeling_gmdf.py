@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
-from transformers import AutoConfig, AutoTokenizer, CLIPTextModel
+from transformers import AutoConfig, AutoTokenizer, CLIPTextModel, PreTrainedConfig
 from transformers import initialization as init
 from transformers.models.clip.modeling_clip import CLIPPreTrainedModel
 from transformers.utils.generic import can_return_tuple
@@ -93,6 +93,24 @@ class GMDFModel(CLIPPreTrainedModel):
                 init.zeros_(linear.bias)
 
     @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike, *args, config=None, **kwargs) -> "GMDFModel":
+        """Load a saved detector, as `PreTrainedModel.from_pretrained`; safetensors only.
+
+        Raises:
+            ValueError: If the checkpoint is not a GM-DF and no `config` says how to read it: transformers would make
+                up the missing fields.
+        """
+        if config is None:
+            hub = {key: kwargs[key] for key in LOADING_OPTIONS[:5] if key in kwargs}
+            found = PreTrainedConfig.get_config_dict(name_or_path, **hub)[0].get("model_type")
+            if found != cls.config_class.model_type:
+                raise ValueError(
+                    f"{name_or_path} is no GM-DF checkpoint: expected the model type {cls.config_class.model_type!r}, "
+                    f"found {found!r}; `GMDFModel.from_clip` starts from a CLIP."
+                )
+        return super().from_pretrained(name_or_path, *args, config=config, use_safetensors=True, **kwargs)
+
+    @classmethod
     def from_clip(
         cls, name_or_path: str | os.PathLike, domains: Sequence[str], image_size: int | None = None, **kwargs
     ) -> "GMDFModel":
@@ -134,9 +152,7 @@ class GMDFModel(CLIPPreTrainedModel):
             sentences = [text.replace("{caption} ", "") for text in PROMPT_TEMPLATES[config.prompt]]
             config.prompt_ids = tokenizer(sentences, padding=True)["input_ids"]
             config.validate_architecture()
-        model, report = cls.from_pretrained(
-            name_or_path, config=config, use_safetensors=True, output_loading_info=True, **options
-        )
+        model, report = cls.from_pretrained(name_or_path, config=config, output_loading_info=True, **options)
         added = (*EXPERT_PARAMETERS, "mim_head.", "prompt_embeds")
         missing = [name for name in report["missing_keys"] if not any(part in name for part in added)]
         if missing or report["mismatched_keys"]:

@@ -7,6 +7,7 @@ accelerate launch scripts/meta_train.py --seed 1 --hold_out '[swap]'           #
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,18 +25,20 @@ from transformers.utils import logging as transformers_logging
 
 from gmdf_hf import TINY_CLIP
 from gmdf_hf.checkpoint import append_history, environment, save_model, write_config, write_json, write_skipped
-from gmdf_hf.codes import load_dalle_tokenizer, train_image_tokenizer
+from gmdf_hf.codes import make_image_tokenizer
 from gmdf_hf.config import TrainConfig, UserError, parse_command_line
-from gmdf_hf.dataset import SPLITS, Domain, DomainError, FrameReader, check_leaks, collate, load_domain
+from gmdf_hf.dataset import DRAWN_PREFIX, SPLITS, Domain, DomainError, FrameReader, check_leaks, collate, load_domain
 from gmdf_hf.episodes import EpisodeSampler
 from gmdf_hf.losses import classification_loss
 from gmdf_hf.meta import Episode, inner_loss, outer_losses, update_experts
-from gmdf_hf.metrics import crossing, domain_metrics, m_eer
-from gmdf_hf.modeling import GMDFImageProcessor, GMDFImageTokenizer, GMDFImageTokenizerConfig, GMDFModel
+from gmdf_hf.metrics import crossing, domain_metrics
+from gmdf_hf.modeling import GMDFImageProcessor, GMDFModel
 from gmdf_hf.modeling.configuration_gmdf import PROMPT_TEMPLATES
+from gmdf_hf.report import print_results, write_model_card
 from gmdf_hf.scoring import score_domain
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "drawn.yaml"
+MODEL_CARD = Path(__file__).parent.parent / "model_card.md"
 
 
 def main(config: TrainConfig) -> dict[str, Any]:
@@ -65,9 +68,12 @@ def main(config: TrainConfig) -> dict[str, Any]:
 
     train, validation, test = load_domains(config)
     backbone = str(TINY_CLIP) if config.backbone == "tiny_clip" else config.backbone
-    model = GMDFModel.from_clip(
-        backbone, domains=[domain.name for domain in train], image_size=config.image_size, **config.model
-    )
+    try:
+        model = GMDFModel.from_clip(
+            backbone, domains=[domain.name for domain in train], image_size=config.image_size, **config.model
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"The backbone {config.backbone!r} cannot be used: {' '.join(str(error).split())}") from error
     model.to(accelerator.device)
     processor = GMDFImageProcessor.of_size(model.config.vision_config.image_size)
     encode_captions = caption_encoder(backbone) if model.config.prompt == "P3" else None
@@ -90,7 +96,14 @@ def main(config: TrainConfig) -> dict[str, Any]:
     skipped: list = []
     image_tokenizer = None
     if config.method == "gmdf" and config.mim_weight > 0:
-        image_tokenizer = make_image_tokenizer(config, model, sampler, loader, accelerator)
+        image_tokenizer = make_image_tokenizer(
+            config.image_tokenizer,
+            model.config,
+            training_crops(sampler, loader, config.epochs),
+            config.image_tokenizer_steps,
+            accelerator.device,
+            config.output_dir / "image_tokenizer",
+        )
 
     steps = min(config.max_steps or config.epochs * len(sampler), config.epochs * len(sampler))
     generator = torch.Generator().manual_seed(config.seed)  # masks and flips
@@ -151,6 +164,14 @@ def main(config: TrainConfig) -> dict[str, Any]:
         "domains": domain_metrics(scores, threshold),
     }
     write_json(config.output_dir / "results.json", results)
+    write_model_card(
+        MODEL_CARD,
+        config.output_dir / "model",
+        results,
+        config.model_dump(mode="json"),
+        model.config.vision_config.image_size,
+        drawn=any(source.path.startswith(DRAWN_PREFIX) for source in config.train_domains.values()),
+    )
     accelerator.end_training()
     return results
 
@@ -238,43 +259,13 @@ def merged_step(model: GMDFModel, episode: Episode, accelerator: Accelerator) ->
     return {"classification": loss.detach()}
 
 
-def make_image_tokenizer(
-    config: TrainConfig, model: GMDFModel, sampler: EpisodeSampler, loader: DataLoader, accelerator: Accelerator
-) -> torch.nn.Module:
-    """Visual codes for L_mim: the published codebook, a trained tokenizer, or one trained now on the training crops."""
-    vision = model.config.vision_config
-    grid_size = vision.image_size // vision.patch_size
-    if config.image_tokenizer == "dalle":
-        tokenizer = load_dalle_tokenizer(grid_size)
-        codes = tokenizer.codebook.config.vocab_size
-    elif config.image_tokenizer == "train":
-        codes = model.config.codebook_size
-        tokenizer = GMDFImageTokenizer(
-            GMDFImageTokenizerConfig(image_size=vision.image_size, patch_size=vision.patch_size, codebook_size=codes)
-        ).to(accelerator.device)
-
-        def crops() -> Iterator[torch.Tensor]:
-            epoch = config.epochs  # epochs that training itself does not use
-            while True:
-                sampler.set_epoch(epoch)
-                for batch in loader:
-                    if "pixel_values" in batch:
-                        yield batch["pixel_values"].to(accelerator.device)
-                epoch += 1
-
-        total = config.image_tokenizer_steps
-        progress = tqdm(crops(), total=total, desc="image tokenizer", disable=not accelerator.is_main_process)
-        train_image_tokenizer(tokenizer, progress, total)
-        progress.close()
-        tokenizer.save_pretrained(config.output_dir / "image_tokenizer")
-    else:
-        tokenizer = GMDFImageTokenizer.from_pretrained(config.image_tokenizer, use_safetensors=True)
-        codes = tokenizer.config.codebook_size
-    if codes != model.config.codebook_size:
-        raise UserError(
-            f"The image tokenizer has {codes} codes: set model.codebook_size, found {model.config.codebook_size}."
-        )
-    return tokenizer.to(accelerator.device)
+def training_crops(sampler: EpisodeSampler, loader: DataLoader, first_epoch: int) -> Iterator[torch.Tensor]:
+    """Endless batches of the training crops, in the order of epochs that training itself does not use."""
+    for epoch in itertools.count(first_epoch):
+        sampler.set_epoch(epoch)
+        for batch in loader:
+            if "pixel_values" in batch:
+                yield batch["pixel_values"]
 
 
 def score_all(
@@ -288,38 +279,12 @@ def score_all(
     return pd.concat([table for table, _ in parts], ignore_index=True), [item for _, part in parts for item in part]
 
 
-def print_table(results: dict[str, Any]) -> None:
-    """Print the figures of every test domain."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{results['method']}, seed {results['seed']}, test splits, in %")
-    for column in ("domain", "", "frames", "ACC", "AUC", "EER", "M", "video AUC"):
-        table.add_column(column, justify="left" if column in ("domain", "") else "right")
-    for name, figures in results["domains"].items():
-        frame, video = figures["frame"], figures["video"]
-        table.add_row(
-            name,
-            "unseen" if name in results["unseen_domains"] else "source",
-            str(frame["real"] + frame["fake"]),
-            *(f"{100 * frame[key]:.2f}" for key in ("acc", "auc", "eer", "m")),
-            f"{100 * video['auc']:.2f}",
-        )
-    console = Console(width=100)
-    console.print(table)
-    console.print(f"M_EER (worst domain, Eq. 13): {100 * m_eer(results['domains']):.2f}")
-    console.print(
-        f"threshold {results['threshold']:.3f} and epoch chosen on the source domains' validation videos; "
-        f"{results['images']} images in {results['train_seconds']:.0f} s; {results['skipped']} unreadable ones skipped"
-    )
-
-
 if __name__ == "__main__":
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         arguments = parse_command_line(None, __doc__, DEFAULT_RECIPE)
-        print_table(main(arguments))
+        print_results(main(arguments))
         print(f"model: {arguments.output_dir / 'model'}")
     except (UserError, DomainError) as error:
         sys.exit(f"meta_train.py: {error}")

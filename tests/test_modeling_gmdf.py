@@ -329,3 +329,15 @@ def test_parameter_groups_split_all_that_trains():
     assert experts.keys() | shared.keys() | frozen == {name for name, _ in model.named_parameters()}
     assert {"domain_prompts", "text_affine.gain_weight", "vision_model.encoder.layers.1.experts.alpha"} <= set(experts)
     assert {"visual_projection.weight", "mim_head.mask_token", "vision_model.post_layernorm.bias"} <= set(shared)
+
+
+@pytest.mark.parametrize(
+    ("domains", "slim", "megabytes"), [(4, False, 657), (4, True, 375), (3, False, 649), (3, True, 368)]
+)
+def test_sizes_in_the_readme(domains, slim, megabytes):
+    names = [str(number) for number in range(domains)]
+    with torch.device("meta"):
+        config = GMDFConfig(vision_config={"patch_size": 16}, domains=names, codebook_size=8192, slim=slim)
+        state = GMDFModel(config).state_dict()
+    assert round(sum(4 * value.numel() for value in state.values()) / 1e6) == megabytes
+    assert str(megabytes) in (Path(__file__).parent.parent / "README.md").read_text()

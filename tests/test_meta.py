@@ -1,0 +1,168 @@
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, l1_loss
+
+from gmdf_hf import GMDFModel
+from gmdf_hf.losses import alignment_loss
+from gmdf_hf.meta import Episode, inner_loss, outer_losses, update_experts
+from gmdf_hf.modeling import GMDFImageTokenizer, GMDFImageTokenizerConfig
+from gmdf_hf.modeling.configuration_gmdf import DIL_VARIANTS
+from gmdf_hf.modeling.mim_gmdf import draw_mask, patchify
+from tests.conftest import PROMPT_IDS, tiny_model
+
+BETA = 0.1
+
+
+@pytest.fixture
+def episode():
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randn(12, 3, 32, 32, generator=generator)
+    return Episode(images, torch.tensor([0, 0, 1, 1] * 3), torch.tensor([0] * 4 + [2] * 4 + [1] * 4), num_source=8)
+
+
+@pytest.fixture
+def tokenizer():
+    torch.manual_seed(0)
+    config = GMDFImageTokenizerConfig(image_size=32, patch_size=8, hidden_size=16, codebook_size=20)
+    return GMDFImageTokenizer(config).eval()
+
+
+def test_parts_of_an_episode(episode):
+    source, target = episode.part(meta_test=False), episode.part(meta_test=True)
+    assert source.domain_ids.tolist() == [0] * 4 + [2] * 4
+    assert target.domain_ids.tolist() == [1] * 4
+    assert episode.source_domains == [0, 2]
+
+
+@pytest.mark.parametrize("dil", DIL_VARIANTS)
+def test_batched_inner_step_equals_the_literal_loop(episode, dil):
+    """Algorithm 1: for each meta-train domain, evaluate its loss and update theta_E (decision D10)."""
+    batched, literal = tiny_model(dil=dil).double(), tiny_model(dil=dil).double()
+    images = episode.pixel_values.double()
+    loss, _ = inner_loss(batched, Episode(images, episode.labels, episode.domain_ids, 8))
+    update_experts(batched, loss, BETA)
+
+    total = 0.0
+    for domain in (0, 2):
+        rows = (episode.domain_ids == domain).nonzero().flatten()
+        output = literal(images[rows], domain_ids=episode.domain_ids[rows])
+        domain_loss = cross_entropy(output.logits, episode.labels[rows])
+        total += domain_loss.item()
+        names, parameters = zip(*literal.named_parameters(), strict=True)
+        gradients = torch.autograd.grad(domain_loss, [p for p in parameters if p.requires_grad], allow_unused=True)
+        trained = [name for name, p in zip(names, parameters, strict=True) if p.requires_grad]
+        experts = literal.expert_parameters()
+        with torch.no_grad():
+            for name, gradient in zip(trained, gradients, strict=True):
+                if name in experts:
+                    experts[name] -= BETA * gradient
+    assert loss.item() == pytest.approx(total, rel=1e-6)
+    for (name, ours), expected in zip(batched.named_parameters(), literal.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected, msg=name, atol=1e-6, rtol=1e-5)
+
+
+def test_inner_step_moves_the_source_experts_and_nothing_else(episode):
+    model = tiny_model()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    loss, _ = inner_loss(model, episode)
+    update_experts(model, loss, BETA)
+    experts = model.expert_parameters()
+    for name, parameter in model.named_parameters():
+        if name not in experts:
+            assert torch.equal(parameter, before[name]), name
+            assert parameter.grad is None, name
+        else:  # the first dimension of every expert parameter is the domain
+            assert torch.equal(parameter[1], before[name][1]), f"{name}: the meta-test domain's expert moved"
+            for domain in (0, 2):
+                assert not torch.equal(parameter[domain], before[name][domain]), f"{name} of domain {domain}"
+
+
+@pytest.mark.parametrize("dil", DIL_VARIANTS)
+def test_every_expert_parameter_moves_from_its_initial_zero(episode, dil, clip_folder):
+    """ReZero: alpha moves in the first step, what it multiplies in the second, what that was made from in the third."""
+    model = GMDFModel.from_clip(
+        clip_folder, ["a", "b", "c"], dil=dil, prompt_ids=PROMPT_IDS, prompt_size=8, expert_bottleneck_size=8
+    ).double()  # the first of these steps are too small for single precision
+    before = {name: p.clone() for name, p in model.expert_parameters().items()}
+    for _ in range(4):
+        images = Episode(episode.pixel_values.double(), episode.labels, episode.domain_ids, episode.num_source)
+        loss, _ = inner_loss(model, images)
+        update_experts(model, loss, BETA)
+    for name, parameter in model.expert_parameters().items():
+        for domain in (0, 2):
+            assert not torch.equal(parameter[domain], before[name][domain]), f"{name} of domain {domain}"
+
+
+def test_outer_step_moves_every_shared_parameter_and_nothing_else(episode, tokenizer):
+    model = tiny_model().train()
+    optimizer = torch.optim.Adam(model.shared_parameters().values(), lr=1e-3)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    _, embeds = inner_loss(model, episode)
+    losses = outer_losses(model, episode, embeds.detach(), tokenizer, torch.Generator())
+    sum(losses.values()).backward(inputs=list(model.shared_parameters().values()))
+    optimizer.step()
+    shared = model.shared_parameters()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) is (name not in shared), name
+
+
+def test_outer_losses_are_those_of_the_formulas(episode, tokenizer):
+    model = tiny_model()
+    _, embeds = inner_loss(model, episode)
+    losses = outer_losses(model, episode, embeds.detach(), tokenizer, torch.Generator().manual_seed(5))
+    target, labels = episode.pixel_values[8:], episode.labels[8:]
+    clean = model(target, active_experts=[0, 2])  # decision D3: without the meta-test domain's own expert
+    torch.testing.assert_close(losses["classification"], cross_entropy(clean.logits, labels), atol=1e-5, rtol=1e-5)
+    expected = alignment_loss([embeds[:4], embeds[4:]], clean.image_embeds)
+    torch.testing.assert_close(losses["alignment"], expected, atol=1e-5, rtol=1e-4)
+    mask = draw_mask(4, 4, 0.2, generator=torch.Generator().manual_seed(5))
+    masked = model(target, bool_masked_pos=mask, active_experts=[0, 2])
+    codes = cross_entropy(masked.mim_code_logits, tokenizer.encode(target)[mask])
+    pixels = l1_loss(masked.mim_pixels, patchify(target, 8)[mask])
+    torch.testing.assert_close(losses["masked_image"], codes + pixels, atol=1e-5, rtol=1e-4)
+
+
+def test_outer_step_can_use_all_experts_and_leave_losses_out(episode):
+    model = tiny_model()
+    _, embeds = inner_loss(model, episode)
+    losses = outer_losses(model, episode, embeds, None, torch.Generator(), align=False, all_experts=True)
+    assert losses.keys() == {"classification"}
+    expected = cross_entropy(model(episode.pixel_values[8:]).logits, episode.labels[8:])
+    torch.testing.assert_close(losses["classification"], expected)
+
+
+def test_masked_image_loss_reads_hidden_patches_only(episode, tokenizer):
+    """Changing the pixels that are not hidden may change features, but never the targets of the losses."""
+    model = tiny_model()
+    mask = draw_mask(4, 4, 0.2, generator=torch.Generator().manual_seed(5))
+    target = episode.pixel_values[8:]
+    _, embeds = inner_loss(model, episode)
+    read = {}
+
+    def spy(code_logits, pixels, codes, patches):
+        read.update(codes=codes, patches=patches, rows=len(code_logits), pixel_rows=len(pixels))
+        return code_logits.sum()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gmdf_hf.meta.masked_image_loss", spy)
+        outer_losses(model, episode, embeds, tokenizer, torch.Generator().manual_seed(5))
+    hidden = int(mask.sum())
+    assert read["rows"] == read["pixel_rows"] == hidden == 4 * 3
+    assert torch.equal(read["patches"], patchify(target, 8)[mask])
+    assert torch.equal(read["codes"], tokenizer.encode(target)[mask])
+
+
+def test_source_loss_is_added_to_the_shared_gradient(episode):
+    """Decision D16: MLDG's objective is the meta-train loss before the update plus the meta-test loss after it."""
+    model = tiny_model()
+    loss, _ = inner_loss(model, episode)
+    shared = model.shared_parameters()
+    gradients = torch.autograd.grad(loss, shared.values(), allow_unused=True, retain_graph=True)
+    expected = dict(zip(shared, gradients, strict=True))
+    update_experts(model, loss, BETA, shared_weight=0.5)
+    for name, parameter in shared.items():
+        if expected[name] is None:  # the masked-image head: no part of the meta-train loss
+            assert name.startswith("mim_head."), name
+            assert parameter.grad is None
+        else:
+            torch.testing.assert_close(parameter.grad, 0.5 * expected[name], msg=name)

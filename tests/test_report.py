@@ -1,0 +1,50 @@
+from pathlib import Path
+
+import yaml
+from huggingface_hub import ModelCard
+
+from gmdf_hf.report import markdown_table, print_results, write_model_card
+
+TEMPLATE = Path(__file__).parent.parent / "model_card.md"
+FIGURES = {"real": 3, "fake": 5, "acc": 0.5, "auc": 0.75, "ap": 0.8, "eer": 0.25, "m": 0.3}
+RESULTS = {
+    "method": "gmdf",
+    "seed": 0,
+    "steps": 7,
+    "images": 70,
+    "train_seconds": 1.5,
+    "threshold": 0.4321,
+    "source_domains": ["x", "y"],
+    "unseen_domains": ["z"],
+    "skipped": 2,
+    "domains": {"x": {"frame": FIGURES, "video": FIGURES}, "z": {"frame": FIGURES | {"m": 0.41}, "video": FIGURES}},
+}
+
+
+def test_table_has_a_row_a_domain():
+    lines = markdown_table(RESULTS).splitlines()
+    assert len(lines) == 4
+    assert lines[2] == "| x | source | 8 | 50.00 | 75.00 | 25.00 | 30.00 | 75.00 |"
+    assert lines[3].startswith("| z | unseen |")
+
+
+def test_printed_results_name_the_worst_domain(capsys):
+    print_results(RESULTS)
+    printed = capsys.readouterr().out
+    assert "M_EER, the worst domain (Eq. 13): 41.00 %" in printed
+    assert "2 unreadable ones skipped" in printed
+
+
+def test_card_is_filled_and_valid(tmp_path):
+    recipe = {"seed": 0, "source_domains": {"x": "drawn:swap"}}
+    for drawn in (True, False):
+        write_model_card(TEMPLATE, tmp_path, RESULTS, recipe, 64, drawn)
+        card = ModelCard.load(tmp_path / "README.md")
+        assert card.data.license == "apache-2.0"
+        assert card.data.pipeline_tag == "image-classification"
+        assert "{{" not in card.content
+        assert "{%" not in card.content
+        assert markdown_table(RESULTS) in card.content
+        assert yaml.safe_load(card.text.split("```yaml\n")[1].split("```")[0]) == recipe
+        first = card.text.strip().splitlines()[2]
+        assert ("Trained on drawings" in first) is drawn

@@ -1,0 +1,189 @@
+"""The training script as a user runs it, in miniature."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from accelerate.state import AcceleratorState
+from PIL import Image
+
+from gmdf_hf import GMDFModel
+from gmdf_hf.config import TrainConfig, load_recipe
+from gmdf_hf.metrics import domain_metrics
+from scripts import meta_train
+
+ROOT = Path(__file__).parent.parent
+
+
+def write_domain(folder: Path, seed: int, broken: tuple[int, ...] = (), classes: int = 2) -> str:
+    """Noise pictures whose fakes are brighter, eight videos a split."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    for split in ("train", "validation", "test"):
+        images, labels = [], []
+        for row in range(16):
+            label = row % classes
+            pixels = rng.integers(0, 150, (64, 64, 3), dtype=np.uint8) + np.uint8(60 * label)
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "PNG")
+            data = b"not an image" if split == "train" and row in broken else buffer.getvalue()
+            images.append({"bytes": data, "path": None})
+            labels.append(label)
+        videos = [f"{split}-{row // 4}-{row % 2}" for row in range(16)]
+        columns = {"image": images, "label": labels, "video_id": videos, "caption": ["a noisy photo"] * 16}
+        datasets.Dataset.from_dict(columns).to_parquet(folder / f"{split}.parquet")
+    return str(folder)
+
+
+def miniature(tmp_path: Path, **fields) -> TrainConfig:
+    sources = {name: write_domain(tmp_path / name, seed) for seed, name in enumerate(("x", "y"))}
+    return TrainConfig(
+        **{
+            "source_domains": sources,
+            "unseen_domains": {"z": write_domain(tmp_path / "z", 9)},
+            "backbone": "tiny_clip",
+            "model": {"codebook_size": 16, "expert_bottleneck_size": 4, "prompt_size": 4},
+            "epochs": 3,
+            "batch_size": 4,
+            "learning_rate": 1e-3,
+            "image_tokenizer_steps": 2,
+            "output_dir": tmp_path / "run",
+        }
+        | fields
+    )
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    AcceleratorState._reset_state(reset_partial_state=True)  # one process, several runs
+
+
+def test_a_run_leaves_all_that_is_needed_to_repeat_it(tmp_path):
+    config = miniature(tmp_path, source_weight=1.0)
+    results = meta_train.main(config)
+    run = tmp_path / "run"
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        "model",
+        "image_tokenizer",
+        "train_config.yaml",
+        "environment.json",
+        "history.jsonl",
+        "scores.parquet",
+        "skipped.csv",
+        "results.json",
+    }
+    assert results == json.loads((run / "results.json").read_text())
+    assert results["steps"] == 6
+    assert list(results["domains"]) == ["x", "y", "z"]
+    assert results["unseen_domains"] == ["z"]
+    scores = pd.read_parquet(run / "scores.parquet")
+    assert list(scores) == ["domain", "video_id", "frame", "label", "score", "face_found"]
+    assert domain_metrics(scores, results["threshold"]) == results["domains"]
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in history if "validation_auc" in line] == [0, 1, 2]
+    assert GMDFModel.from_pretrained(run / "model").config.domains == ["x", "y"]
+    card = (run / "model" / "README.md").read_text()
+    assert "| z | unseen | 16 |" in card
+    assert "drawings" not in card
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["packages"]["transformers"]
+
+    again = load_recipe(run / "train_config.yaml", {"output_dir": str(tmp_path / "again")})
+    repeated = meta_train.main(again)
+    assert repeated["domains"] == results["domains"]
+    first, second = (GMDFModel.from_pretrained(folder / "model") for folder in (run, tmp_path / "again"))
+    for (name, ours), other in zip(first.named_parameters(), second.parameters(), strict=True):
+        assert (ours == other).all(), name
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "direct_merge"},
+        {"align_gradient": "both", "outer_experts": "all", "model": {"dil": "affine_bias", "mask_strategy": "block"}},
+        {"mim_weight": 0, "alignment_weight": 0, "mixed_precision": "bf16"},
+        {"model": {"prompt": "P3", "codebook_size": 16}, "save_slim": False},
+        {"hold_out": "y", "source_domains": "three", "report_to": "tensorboard", "image_size": 32},
+    ],
+    ids=["direct_merge", "both_all", "no_extra_losses", "captions", "hold_out"],
+)
+def test_settings_run_and_learn_something(tmp_path, fields):
+    if fields.get("source_domains") == "three":
+        sources = {name: write_domain(tmp_path / "more" / name, seed) for seed, name in enumerate(("x", "y", "w"))}
+        fields = fields | {"source_domains": sources}
+    results = meta_train.main(miniature(tmp_path, **{"epochs": 1} | fields))
+    assert 0 <= results["domains"]["z"]["frame"]["auc"] <= 1
+    model = GMDFModel.from_pretrained(tmp_path / "run" / "model")
+    if fields.get("method") == "direct_merge":
+        assert all(not layer.experts.alpha.any() for layer in model.vision_model.encoder.layers)
+    else:
+        assert all(layer.experts.alpha.any() for layer in model.vision_model.encoder.layers)
+    if "report_to" in fields:
+        assert list((tmp_path / "run" / "gmdf").rglob("events.out.*"))
+        assert results["unseen_domains"] == ["y", "z"]
+        assert model.config.vision_config.image_size == 32
+
+
+def test_broken_images_are_listed(tmp_path):
+    sources = {"x": write_domain(tmp_path / "bad", 3, broken=(2, 5)), "y": write_domain(tmp_path / "good", 4)}
+    results = meta_train.main(miniature(tmp_path, source_domains=sources, batch_size=8, epochs=4))
+    listed = pd.read_csv(tmp_path / "run" / "skipped.csv")
+    assert results["skipped"] == len(listed) > 0
+    assert set(listed["row"]) <= {2, 5}
+    assert set(listed["domain"]) == {"x"}
+
+
+def launch(*arguments: str, module: str | None = "accelerate.commands.launch") -> subprocess.CompletedProcess:
+    command = [sys.executable, *(["-m", module] if module else []), str(ROOT / "scripts" / "meta_train.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_accelerate_launch_prints_the_table(tmp_path):
+    config = miniature(tmp_path, max_steps=2, mim_weight=0)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    result = launch("--recipe", str(recipe), "--seed", "4")
+    assert result.returncode == 0, result.stderr[-3000:]
+    for text in ("seed 4", "unseen", "M_EER", f"model: {tmp_path / 'run' / 'model'}"):
+        assert text in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learn_rate": 1}, "learn_rate: unknown key"),
+        ({"source_domains": {"x": "drawn:swap"}}, "at least two source domains, found 1: x"),
+        ({"source_domains": {"x": "one_class", "y": "drawn:swap"}}, "needs real and fake images, found 16 real"),
+        ({"backbone": "/no/such/folder"}, "The backbone '/no/such/folder' cannot be used"),
+        ({"backbone": "not_a_clip"}, "needs a CLIP checkpoint, found model type 'gmdf'"),
+        ({"unseen_domains": {"z": "/no/such/data"}}, "Domain 'z': cannot load '/no/such/data'"),
+    ],
+    ids=["key", "domains", "class", "backbone", "checkpoint", "data"],
+)
+def test_a_users_mistake_is_one_sentence(tmp_path, monkeypatch, change, message):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = miniature(tmp_path).model_dump(mode="json") | change
+    if "one_class" in str(change):
+        config["source_domains"]["x"] = write_domain(tmp_path / "one", 0, classes=1)
+    if change.get("backbone") == "not_a_clip":
+        from tests.conftest import tiny_model
+
+        tiny_model().save_pretrained(tmp_path / "gmdf")
+        config["backbone"] = str(tmp_path / "gmdf")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(config))
+    result = launch("--recipe", str(recipe), module=None)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("meta_train.py: ")
+    assert message in last
