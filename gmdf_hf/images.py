@@ -1,0 +1,110 @@
+"""Opening image files that nobody vouches for."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+MAX_PIXELS = 50_000_000
+MAX_BYTES = 256 * 2**20
+
+# What photographs and frames come in. Pillow reads more, some of it by starting other programs (EPS) or by decoding
+# before the size can be checked (ICO): none of that is worth opening untrusted files for.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm")
+
+_ORIENTATION_TAG, _BITS_PER_SAMPLE_TAG = 274, 258
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(ValueError):
+    """An image that cannot be read; the message names the file and the reason."""
+
+
+def open_image(source: str | Path | bytes, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read one image as upright 8-bit RGB.
+
+    EXIF orientation is applied, 16-bit grey is scaled to 8 bits, transparency is laid on white, and of an animation
+    the first frame is taken. Nothing is decoded before the size in the header was found acceptable.
+
+    Args:
+        source: File, or the bytes of one.
+        name: What messages call the image; the path when None.
+        max_pixels: Largest accepted width x height.
+
+    Returns:
+        Loaded image of mode RGB.
+
+    Raises:
+        ImageError: If the file is missing, larger than `MAX_BYTES`, not in one of `FORMATS`, larger than
+            `max_pixels`, truncated or damaged.
+    """
+    if name is None:
+        name = "<bytes>" if isinstance(source, bytes) else str(source)
+    data = source if isinstance(source, bytes) else _read(Path(source), name)
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image, name, max_pixels)
+            image.load()
+            return _to_rgb(_upright(image), name)
+    except ImageError:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(f"{name}: not a readable image of a known format ({', '.join(FORMATS)}).") from error
+    # Pillow's parsers meet damaged files with many types of exception (OSError, SyntaxError, struct.error, ...).
+    except Exception as error:
+        raise ImageError(f"{name}: damaged or unsupported image ({type(error).__name__}: {error}).") from error
+
+
+def _read(path: Path, name: str) -> bytes:
+    if not path.is_file():  # also keeps away pipes and devices, which would never end
+        raise ImageError(f"{name}: no such file.")
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ImageError(f"{name}: cannot be read ({error.strerror}).") from error
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"{name}: file of more than {MAX_BYTES} bytes, the most that is read.")
+    return data
+
+
+def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
+    width, height = image.size
+    if not 0 < width * height <= max_pixels:
+        raise ImageError(f"{name}: {width}x{height} pixels, expected between 1 and {max_pixels} in all.")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # After `load`: Pillow turns TIFF files by itself there, and then no longer reports an orientation.
+    operation = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG))
+    return image if operation is None else image.transpose(operation)
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        # Pillow would clip at 255. A 12-bit TIFF is stored in 16 bits but its white is 4095.
+        bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE_TAG, (16,))[0]
+        white = 2**bits - 1
+        values = np.minimum(np.asarray(image).astype(np.uint32), white)
+        return Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F", "LAB"):
+        # 32-bit integers and floats have no agreed white.
+        raise ImageError(f"{name}: pixels of mode {image.mode}, expected grey, palette, RGB or CMYK of 8 or 16 bits.")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        return white
+    return image.convert("RGB")
