@@ -1,5 +1,6 @@
 """Small real-codec videos and images for tests."""
 
+from collections import Counter
 from pathlib import Path
 
 import av
@@ -31,3 +32,16 @@ def numbered(total, height=64, width=96):
 def number_of(pixels):
     """The number of a frame of `numbered` after a lossy codec."""
     return round((float(pixels.mean()) - 4) / 2)
+
+
+def fill(folder, names, video):
+    """Put the same video under many names, as hard links."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).hardlink_to(video)
+
+
+def counts(listing):
+    """Number of records by (split, method)."""
+    return dict(Counter((record.split, record.method) for record in listing.records))

@@ -48,10 +48,7 @@ def list_records(root: str | Path, methods: Sequence[str] = METHODS[:4], compres
     if "DeepFakeDetection" in methods:
         _list_dfd(root, compression, listing)
     if not listing.records:
-        raise SourceError(
-            f"No video found in {root}, expected e.g. {_videos(root, REAL_METHOD, compression).relative_to(root)}/000.mp4. "
-            + " ".join(listing.notes[:3])
-        )
+        raise SourceError(f"No video found, expected e.g. {_videos(root, methods[0], compression)}/*.mp4.")
     return listing
 
 
