@@ -49,7 +49,7 @@ def near_duplicates(
         other_bands = (others >> np.uint64(shift)) & np.uint64(0xFFFF)
         other_order = np.argsort(other_bands, kind="stable")
         values, starts = np.unique(other_bands[other_order], return_index=True)
-        ends = np.append(starts[1:], len(others))
+        ends = np.append(starts, len(others))[1:]
         left, right = np.searchsorted(sorted_bands, values, "left"), np.searchsorted(sorted_bands, values, "right")
         for a, b, c, d in zip(left, right, starts, ends, strict=True):
             for index in other_order[c:d] if b > a else ():

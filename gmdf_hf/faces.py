@@ -164,6 +164,8 @@ class YuNet:
     """
 
     def __init__(self, weights: Path) -> None:
+        # OpenCV 5 warns at every start that a setting which nobody made is not supported.
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
         try:
             self.model = cv2.FaceDetectorYN.create(str(weights), "", (320, 320), MIN_SCORE, 0.3, 50)
         except cv2.error as error:
