@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from huggingface_hub import HfApi
+
+from .sources.record import SPLITS
 
 CARD = """\
 ---
@@ -17,6 +21,7 @@ tags:
 - gmdf
 configs:
 - config_name: default
+  description: {digest}
   data_files:
 {data_files}
 ---
@@ -52,18 +57,27 @@ the header of this file, the terms of use, and whether the data may be shared at
 """
 
 
-def domain_card(summary: dict[str, Any], split_files: list[str]) -> str:
+def domain_card(summary: dict[str, Any], files: list[Path]) -> str:
     """Return the README of a prepared domain; its header makes `load_dataset` find the splits.
+
+    `datasets` caches a local folder with such a header under the folder's last name and the header, not the data: two
+    domains that are both called `out/train_data` would silently be taken for one. So the header holds a digest.
 
     Args:
         summary: What `prepare` returns.
-        split_files: Splits that have files in `data/`.
+        files: All Parquet files of the domain.
     """
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        # The footer has the compressed size of every column chunk; reading it takes no time even for a large domain.
+        digest.update(f"{file.name} {file.stat().st_size} {pq.read_metadata(file).to_dict()}".encode())
+    present = [split for split in SPLITS if any(file.name.startswith(f"{split}-") for file in files)]
     splits, settings = summary["splits"], summary["settings"]
     duplicates = [f"{number} between {pair}" for pair, number in summary["near_duplicate_videos"].items()]
     return CARD.format(
         source=settings["source"],
-        data_files="\n".join(f"  - split: {name}\n    path: data/{name}-*.parquet" for name in split_files),
+        digest=f"sha256-{digest.hexdigest()}",
+        data_files="\n".join(f"  - split: {name}\n    path: data/{name}-*.parquet" for name in present),
         splits="\n".join(
             f"| {name} | {c['rows']} | {c['real_videos']} | {c['fake_videos']} | {c['groups']} |"
             for name, c in splits.items()
