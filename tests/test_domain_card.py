@@ -14,13 +14,15 @@ from tests.domains import build_folder
 from tests.hub_server import HubServer
 
 LOAD = """
-import hashlib, json, sys
+import hashlib, json
 from datasets import load_dataset
-rows = []
-for row in load_dataset("user/mine", split=sys.argv[1], streaming=sys.argv[2] == "streaming"):
-    pixels = hashlib.sha256(row["image"].tobytes()).hexdigest()
-    rows.append([pixels, *(row[name] for name in ("label", "video_id", "frame", "method", "group"))])
-print(json.dumps(rows))
+found = {}
+for split, streaming in (("train", False), ("train", True), ("test", True)):
+    found[f"{split} {streaming}"] = rows = []
+    for row in load_dataset("user/mine", split=split, streaming=streaming):
+        pixels = hashlib.sha256(row["image"].tobytes()).hexdigest()
+        rows.append([pixels, *(row[name] for name in ("label", "video_id", "frame", "method", "group"))])
+print(json.dumps(found))
 """
 
 
@@ -44,21 +46,19 @@ def test_pushed_domain_loads_by_name_in_a_fresh_process(tmp_path):
             "summary.json",
             *(f"data/{split}-00000-of-00001.parquet" for split in ("train", "validation", "test")),
         }
-        loaded = {
-            (split, mode): subprocess.run(
-                [sys.executable, "-c", LOAD, split, mode], env=environment, capture_output=True, text=True, check=True
-            ).stdout
-            for split, mode in (("train", "map"), ("train", "streaming"), ("test", "streaming"))
-        }
-    assert loaded["train", "map"] == loaded["train", "streaming"]
-    rows = json.loads(loaded["train", "map"])
+        command = [sys.executable, "-c", LOAD]
+        loaded = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert loaded.returncode == 0, loaded.stderr
+    found = json.loads(loaded.stdout)
+    rows = found["train False"]
+    assert rows == found["train True"]
     local = load_dataset(str(output), split="train")
     assert len(rows) == len(local) == 2 * (2 * 4 + 3)
     assert [row[1:] for row in rows] == [
         [row[name] for name in ("label", "video_id", "frame", "method", "group")]
         for row in local.remove_columns("image")
     ]
-    assert {row[2].split("/")[0] for row in json.loads(loaded["test", "streaming"])} == {"test"}
+    assert {row[2].split("/")[0] for row in found["test True"]} == {"test"}
 
 
 def test_two_domains_in_folders_of_one_name_stay_apart(tmp_path):
