@@ -145,7 +145,9 @@ def make_crops(
         cut = [_crop(image, face.scaled(factor), settings) for face in faces]
         numbers.append(number)
         crops.append(cut)
-        candidates.append([Candidate(face, look(crop)) for face, crop in zip(faces, cut, strict=True)])
+        # Looks are compared on the box: an aligned crop shows less around the face and is turned with every landmark.
+        looks = [look(crop_box(image, face.scaled(factor).box, 64)) for face in faces]
+        candidates.append([Candidate(face, seen) for face, seen in zip(faces, looks, strict=True)])
         scenes.append(scene(Image.fromarray(small)))
     # Pictures that are crops of one face already may be of any size.
     chosen = [frame[0] for frame in candidates] if detector is whole_picture else follow(candidates, scenes)
