@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from huggingface_hub.errors import HfHubHTTPError
 from rich.console import Console
@@ -20,6 +21,7 @@ from gmdf_hf import prepare as stage
 from gmdf_hf.contact_sheet import contact_sheet
 from gmdf_hf.crops import CROPS, FORMATS, CropSettings
 from gmdf_hf.domain_card import push_domain
+from gmdf_hf.export import export_deepfakebench
 from gmdf_hf.faces import DETECTORS, DetectorError
 from gmdf_hf.sources import celebdf, deepfakebench, deepfakeface, dfdc, faceforensics, folder, wilddeepfake
 from gmdf_hf.sources.record import Listing
@@ -53,6 +55,9 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument("--shard", default="1/1", help="i/n: the i-th of n parts of the work, one per machine (1/1)")
     cli.add_argument("--max_skipped", type=float, default=0.05, help="largest share of files without a crop (0.05)")
     cli.add_argument("--contact_sheet", metavar="PNG", help="also write one picture of the domain")
+    cli.add_argument(
+        "--deepfakebench", metavar="DIR", help="also write the crops and index as DeepfakeBench reads them"
+    )
     cli.add_argument("--push_to_hub", metavar="USER/NAME", help="also publish the domain, as a private repository")
     return cli
 
@@ -144,6 +149,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if args.contact_sheet:
         contact_sheet(args.output).save(args.contact_sheet)
+    if args.deepfakebench:
+        index = export_deepfakebench(args.output, args.deepfakebench, Path(args.output).resolve().name)
+        console.print(f"For DeepfakeBench: {index}")
     if args.push_to_hub:
         console.print(f"Published: {push_domain(args.output, args.push_to_hub)}")
 
