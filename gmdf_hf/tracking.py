@@ -5,8 +5,9 @@ may sit in the same place. Two detections are therefore linked only if place, si
 chain of links that carries the largest sum of face side x detection score. False hits and bystanders make short or
 small chains.
 
-The bounds were read off face videos: looks of one person in neighbouring frames correlate 0.60 to 1.00, those of two
-persons near enough to be mistaken 0.30 to 0.45, those of two persons anywhere at most 0.63.
+The bounds were read off face videos. Within a shot, looks of one person correlate 0.5 to 1.0 at a third of a second and
+at least 0.3 at two seconds; looks of two persons correlate up to 0.6, by chance, if they come from different videos. So
+within a shot place and size decide and the look only has a veto, and behind a cut the look decides.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .faces import Face
 
 MAX_SHIFT = 0.8  # distance of the centres over the mean side
 MAX_GROWTH = 1.6  # larger side over smaller side
-MIN_LIKENESS = 0.5  # correlation of the looks within one shot
+MIN_LIKENESS = 0.35  # correlation of the looks within one shot
 MIN_LIKENESS_AFTER_CUT = 0.75
 MIN_SHARE = 0.1  # of the frames; what is seen in fewer is taken for a false hit
 
