@@ -212,7 +212,7 @@ class Haar:
 
 
 def inside(faces: list[Face], pixels: np.ndarray) -> list[Face]:
-    """Keep the faces whose box has an area and whose centre lies in the picture."""
+    """Keep the faces whose box has an area, whose centre lies in the picture and whose landmarks do not coincide."""
     height, width = pixels.shape[:2]
     return [
         face
@@ -221,4 +221,5 @@ def inside(faces: list[Face], pixels: np.ndarray) -> list[Face]:
         and face.box[3] > face.box[1]
         and 0 <= face.center[0] < width
         and 0 <= face.center[1] < height
+        and (face.landmarks is None or np.ptp(face.landmarks, axis=0).max() > 0)
     ]

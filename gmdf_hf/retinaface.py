@@ -180,11 +180,15 @@ class RetinaFaceDetector:
     """
 
     def __init__(self, weights: Path) -> None:
-        if weights.suffix == ".safetensors":
-            state = load_file(weights)
-        else:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
+        try:
+            if weights.suffix == ".safetensors":
+                state = load_file(weights)
+            else:
+                state = torch.load(weights, map_location="cpu", weights_only=True)
+            state = state.get("state_dict", state)
+        # Both readers meet strange files with many types of exception.
+        except Exception as error:
+            raise DetectorError(f"{weights}: cannot be read as weights ({type(error).__name__}).") from error
         state = {name.removeprefix("module."): value for name, value in state.items()}
         self.network = RetinaFace().eval()
         # The checkpoint also holds the body's ImageNet classifier, which detection does not use.

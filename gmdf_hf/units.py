@@ -140,7 +140,7 @@ def _record_crops(record: Record, detector: Detector, settings: CropSettings) ->
 
 
 def _skips(record: Record, crops: Crops) -> Iterator[Skip]:
-    file = f"{record.path}: {record.members[0]}" if len(record.members) == 1 else str(record.path)
+    file = f"{record.path}: {some(record.members, 1)}" if record.members else str(record.path)
     reasons: dict[str, list[int]] = {}
     for frame, reason in crops.lost:
         reasons.setdefault(reason, []).extend([] if frame is None else [frame])

@@ -97,7 +97,8 @@ def _open(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.Vi
         raise VideoError(f"{path}: no such file.")
     try:
         # An absolute path: FFmpeg would take `concat:a|b` for a protocol.
-        with av.open(str(Path(path).absolute()), options=_OPTIONS) as container:
+        # Titles in some old encoding are no reason to refuse a video.
+        with av.open(str(Path(path).absolute()), options=_OPTIONS, metadata_errors="replace") as container:
             stream = container.streams.best("video")
             if stream is None:
                 raise VideoError(f"{path}: no video stream.")

@@ -1,5 +1,6 @@
 import hashlib
 import os
+import pickle
 from pathlib import Path
 
 import cv2
@@ -141,6 +142,22 @@ def test_retinaface_checkpoints(tmp_path):
         RetinaFaceDetector(tmp_path / "b.safetensors")
 
 
+def test_weights_that_would_run_something_are_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "was_here"),))
+
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"state_dict": Evil()}))
+    torch.save({"state_dict": Evil()}, tmp_path / "zipped.pth")
+    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "text.safetensors").write_text("hello")
+    torch.save([1, 2], tmp_path / "list.pth")
+    for name in ("evil.pth", "zipped.pth", "text.pth", "text.safetensors", "list.pth"):
+        with pytest.raises(DetectorError, match=f"{name}: cannot be read as weights"):
+            RetinaFaceDetector(tmp_path / name)
+    assert not (tmp_path / "was_here").exists()
+
+
 def test_retinaface_decoding_against_a_slow_loop():
     height, width = 75, 50
     prior, rows = anchors(height, width), []
@@ -173,3 +190,4 @@ def test_boxes_outside_are_dropped():
     pixels = np.zeros((50, 50, 3), np.uint8)
     boxes = [(0, 0, 10, 10), (60, 0, 70, 10), (5, 5, 5, 9), (-30, -30, 5, 5)]
     assert [face.box for face in faces.inside([Face(box, None, 1.0) for box in boxes], pixels)] == [(0, 0, 10, 10)]
+    assert faces.inside([Face((0, 0, 10, 10), np.full((5, 2), 3.0), 1.0)], pixels) == []

@@ -137,6 +137,16 @@ def test_shards_of_several_machines_make_one_domain(domain, data, tmp_path, of):
         run(data, tmp_path / "other", shard=(3, 2))
 
 
+def test_large_splits_get_several_files(domain, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("gmdf_hf.shards.SHARD_BYTES", 30_000)
+    monkeypatch.setattr("gmdf_hf.shards.ROW_GROUP", 7)
+    run(data, tmp_path / "out")
+    names = sorted(path.name for path in (tmp_path / "out/data").glob("train-*"))
+    assert len(names) > 1
+    assert names == [f"train-{n:05}-of-{len(names):05}.parquet" for n in range(len(names))]
+    assert rows_of(tmp_path / "out") == rows_of(domain[0])
+
+
 def test_skipped_files_are_listed_and_bounded(data, tmp_path):
     broken = tmp_path / "mine"
     for path in sorted(data.rglob("*.*")):

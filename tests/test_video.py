@@ -90,6 +90,12 @@ def test_broken_videos_name_file_and_reason(tmp_path):
         list(read_frames(tmp_path, 4))
 
 
+def test_title_in_an_old_encoding_is_no_obstacle(tmp_path):
+    path = write_video(tmp_path / "a.mp4", numbered(3))
+    path.write_bytes(path.read_bytes().replace(b"Lavf6", b"\xfc\xff\xfe\xe9\x80"))
+    assert len(list(read_frames(path, 3))) == 3
+
+
 def test_video_cut_short_is_refused(tmp_path):
     rng = np.random.default_rng(0)
     noise = (rng.integers(0, 255, (64, 96, 3), np.uint8) for _ in range(60))
