@@ -18,7 +18,7 @@ from .crops import CropSettings
 from .domain_card import domain_card
 from .duplicates import Duplicate, near_duplicates
 from .faces import RETINAFACE, YUNET, find_weights
-from .shards import Part, Skip, read_part, write_shards
+from .parts import Part, Skip, read_part
 from .sources.record import SPLITS, Listing, check_leaks, some
 from .units import ENGINES, Job, Unit, WorkError, make_units, run_units
 
@@ -191,6 +191,9 @@ def _finish(
     output: Path, tag: str, units: list[Unit], parts: list[Part], listing: Listing, state: dict[str, Any]
 ) -> dict[str, Any]:
     """Write shards and reports; every file is put in place by a rename, the summary last."""
+    # `datasets` takes a second to import, and every worker imports what the main script imports at its top.
+    from .shards import write_shards
+
     work, data = output / f".work{tag}", output / "data"
     data.mkdir(exist_ok=True)
     made = work / "shards"

@@ -1,15 +1,8 @@
-"""Parquet files of a prepared domain: atomic parts while work goes on, shards in the end.
-
-Every unit of work leaves one part, put in place by a rename, so a part is there as a whole or not at all. Shards are
-made from the parts in the order of the units: the same bytes however often the work was interrupted.
-"""
+"""Parquet files of a prepared domain, made from the parts in the order of the units: always the same bytes."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,59 +22,6 @@ FEATURES = Features(
 SHARD_BYTES = 500_000_000
 # Small row groups let a streaming reader start early and hold little.
 ROW_GROUP = 100
-
-_SKIPPED = b"skipped"
-
-
-@dataclass(frozen=True)
-class Skip:
-    """A file, or frames of it, that gave no rows.
-
-    Attributes:
-        file: The video, image or archive member.
-        video_id: Its id; empty for files that never became a record.
-        frames: Numbers of the lost frames; empty if the whole file is lost.
-        reason: Why.
-    """
-
-    file: str
-    video_id: str
-    frames: tuple[int, ...]
-    reason: str
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one part holds: its file, number of rows and of videos in them, and what was skipped."""
-
-    path: Path
-    rows: int
-    videos: int
-    skipped: list[Skip]
-
-
-def write_part(path: Path, rows: list[dict[str, object]], skipped: list[Skip]) -> None:
-    """Write a part; `rows` have the columns of `FEATURES` and `hash` (a perceptual hash below 2**64)."""
-    schema = FEATURES.arrow_schema.remove_metadata().append(pa.field("hash", pa.uint64()))
-    notes = {
-        b"videos": str(len({row["video_id"] for row in rows})),
-        _SKIPPED: json.dumps([[s.file, s.video_id, s.frames, s.reason] for s in skipped]),
-    }
-    table = pa.Table.from_pylist(rows, schema=schema.with_metadata(notes))
-    # The process number keeps a run that was killed and one that goes on from writing to the same file.
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    pq.write_table(table, temporary, compression="none")
-    temporary.replace(path)
-
-
-def read_part(path: Path) -> Part:
-    """Read what a part says about itself, not its rows."""
-    metadata = pq.read_metadata(path)
-    skipped = [
-        Skip(file, video_id, tuple(frames), reason)
-        for file, video_id, frames, reason in json.loads(metadata.metadata[_SKIPPED])
-    ]
-    return Part(path, metadata.num_rows, int(metadata.metadata[b"videos"]), skipped)
 
 
 def write_shards(parts: list[Path], folder: Path, split: str, tag: str = "") -> list[str]:

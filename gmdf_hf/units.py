@@ -18,7 +18,7 @@ from . import images
 from .archives import ArchiveError, is_archive
 from .crops import Crops, CropSettings, make_crops, read_archive, read_pictures
 from .faces import Detector, load_detector
-from .shards import Part, Skip, read_part, write_part
+from .parts import Part, Skip, read_part, write_part
 from .sources.record import SPLITS, Record, some
 from .video import VideoError
 
