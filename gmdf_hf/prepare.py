@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from .crops import CropSettings
 from .domain_card import domain_card
 from .duplicates import Duplicate, near_duplicates
-from .faces import RETINAFACE, YUNET, find_weights
+from .faces import DETECTORS, RETINAFACE, YUNET, find_weights
 from .parts import Part, Skip, read_part
 from .sources.record import SPLITS, Listing, check_leaks, some
 from .units import ENGINES, Job, Unit, WorkError, make_units, run_units
@@ -86,6 +86,10 @@ def prepare(
         raise ValueError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}.")
     if processes < 1 or not 0 <= max_skipped <= 1:
         raise ValueError(f"processes is {processes} and max_skipped {max_skipped}, expected at least 1 and 0 to 1.")
+    if detector not in DETECTORS:
+        raise ValueError(f"detector is {detector!r}, expected one of {', '.join(DETECTORS)}.")
+    if weights is not None and detector not in LANDMARK_DETECTORS:
+        raise ValueError(f"Detector {detector} has no weights, found {weights}.")
     if settings.crop == "aligned" and detector not in LANDMARK_DETECTORS:
         raise ValueError(
             f"Aligned crops need landmarks, which {detector} has not: use {' or '.join(LANDMARK_DETECTORS)}."

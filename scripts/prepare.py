@@ -13,6 +13,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+try:
+    import av  # noqa: F401
+    import cv2  # noqa: F401
+except ImportError as error:
+    sys.exit(f"error: package {error.name} is missing: pip install 'gmdf-hf[prepare]'.")
+
 from huggingface_hub.errors import HfHubHTTPError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn

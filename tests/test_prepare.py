@@ -242,6 +242,10 @@ def test_arguments_are_checked(data, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             prepare(listing, tmp_path / "out", "mine", SETTINGS, "none", **options)
+    with pytest.raises(ValueError, match="detector is 'dlib', expected one of yunet"):
+        prepare(listing, tmp_path / "out", "mine", SETTINGS, "dlib")
+    with pytest.raises(ValueError, match=r"Detector haar has no weights, found a\.xml"):
+        prepare(listing, tmp_path / "out", "mine", SETTINGS, "haar", "a.xml")
     with pytest.raises(ValueError, match="Aligned crops need landmarks, which none has not"):
         prepare(listing, tmp_path / "out", "mine", CropSettings(crop="aligned"), "none")
 

@@ -59,6 +59,13 @@ def test_errors_are_one_sentence(tmp_path):
         assert message in done.stderr and done.stderr.splitlines()[-1].startswith("error: ")
 
 
+def test_missing_package_is_said(tmp_path):
+    (tmp_path / "av.py").write_text("raise ImportError('No module named av', name='av')")
+    environment = ENVIRONMENT | {"PYTHONPATH": f"{tmp_path}:{ENVIRONMENT['PYTHONPATH']}"}
+    done = subprocess.run([sys.executable, str(SCRIPT)], env=environment, capture_output=True, text=True)
+    assert done.stderr == "error: package av is missing: pip install 'gmdf-hf[prepare]'.\n" and done.returncode == 1
+
+
 def test_one_person_is_followed_and_what_has_no_face_is_listed(tmp_path):
     root = real_data()
     names = (
