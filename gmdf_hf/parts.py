@@ -1,0 +1,76 @@
+"""What workers leave: a Parquet file per unit of work, put in place by a rename, so there as a whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+# The columns of a domain (see `shards.FEATURES`) and a perceptual hash of each crop.
+SCHEMA = pa.schema(
+    {
+        "image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+        "label": pa.int64(),
+        "video_id": pa.string(),
+        "frame": pa.int32(),
+        "method": pa.string(),
+        "group": pa.string(),
+        "hash": pa.uint64(),
+    }
+)
+
+_SKIPPED = b"skipped"
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A file, or frames of it, that gave no rows.
+
+    Attributes:
+        file: The video, image or archive member.
+        video_id: Its id; empty for files that never became a record.
+        frames: Numbers of the lost frames; empty if the whole file is lost.
+        reason: Why.
+    """
+
+    file: str
+    video_id: str
+    frames: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one part holds: its file, number of rows and of videos in them, and what was skipped."""
+
+    path: Path
+    rows: int
+    videos: int
+    skipped: list[Skip]
+
+
+def write_part(path: Path, rows: list[dict[str, object]], skipped: list[Skip]) -> None:
+    """Write a part; `rows` have the columns of `SCHEMA`."""
+    notes = {
+        b"videos": str(len({row["video_id"] for row in rows})),
+        _SKIPPED: json.dumps([[s.file, s.video_id, s.frames, s.reason] for s in skipped]),
+    }
+    table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(notes))
+    # The process number keeps a run that was killed and one that goes on from writing to the same file.
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    pq.write_table(table, temporary, compression="none")
+    temporary.replace(path)
+
+
+def read_part(path: Path) -> Part:
+    """Read what a part says about itself, not its rows."""
+    metadata = pq.read_metadata(path)
+    skipped = [
+        Skip(file, video_id, tuple(frames), reason)
+        for file, video_id, frames, reason in json.loads(metadata.metadata[_SKIPPED])
+    ]
+    return Part(path, metadata.num_rows, int(metadata.metadata[b"videos"]), skipped)
