@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from . import images, video
-from .archives import is_archive, read_members
-from .faces import DETECTION_SIDE, Detector, Face, reduce_to, whole_picture
-from .images import ImageError, open_image
-from .modeling.geometry_gmdf import crop_aligned, crop_box
-from .sources.record import Record
-from .tracking import Candidate, Scene, follow, look, scene
+from gmdf_hf import images, video
+from gmdf_hf.archives import is_archive, read_members
+from gmdf_hf.faces import DETECTION_SIDE, Detector, Face, reduce_to, whole_picture
+from gmdf_hf.images import ImageError, open_image
+from gmdf_hf.modeling.geometry_gmdf import crop_aligned, crop_box
+from gmdf_hf.sources.record import Record
+from gmdf_hf.tracking import Candidate, Scene, follow, look, scene
 
 CROPS = ("box", "aligned")
 FORMATS = ("jpeg", "png")

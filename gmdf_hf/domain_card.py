@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from huggingface_hub import HfApi
 
-from .sources.record import SPLITS
+from gmdf_hf.sources.record import SPLITS
 
 CARD = """\
 ---

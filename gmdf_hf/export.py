@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 import pyarrow.parquet as pq
 from PIL import Image
 
-from .sources.deepfakebench import write_index
-from .sources.record import REAL_METHOD, SPLITS, Record, SourceError
+from gmdf_hf.sources.deepfakebench import write_index
+from gmdf_hf.sources.record import REAL_METHOD, SPLITS, Record, SourceError
 
 # DeepfakeBench's own names; it tells real from fake by them.
 LABEL_NAMES = {

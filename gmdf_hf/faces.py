@@ -127,7 +127,9 @@ def load_detector(name: str, weights: str | Path | None = None) -> Detector:
     if name == "yunet":
         return YuNet(find_weights(YUNET, weights))
     if name == "retinaface":
-        from .retinaface import RetinaFaceDetector  # the only detector that needs torch, whose import takes seconds
+        from gmdf_hf.retinaface import (
+            RetinaFaceDetector,  # the only detector that needs torch, whose import takes seconds
+        )
 
         return RetinaFaceDetector(find_weights(RETINAFACE, weights))
     if name == "haar":

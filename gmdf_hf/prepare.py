@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from .crops import CropSettings
-from .domain_card import domain_card
-from .duplicates import Duplicate, near_duplicates
-from .faces import DETECTORS, RETINAFACE, YUNET, find_weights
-from .parts import Part, Skip, read_part
-from .sources.record import SPLITS, Listing, check_leaks, some
-from .units import ENGINES, Job, Unit, WorkError, make_units, run_units
+from gmdf_hf.crops import CropSettings
+from gmdf_hf.domain_card import domain_card
+from gmdf_hf.duplicates import Duplicate, near_duplicates
+from gmdf_hf.faces import DETECTORS, RETINAFACE, YUNET, find_weights
+from gmdf_hf.parts import Part, Skip, read_part
+from gmdf_hf.sources.record import SPLITS, Listing, check_leaks, some
+from gmdf_hf.units import ENGINES, Job, Unit, WorkError, make_units, run_units
 
 # Raised when the same settings would give other bytes.
 VERSION = 1
@@ -196,7 +196,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Write shards and reports; every file is put in place by a rename, the summary last."""
     # `datasets` takes a second to import, and every worker imports what the main script imports at its top.
-    from .shards import write_shards
+    from gmdf_hf.shards import write_shards
 
     work, data = output / f".work{tag}", output / "data"
     data.mkdir(exist_ok=True)

@@ -38,7 +38,8 @@ def print_results(results: dict[str, Any]) -> None:
     console.print(f"M_EER, the worst domain (Eq. 13): {100 * m_eer(results['domains']):.2f} %")
     console.print(
         f"Threshold {results['threshold']:.3f} and epoch were chosen on the source domains' validation videos. "
-        f"{results['images']} images in {results['train_seconds']:.0f} s, {results['skipped']} unreadable ones skipped.",
+        f"{results['images']} images in {results['train_seconds']:.0f} s, "
+        f"{results['skipped']} unreadable ones skipped.",
         soft_wrap=True,
     )
 

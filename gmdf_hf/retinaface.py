@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from .faces import DETECTION_SIDE, MIN_SCORE, DetectorError, Face, inside, reduce_to
+from gmdf_hf.faces import DETECTION_SIDE, MIN_SCORE, DetectorError, Face, inside, reduce_to
 
 STRIDES = (8, 16, 32)
 ANCHOR_SIDES = ((16, 32), (64, 128), (256, 512))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .faces import Face
+from gmdf_hf.faces import Face
 
 MAX_SHIFT = 0.8  # distance of the centres over the mean side
 MAX_GROWTH = 1.6  # larger side over smaller side

@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from .images import MAX_PIXELS
+from gmdf_hf.images import MAX_PIXELS
 
 MAX_FRAMES = 1_000_000
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts")

@@ -1,26 +1,16 @@
 """The model, its configuration and its image processing: the files that travel with every checkpoint."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from .configuration_gmdf import GMDFConfig
-from .image_processing_gmdf import GMDFImageProcessor
-from .image_tokenizer_gmdf import DalleImageTokenizer, GMDFImageTokenizer, GMDFImageTokenizerConfig
-from .modeling_gmdf import GMDFModel
-from .outputs_gmdf import GMDFOutput
+if TYPE_CHECKING:
+    from .auto_gmdf import *  # noqa: F403
 
-AutoConfig.register("gmdf", GMDFConfig)
-AutoModel.register(GMDFConfig, GMDFModel)
-AutoModelForImageClassification.register(GMDFConfig, GMDFModel)
-AutoImageProcessor.register(
-    GMDFConfig, image_processor_classes={"pil": GMDFImageProcessor, "torchvision": GMDFImageProcessor}
-)
 
-__all__ = [
-    "DalleImageTokenizer",
-    "GMDFConfig",
-    "GMDFImageProcessor",
-    "GMDFImageTokenizer",
-    "GMDFImageTokenizerConfig",
-    "GMDFModel",
-    "GMDFOutput",
-]
+def __getattr__(name: str) -> object:
+    # On first use: torch and transformers take seconds to import, and every process that cuts faces out of videos
+    # imports this package for its geometry alone.
+    auto = import_module(f"{__name__}.auto_gmdf") if name.startswith(("GMDF", "Dalle")) else None
+    if not hasattr(auto, name):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(auto, name)

@@ -1,7 +1,9 @@
 """What the weights of GM-DF need to be rebuilt."""
 
+from collections.abc import Sequence
+
 from huggingface_hub.dataclasses import strict
-from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
+from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 DIL_VARIANTS = ("affine", "affine_bias", "cross_attention")
 AGGREGATIONS = ("sum", "mean")
@@ -47,8 +49,7 @@ class GMDFConfig(PreTrainedConfig):
         slim: Whether text tower and masked-image head are left out: what classification does not need.
 
     Raises:
-        ValueError: If a field is out of range (raised as `StrictDataclassClassValidationError`, which is a
-            `ValueError`'s sibling of huggingface_hub).
+        StrictDataclassError: If a field has the wrong type or is out of range.
     """
 
     model_type = "gmdf"
@@ -113,6 +114,19 @@ class GMDFConfig(PreTrainedConfig):
         vocab_size = self.text_config.vocab_size
         if not all(0 <= token < vocab_size for row in self.prompt_ids for token in row):
             raise ValueError(f"`prompt_ids` must lie in [0, {vocab_size}), found {self.prompt_ids}.")
+
+    @classmethod
+    def from_clip(cls, clip: CLIPConfig, domains: Sequence[str], **fields) -> "GMDFConfig":
+        """Configuration of a detector that starts as a given CLIP; `fields` are those of this class."""
+        start = {"projection_dim": clip.projection_dim, "logit_scale_init_value": clip.logit_scale_init_value}
+        towers = {"vision_config": clip.vision_config.to_dict(), "text_config": clip.text_config.to_dict()}
+        return cls(**towers, domains=list(domains), **start | fields)
+
+    def set_prompts(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Fill `prompt_ids` with the template's sentences; P3's without a caption, for those come with a batch."""
+        sentences = [text.replace("{caption} ", "") for text in PROMPT_TEMPLATES[self.prompt]]
+        self.prompt_ids = tokenizer(sentences, padding=True)["input_ids"]
+        self.validate_architecture()
 
     @property
     def num_experts(self) -> int:

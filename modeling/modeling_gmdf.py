@@ -11,7 +11,7 @@ from transformers import initialization as init
 from transformers.models.clip.modeling_clip import CLIPPreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_gmdf import PROMPT_TEMPLATES, GMDFConfig
+from .configuration_gmdf import GMDFConfig
 from .experts_gmdf import check_routing
 from .mim_gmdf import MaskedImageHead
 from .outputs_gmdf import GMDFOutput
@@ -135,23 +135,9 @@ class GMDFModel(CLIPPreTrainedModel):
         clip = AutoConfig.from_pretrained(name_or_path, **hub)
         if clip.model_type != "clip":
             raise ValueError(f"`from_clip` needs a CLIP checkpoint, found model type {clip.model_type!r}.")
-        fields = {
-            "projection_dim": clip.projection_dim,
-            "logit_scale_init_value": clip.logit_scale_init_value,
-            **kwargs,
-        }
-        config = GMDFConfig(
-            vision_config=clip.vision_config.to_dict(),
-            text_config=clip.text_config.to_dict(),
-            domains=list(domains),
-            **fields,
-        )
+        config = GMDFConfig.from_clip(clip, domains, **kwargs)
         if "prompt_ids" not in kwargs:
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path, **hub)
-            # Without a caption P3 is its sentence alone; the captions of a batch come with the batch.
-            sentences = [text.replace("{caption} ", "") for text in PROMPT_TEMPLATES[config.prompt]]
-            config.prompt_ids = tokenizer(sentences, padding=True)["input_ids"]
-            config.validate_architecture()
+            config.set_prompts(AutoTokenizer.from_pretrained(name_or_path, **hub))
         model, report = cls.from_pretrained(name_or_path, config=config, output_loading_info=True, **options)
         added = (*EXPERT_PARAMETERS, "mim_head.", "prompt_embeds")
         missing = [name for name in report["missing_keys"] if not any(part in name for part in added)]

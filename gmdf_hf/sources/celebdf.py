@@ -9,7 +9,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from .record import FAKE, REAL, REAL_METHOD, Listing, Record, SourceError, carve_validation, drop_leaks, need_folder
+from gmdf_hf.sources.record import (
+    FAKE,
+    REAL,
+    REAL_METHOD,
+    Listing,
+    Record,
+    SourceError,
+    carve_validation,
+    drop_leaks,
+    need_folder,
+)
 
 LIST = "List_of_testing_videos.txt"
 OFFICIAL = {"Celeb-real": 590, "YouTube-real": 300, "Celeb-synthesis": 5639}

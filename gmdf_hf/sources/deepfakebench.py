@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from . import celebdf
-from .record import (
+from gmdf_hf.sources import celebdf
+from gmdf_hf.sources.record import (
     FAKE,
     REAL,
     REAL_METHOD,

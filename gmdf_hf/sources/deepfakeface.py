@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 
 from huggingface_hub import snapshot_download
 
-from ..archives import list_members
-from .record import FAKE, REAL, REAL_METHOD, Listing, Record, SourceError, hash_split
+from gmdf_hf.archives import list_members
+from gmdf_hf.sources.record import FAKE, REAL, REAL_METHOD, Listing, Record, SourceError, hash_split
 
 SETS = ("wiki", "inpainting", "insight", "text2img")
 OFFICIAL_IMAGES = 30_000

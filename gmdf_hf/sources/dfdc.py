@@ -12,7 +12,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .record import (
+from gmdf_hf.sources.record import (
     FAKE,
     REAL,
     REAL_METHOD,

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from .record import FAKE, REAL, REAL_METHOD, Listing, Record, SourceError, hash_split, need_folder, some
+from gmdf_hf.sources.record import FAKE, REAL, REAL_METHOD, Listing, Record, SourceError, hash_split, need_folder, some
 
 METHODS = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures", "FaceShifter", "DeepFakeDetection")
 COMPRESSIONS = ("raw", "c23", "c40")

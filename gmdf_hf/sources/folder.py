@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .. import images, video
-from .record import FAKE, REAL, REAL_METHOD, Listing, Record, SourceError, hash_split, natural, need_folder
+from gmdf_hf import images, video
+from gmdf_hf.sources.record import (
+    FAKE,
+    REAL,
+    REAL_METHOD,
+    Listing,
+    Record,
+    SourceError,
+    hash_split,
+    natural,
+    need_folder,
+)
 
 SPLIT_NAMES = {
     "train": "train",

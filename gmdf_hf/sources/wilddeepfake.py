@@ -8,8 +8,18 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from ..archives import list_members
-from .record import FAKE, REAL, REAL_METHOD, Listing, Record, SourceError, carve_validation, natural, need_folder
+from gmdf_hf.archives import list_members
+from gmdf_hf.sources.record import (
+    FAKE,
+    REAL,
+    REAL_METHOD,
+    Listing,
+    Record,
+    SourceError,
+    carve_validation,
+    natural,
+    need_folder,
+)
 
 METHOD = "WildDeepfake"
 OFFICIAL_SEQUENCES = 7314
