@@ -94,7 +94,7 @@ class TrainConfig(BaseModel):
         seed: Of initialisation, order, masks and flips.
         num_workers: Processes that decode images.
         output_dir: Folder of the run.
-        save_slim: Leave text tower and masked-image head out of the saved model.
+        save_slim: Leave text tower and masked-image head out of the saved model (not with prompt P3).
         report_to: Tracker of accelerate, such as `tensorboard`.
     """
 

@@ -56,7 +56,10 @@ def main(config: TrainConfig) -> dict[str, Any]:
         mixed_precision=config.mixed_precision, log_with=config.report_to, project_dir=str(config.output_dir)
     )
     if accelerator.num_processes > 1:
-        raise UserError(f"meta_train.py runs on one process so far, found {accelerator.num_processes}.")
+        raise UserError(
+            f"meta_train.py runs on one process so far, found {accelerator.num_processes}: launch it with "
+            "`accelerate launch --num_processes 1`."
+        )
     set_seed(config.seed)
     config.output_dir.mkdir(parents=True, exist_ok=True)
     history = config.output_dir / "history.jsonl"
@@ -140,14 +143,16 @@ def main(config: TrainConfig) -> dict[str, Any]:
         if mean_auc > best:
             best = mean_auc
             threshold = crossing(scores["label"].to_numpy(), scores["score"].to_numpy()).threshold
-            save_model(config.output_dir / "model", model, processor, slim=config.save_slim)
+            # Template P3 needs the text tower whenever an image brings a caption.
+            slim = config.save_slim and encode_captions is None
+            save_model(config.output_dir / "model", model, processor, slim=slim)
         if step == steps:
             break
     bar.close()
     train_seconds = time.time() - started
 
     model = GMDFModel.from_pretrained(config.output_dir / "model").to(accelerator.device)
-    scores, unread = score_all(model, test, processor, config, None if model.config.slim else encode_captions)
+    scores, unread = score_all(model, test, processor, config, encode_captions)
     skipped += unread
     scores.to_parquet(config.output_dir / "scores.parquet")
     results = {

@@ -206,8 +206,8 @@ def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("gmdf_hf/assets/tiny_clip"))
-    parser.add_argument("--num-images", type=int, default=24_000)
-    parser.add_argument("--num-steps", type=int, default=1000)
+    parser.add_argument("--num-images", type=int, default=16_000)
+    parser.add_argument("--num-steps", type=int, default=800)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -111,8 +111,8 @@ def test_a_run_leaves_all_that_is_needed_to_repeat_it(tmp_path):
         {"method": "direct_merge"},
         {"align_gradient": "both", "outer_experts": "all", "model": {"dil": "affine_bias", "mask_strategy": "block"}},
         {"mim_weight": 0, "alignment_weight": 0, "mixed_precision": "bf16"},
-        {"model": {"prompt": "P3", "codebook_size": 16}, "save_slim": False},
-        {"hold_out": "y", "source_domains": "three", "report_to": "tensorboard", "image_size": 32},
+        {"model": {"prompt": "P3", "codebook_size": 16}},
+        {"hold_out": "y", "source_domains": "three", "report_to": "tensorboard", "image_size": 32, "num_workers": 2},
     ],
     ids=["direct_merge", "both_all", "no_extra_losses", "captions", "hold_out"],
 )
@@ -127,6 +127,7 @@ def test_settings_run_and_learn_something(tmp_path, fields):
         assert all(not layer.experts.alpha.any() for layer in model.vision_model.encoder.layers)
     else:
         assert all(layer.experts.alpha.any() for layer in model.vision_model.encoder.layers)
+    assert model.config.slim is (model.config.prompt != "P3")
     if "report_to" in fields:
         assert list((tmp_path / "run" / "gmdf").rglob("events.out.*"))
         assert results["unseen_domains"] == ["y", "z"]

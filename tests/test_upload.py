@@ -1,8 +1,10 @@
 """A saved folder must load where this package is not installed (the folder is what `push_to_hub` uploads)."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,9 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 from gmdf_hf import GMDFImageProcessor, GMDFModel
 from gmdf_hf.checkpoint import save_model
 from tests.conftest import tiny_model
+from tests.hub_server import HubServer
+
+ROOT = Path(__file__).parent.parent
 
 # Runs in a process of its own, in which `import gmdf_hf` fails.
 ELSEWHERE = """
@@ -80,6 +85,45 @@ def test_loads_with_the_package_and_no_trust(tmp_path, picture):
     scores = {row["label"]: row["score"] for row in classify(str(picture))}
     pixels = processor(images=Image.open(picture), return_tensors="pt")["pixel_values"]
     assert scores["fake"] == pytest.approx(model(pixels).logits.softmax(-1)[0, 1].item(), abs=1e-6)
+
+
+PUSH = """
+from gmdf_hf import GMDFImageProcessor
+from tests.conftest import tiny_model
+model = tiny_model()
+model.push_to_hub("user/detector")
+GMDFImageProcessor.of_size(32).push_to_hub("user/detector")
+print(model(__import__("torch").ones(1, 3, 32, 32)).logits.tolist())
+"""
+PULL = """
+import sys
+sys.modules["gmdf_hf"] = None
+import torch
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+AutoImageProcessor.from_pretrained("user/detector", trust_remote_code=True)
+model = AutoModelForImageClassification.from_pretrained("user/detector", trust_remote_code=True)
+print(model(torch.ones(1, 3, 32, 32)).logits.tolist())
+"""
+PULL_WITH_PACKAGE = """
+import torch
+from gmdf_hf import GMDFModel
+print(GMDFModel.from_pretrained("user/detector")(torch.ones(1, 3, 32, 32)).logits.tolist())
+"""
+
+
+@pytest.mark.slow
+def test_pushed_to_the_hub_it_loads_by_name(tmp_path):
+    def run(code: str, home: str) -> list:
+        environment = os.environ | hub.environment(tmp_path / home) | {"PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", code]
+        result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr[-3000:]
+        return json.loads(result.stdout.strip().splitlines()[-1])
+
+    with HubServer() as hub:
+        pushed = run(PUSH, "one")
+        for code in (PULL, PULL_WITH_PACKAGE):
+            np.testing.assert_allclose(run(code, "two"), pushed, atol=1e-5)
 
 
 def test_the_folder_holds_what_it_needs_and_no_more(tmp_path):
