@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from transformers.image_processing_utils import BaseImageProcessor
 
-from gmdf_hf.drawings import DRAWN_DOMAINS, draw_domain
+from gmdf_hf import drawings, forgeries, people, portraits
 from gmdf_hf.images import ImageError, open_image
 
 SPLITS = ("train", "validation", "test")
@@ -125,8 +126,8 @@ def load_domain(
 
 
 def _draw(name: str, drawn: str, split: str, max_videos: int | None) -> datasets.Dataset:
-    if drawn not in DRAWN_DOMAINS:
-        raise DomainError(f"Domain {name!r}: drawn domains are {', '.join(DRAWN_DOMAINS)}, found {drawn!r}.")
+    if drawn not in drawings.DRAWN_DOMAINS:
+        raise DomainError(f"Domain {name!r}: drawn domains are {', '.join(drawings.DRAWN_DOMAINS)}, found {drawn!r}.")
     videos = min(DRAWN_VIDEOS[split], 2 * max_videos if max_videos else DRAWN_VIDEOS[split])
     features = datasets.Features(
         {
@@ -139,12 +140,12 @@ def _draw(name: str, drawn: str, split: str, max_videos: int | None) -> datasets
             "caption": datasets.Value("string"),
         }
     )
-    # Kept in the cache of `datasets` under a fingerprint of the drawing code and these arguments.
+    arguments = {"name": drawn, "split": split, "num_videos": videos}
+    # Kept in the cache of `datasets`, which by itself would not see that the drawing code changed.
+    code = b"".join(Path(module.__file__).read_bytes() for module in (people, portraits, forgeries, drawings))
+    fingerprint = hashlib.sha256(code + repr(arguments).encode()).hexdigest()[:32]
     return datasets.Dataset.from_generator(
-        draw_domain,
-        features=features,
-        gen_kwargs={"name": drawn, "split": split, "num_videos": videos},
-        split=split,
+        drawings.draw_domain, features=features, gen_kwargs=arguments, split=split, fingerprint=fingerprint
     )
 
 

@@ -107,6 +107,15 @@ def test_drawn_domains_load():
     assert domain.captions[0]
 
 
+def test_drawings_are_drawn_anew_when_their_code_changes(monkeypatch, tmp_path):
+    first = load_domain("d", "validation", "drawn:swap", max_videos=1)
+    changed = tmp_path / "people.py"
+    changed.write_text("# another version")
+    monkeypatch.setattr("gmdf_hf.people.__file__", str(changed))
+    again = load_domain("d", "validation", "drawn:swap", max_videos=1)
+    assert first.frames.cache_files != again.frames.cache_files
+
+
 @pytest.mark.parametrize(
     ("columns", "arguments", "message"),
     [
