@@ -96,7 +96,7 @@ class DomainExperts(nn.Module):
     Decision D2, routing: with `domain_ids` each image uses its own expert only. Without, every active expert sees every
     token, the E views stacked as V (E x D) attend to each other, ``softmax(V V^T / sqrt(D)) V`` (Eq. 5-6), and the E
     rows are reduced. The paper says "summation"; a sum grows with E while training shows a block one expert at a time,
-    so the `mean` is the default (README, "Decisions by measurement").
+    so the `mean` is the default (docs/measurements.md).
 
     Args:
         hidden_size: Token width D.
