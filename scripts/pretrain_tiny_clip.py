@@ -3,7 +3,7 @@
     python scripts/pretrain_tiny_clip.py --output gmdf_hf/assets/tiny_clip
 
 The pictures are genuine only, and no caption says so: what the model learns is what CLIP learns from the web, namely
-persons, backgrounds, light and picture quality. It takes about 20 minutes on one core.
+persons, backgrounds, light and picture quality. It takes about 8 minutes on one core.
 """
 
 from __future__ import annotations

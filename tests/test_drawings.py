@@ -149,6 +149,14 @@ def test_the_shipped_clip_loads_whole_and_is_small(tokenizer):
     assert sum(file.stat().st_size for file in TINY_CLIP.iterdir()) < 8_000_000
 
 
+def test_the_two_prompts_start_close_together_as_in_any_clip(tokenizer):
+    model = CLIPModel.from_pretrained(TINY_CLIP).eval()
+    tokens = tokenizer(["A photo of real face", "A photo of fake face"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        real, fake = model.get_text_features(**tokens).pooler_output
+    assert 0.9 < torch.cosine_similarity(real, fake, dim=0) < 0.999
+
+
 def test_the_shipped_clip_finds_the_captions_of_drawings_it_never_saw(tokenizer):
     model = CLIPModel.from_pretrained(TINY_CLIP).eval()
     rows = list(draw_web_faces(256, seed=1_000))
@@ -157,4 +165,4 @@ def test_the_shipped_clip_finds_the_captions_of_drawings_it_never_saw(tokenizer)
     with torch.no_grad():
         logits = model(**pixels, **tokens).logits_per_image
     accuracy = (logits.argmax(1) == torch.arange(256)).float().mean()
-    assert accuracy > 0.2  # chance is 0.004
+    assert accuracy > 0.35  # 0.49 to 0.57 with three seeds; chance is 0.004
