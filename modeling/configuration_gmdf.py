@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.configuration_utils import SubConfigSpec
 
 DIL_VARIANTS = ("affine", "affine_bias", "cross_attention")
 AGGREGATIONS = ("sum", "mean")
@@ -53,7 +54,10 @@ class GMDFConfig(PreTrainedConfig):
     """
 
     model_type = "gmdf"
-    sub_configs_defaults = {"vision_config": CLIPVisionConfig, "text_config": CLIPTextConfig}  # noqa: RUF012
+    sub_configs_defaults = {  # noqa: RUF012
+        "vision_config": SubConfigSpec(CLIPVisionConfig),
+        "text_config": SubConfigSpec(CLIPTextConfig),
+    }
 
     vision_config: dict | CLIPVisionConfig | None = None
     text_config: dict | CLIPTextConfig | None = None

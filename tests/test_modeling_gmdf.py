@@ -167,8 +167,8 @@ def test_gradient_checkpointing_changes_nothing(pixel_values, dil):
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     plain = gradients()
-    model.activation_checkpointing_enable()
-    assert model.is_activation_checkpointing
+    model.gradient_checkpointing_enable()
+    assert model.is_gradient_checkpointing
     recomputed = gradients()
     assert plain.keys() == recomputed.keys()
     for name, gradient in plain.items():
