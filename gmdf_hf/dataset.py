@@ -15,8 +15,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from gmdf_hf import drawings, forgeries, people, portraits
 from gmdf_hf.images import ImageError, open_image
+from gmdf_hf.shards import FEATURES
 
-SPLITS = ("train", "validation", "test")
 LABELS = ("real", "fake")
 DRAWN_PREFIX = "drawn:"
 DRAWN_VIDEOS = {"train": 300, "validation": 60, "test": 150}
@@ -129,17 +129,7 @@ def _draw(name: str, drawn: str, split: str, max_videos: int | None) -> datasets
     if drawn not in drawings.DRAWN_DOMAINS:
         raise DomainError(f"Domain {name!r}: drawn domains are {', '.join(drawings.DRAWN_DOMAINS)}, found {drawn!r}.")
     videos = min(DRAWN_VIDEOS[split], 2 * max_videos if max_videos else DRAWN_VIDEOS[split])
-    features = datasets.Features(
-        {
-            "image": datasets.Image(),
-            "label": datasets.ClassLabel(names=list(LABELS)),
-            "video_id": datasets.Value("string"),
-            "frame": datasets.Value("int32"),
-            "method": datasets.Value("string"),
-            "group": datasets.Value("string"),
-            "caption": datasets.Value("string"),
-        }
-    )
+    features = datasets.Features(FEATURES | {"caption": datasets.Value("string")})
     arguments = {"name": drawn, "split": split, "num_videos": videos}
     # Kept in the cache of `datasets`, which by itself would not see that the drawing code changed.
     code = b"".join(Path(module.__file__).read_bytes() for module in (people, portraits, forgeries, drawings))

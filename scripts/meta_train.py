@@ -27,7 +27,7 @@ from gmdf_hf import TINY_CLIP
 from gmdf_hf.checkpoint import append_history, environment, save_model, write_config, write_json, write_skipped
 from gmdf_hf.codes import make_image_tokenizer
 from gmdf_hf.config import TrainConfig, UserError, parse_command_line
-from gmdf_hf.dataset import DRAWN_PREFIX, SPLITS, Domain, DomainError, FrameReader, check_leaks, collate, load_domain
+from gmdf_hf.dataset import DRAWN_PREFIX, Domain, DomainError, FrameReader, check_leaks, collate, load_domain
 from gmdf_hf.episodes import EpisodeSampler
 from gmdf_hf.losses import classification_loss
 from gmdf_hf.meta import Episode, inner_loss, outer_losses, update_experts
@@ -36,6 +36,7 @@ from gmdf_hf.modeling import GMDFImageProcessor, GMDFModel
 from gmdf_hf.modeling.configuration_gmdf import PROMPT_TEMPLATES
 from gmdf_hf.report import print_results, write_model_card
 from gmdf_hf.scoring import score_domain
+from gmdf_hf.sources.record import SPLITS
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "drawn.yaml"
 MODEL_CARD = Path(__file__).parent.parent / "model_card.md"
