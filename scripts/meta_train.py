@@ -1,8 +1,8 @@
 """Meta-train one detector on several domains (GM-DF, Algorithm 1) and score it on domains it never saw.
 
-accelerate launch scripts/meta_train.py                                        # drawn faces, minutes on a CPU
-accelerate launch scripts/meta_train.py --recipe scripts/recipes/paper.yaml    # the paper's setting
-accelerate launch scripts/meta_train.py --seed 1 --hold_out '[swap]'           # any field of the recipe
+accelerate launch --quiet scripts/meta_train.py                                        # drawn faces, minutes on a CPU
+accelerate launch --quiet scripts/meta_train.py --recipe scripts/recipes/paper.yaml    # the paper's setting
+accelerate launch --quiet scripts/meta_train.py --seed 1 --hold_out '[swap]'           # any field of the recipe
 """
 
 from __future__ import annotations

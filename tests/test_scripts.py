@@ -143,16 +143,19 @@ def test_broken_images_are_listed(tmp_path):
     assert set(listed["domain"]) == {"x"}
 
 
-def launch(*arguments: str, module: str | None = "accelerate.commands.launch") -> subprocess.CompletedProcess:
-    command = [sys.executable, *(["-m", module] if module else []), str(ROOT / "scripts" / "meta_train.py"), *arguments]
+def launch(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    command = [sys.executable, *launcher, str(ROOT / "scripts" / "meta_train.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+ACCELERATE = ("-m", "accelerate.commands.launch", "--quiet")
 
 
 def test_accelerate_launch_prints_the_table(tmp_path):
     config = miniature(tmp_path, max_steps=2, mim_weight=0)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    result = launch("--recipe", str(recipe), "--seed", "4")
+    result = launch("--recipe", str(recipe), "--seed", "4", launcher=ACCELERATE)
     assert result.returncode == 0, result.stderr[-3000:]
     for text in ("seed 4", "unseen", "M_EER", f"model: {tmp_path / 'run' / 'model'}"):
         assert text in result.stdout
@@ -182,9 +185,16 @@ def test_a_users_mistake_is_one_sentence(tmp_path, monkeypatch, change, message)
         config["backbone"] = str(tmp_path / "gmdf")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(config))
-    result = launch("--recipe", str(recipe), module=None)
+    result = launch("--recipe", str(recipe))
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("meta_train.py: ")
     assert message in last
+
+
+def test_a_mistake_is_one_sentence_through_accelerate_too(tmp_path):
+    result = launch("--recipe", str(tmp_path / "none.yaml"), launcher=ACCELERATE)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert f"meta_train.py: The recipe {tmp_path / 'none.yaml'} cannot be read" in result.stderr
