@@ -209,17 +209,16 @@ def parse_command_line(arguments: list[str] | None, description: str, default_re
     Raises:
         UserError: As `load_recipe`.
     """
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, default=default_recipe, help=f"YAML file (default: {default_recipe})")
+    meanings = dict(
+        re.findall(r"^ {8}(\w+): (.+?)(?=\n {8}\w+: |\n {4}\S|\Z)", TrainConfig.__doc__, re.DOTALL | re.MULTILINE)
+    )
     for name, field in TrainConfig.model_fields.items():
+        default = "" if field.is_required() else f" (default: {field.get_default(call_default_factory=True)})"
+        meaning = " ".join(meanings[name].split()) + default
         parser.add_argument(
-            f"--{name}",
-            type=yaml.safe_load,
-            default=argparse.SUPPRESS,
-            metavar="VALUE",
-            help=f"default: {field.get_default(call_default_factory=True)}"
-            if not field.is_required()
-            else "in the recipe",
+            f"--{name}", type=yaml.safe_load, default=argparse.SUPPRESS, metavar="YAML", help=meaning.replace("%", "%%")
         )
     overrides = vars(parser.parse_args(arguments))
     return load_recipe(overrides.pop("recipe"), overrides)

@@ -83,3 +83,12 @@ def test_every_recipe_is_valid_and_says_so_again(recipe, tmp_path, monkeypatch):
     again = tmp_path / "again.yaml"
     again.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     assert load_recipe(again, {}) == config
+
+
+def test_help_explains_every_field(capsys):
+    with pytest.raises(SystemExit):
+        parse_command_line(["--help"], "what it is", RECIPES[0])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "what it is" in printed
+    assert "Step size delta of theta_O (Adam). (default: 3e-06)" in printed
+    assert "Tracker of accelerate, such as `tensorboard`. (default: None)" in printed
