@@ -219,7 +219,7 @@ def _run_ray(units: list[Unit], job: Job, processes: int) -> Iterator[Part]:
     try:
         import ray
     except ImportError as error:
-        raise WorkError("--engine ray needs Ray: pip install 'gmdf-hf[ray]'.") from error
+        raise WorkError("--engine ray needs Ray: install this package with its extra [ray].") from error
     if not ray.is_initialized():
         # RAY_ADDRESS names a cluster, whose machines must all see the data and the output folder.
         ray.init(**({} if "RAY_ADDRESS" in os.environ else {"num_cpus": processes}), logging_level="warning")
