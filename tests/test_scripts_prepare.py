@@ -183,4 +183,4 @@ def test_ray_that_is_not_installed_is_said(tmp_path):
     done = run(
         "--source", "folder", "--root", data, *SMALL, "--engine", "ray", "--output", tmp_path / "out", check=False
     )
-    assert "pip install 'gmdf-hf[ray]'" in done.stderr and "Traceback" not in done.stderr
+    assert "its extra [ray]" in done.stderr and "Traceback" not in done.stderr
