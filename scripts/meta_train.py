@@ -103,51 +103,53 @@ def train(config: TrainConfig, setup: Setup, checkpoint: Path | None, stop: Stop
         wait_for_all()
 
     bar = tqdm(desc="meta-training", unit="it", total=steps, initial=progress.step, disable=not history.active)
-    for epoch in range(progress.epoch, config.epochs):
-        sampler.set_epoch(epoch, start=progress.iteration)
-        model.train()
-        for batch in setup.loader if progress.iteration < len(sampler) and progress.step < steps else ():
-            progress.skipped += batch["skipped"]
-            # All that is random in an iteration follows from the seed and its number: a resumed run repeats it.
-            torch.manual_seed(2**32 * config.seed + progress.step)
-            episode = setup.episode_of(batch)
-            experts = {name: parameter.detach().clone() for name, parameter in model.expert_parameters().items()}
-            losses = take_step(config, setup, episode)
-            sum_gradients(shared)
-            accelerator.unscale_gradients(optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(shared, config.max_grad_norm or math.inf)
-            values, stopped = agree(losses, norm, stop.received)
-            # A gradient scaler tries a norm that is not finite again with a smaller scale.
-            if not all(math.isfinite(values[name]) for name in (losses if accelerator.scaler else values)):
-                keep_experts(model, experts)  # undoes the half of the iteration that is done
-                save()
-                path, step = config.output_dir / "failure.json", progress.step + 1
-                raise UserError(record_failure(path, model, episode, batch["names"], step, values))
-            optimizer.step()
-            optimizer.zero_grad()
-            if not accelerator.optimizer_step_was_skipped:
-                scheduler.step()
-            progress.step, progress.iteration = progress.step + 1, progress.iteration + 1
-            bar.update()
-            if progress.step % LOG_EVERY == 0 or progress.step == steps:
-                values |= {"learning_rate": scheduler.get_last_lr()[0]}
-                history.add({"step": progress.step, "epoch": epoch, **values})
-                accelerator.log(values, step=progress.step)
-                rate = progress.step * len(setup.train) * joined_batch / (time.time() - started)
-                bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()} | {"images/s": f"{rate:.0f}"})
-            if stopped or (config.save_steps and progress.step % config.save_steps == 0):
-                save()
-            if stopped:
-                raise Stopped(f"SIGTERM after iteration {progress.step}: go on with --resume true")
+    with bar:
+        for epoch in range(progress.epoch, config.epochs):
+            sampler.set_epoch(epoch, start=progress.iteration)
+            model.train()
+            for batch in setup.loader if progress.iteration < len(sampler) and progress.step < steps else ():
+                progress.skipped += batch["skipped"]
+                # All that is random in an iteration follows from the seed and its number: a resumed run repeats it.
+                torch.manual_seed(2**32 * config.seed + progress.step)
+                episode = setup.episode_of(batch)
+                experts = {name: parameter.detach().clone() for name, parameter in model.expert_parameters().items()}
+                losses = take_step(config, setup, episode)
+                sum_gradients(shared)
+                accelerator.unscale_gradients(optimizer)
+                norm = torch.nn.utils.clip_grad_norm_(shared, config.max_grad_norm or math.inf)
+                values, stopped = agree(losses, norm, stop.received)
+                # A gradient scaler tries a norm that is not finite again with a smaller scale.
+                if not all(math.isfinite(values[name]) for name in (losses if accelerator.scaler else values)):
+                    keep_experts(model, experts)  # undoes the half of the iteration that is done
+                    save()
+                    path, step = config.output_dir / "failure.json", progress.step + 1
+                    raise UserError(record_failure(path, model, episode, batch["names"], step, values))
+                optimizer.step()
+                optimizer.zero_grad()
+                if not accelerator.optimizer_step_was_skipped:
+                    scheduler.step()
+                progress.step, progress.iteration = progress.step + 1, progress.iteration + 1
+                bar.update()
+                if progress.step % LOG_EVERY == 0 or progress.step == steps:
+                    values |= {"learning_rate": scheduler.get_last_lr()[0]}
+                    history.add({"step": progress.step, "epoch": epoch, **values})
+                    accelerator.log(values, step=progress.step)
+                    rate = progress.step * len(setup.train) * joined_batch / (time.time() - started)
+                    bar.set_postfix(
+                        {name: f"{value:.3g}" for name, value in values.items()} | {"images/s": f"{rate:.0f}"}
+                    )
+                if stopped or (config.save_steps and progress.step % config.save_steps == 0):
+                    save()
+                if stopped:
+                    raise Stopped(f"SIGTERM after iteration {progress.step}: go on with --resume true")
+                if progress.step == steps:
+                    break
+            save()
+            with stop.at_once():
+                choose(config, setup, progress, history)
+            progress.epoch, progress.iteration = epoch + 1, 0
             if progress.step == steps:
                 break
-        save()
-        with stop.at_once():
-            choose(config, setup, progress, history)
-        progress.epoch, progress.iteration = epoch + 1, 0
-        if progress.step == steps:
-            break
-    bar.close()
     progress.seconds = time.time() - started
     return progress
 
