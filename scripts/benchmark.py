@@ -1,0 +1,279 @@
+"""Speed and memory of training and inference, as ratios measured in one run: a line of JSON a figure.
+
+python scripts/benchmark.py                                         # everything, ViT-B/16 with random weights
+python scripts/benchmark.py --figure iteration inference --batch_size 8 --precision bf16
+
+Both sides of a ratio take turns and the fastest of each counts, which is what stays of times on a machine that others
+use, too. `scripts/benchmark_prepare.py` does the same for `prepare`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from accelerate import Accelerator
+from literal import literal_iteration
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    CLIPConfig,
+    CLIPForImageClassification,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+
+from gmdf_hf.dataset import Domain
+from gmdf_hf.episodes import Episode, hidden_patches
+from gmdf_hf.frames import FrameReader
+from gmdf_hf.meta import meta_step
+from gmdf_hf.modeling import (
+    GMDFConfig,
+    GMDFImageProcessor,
+    GMDFImageTokenizer,
+    GMDFImageTokenizerConfig,
+    GMDFModel,
+)
+
+DOMAINS = ("a", "b", "c")
+LEARNING_RATE, INNER_LEARNING_RATE = 3e-6, 1e-2
+BACKBONES = {
+    "vit_b16": {"patch_size": 16},
+    "tiny": {"patch_size": 16, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+}
+FIGURES = ("iteration", "literal", "inference", "memory", "loader", "utilisation")
+
+
+class Bench:
+    """The sides of the figures, on one device and in one precision."""
+
+    def __init__(self, backbone: str, batch_size: int, precision: str, repeats: int):
+        self.accelerator = Accelerator(mixed_precision=precision)
+        self.batch_size, self.repeats = batch_size, repeats
+        self.device = self.accelerator.device
+        self.vision = CLIPVisionConfig(**BACKBONES[backbone])
+        self.about = {
+            "backbone": backbone,
+            "batch_size": batch_size,
+            "precision": precision,
+            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else platform.processor() or "cpu",
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+    def emit(self, figure: str, value: float, goal: str, **details: float | str) -> None:
+        """Print one figure."""
+        print(
+            json.dumps({"figure": figure, "value": round(value, 3), "goal": goal, **details, **self.about}), flush=True
+        )
+
+    def fastest(self, *work: Callable[[], object]) -> list[float]:
+        """Shortest time of each function in seconds; they run in turn, after a first round that does not count."""
+        times: list[list[float]] = [[] for _ in work]
+        for _ in range(self.repeats + 1):
+            for function, found in zip(work, times, strict=True):
+                self._wait()
+                started = time.perf_counter()
+                function()
+                self._wait()
+                found.append(time.perf_counter() - started)
+        return [min(found[1:]) for found in times]
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def detector(self) -> GMDFModel:
+        """A detector as the paper's recipe makes it, with experts that do something."""
+        torch.manual_seed(0)
+        config = GMDFConfig(
+            vision_config=self.vision, text_config=CLIPTextConfig(), domains=DOMAINS, codebook_size=8192
+        )
+        model = GMDFModel(config).to(self.device).train()
+        with torch.no_grad():
+            for layer in model.vision_model.encoder.layers:
+                layer.experts.alpha.fill_(0.1)
+        return model
+
+    def image_tokenizer(self) -> GMDFImageTokenizer:
+        """Visual codes as `image_tokenizer: train` makes them."""
+        sizes = {"image_size": self.vision.image_size, "patch_size": self.vision.patch_size, "codebook_size": 8192}
+        tokenizer = GMDFImageTokenizer(GMDFImageTokenizerConfig(**sizes))
+        return tokenizer.to(self.device).requires_grad_(False).eval()
+
+    def images(self, count: int) -> torch.Tensor:
+        """Random pictures."""
+        return torch.randn(count, 3, self.vision.image_size, self.vision.image_size, device=self.device)
+
+    def meta_iteration(self) -> Callable[[], object]:
+        """One iteration of `scripts/meta_train.py`: a batch of every domain, the last held out."""
+        model = self.detector()
+        tokenizer = self.image_tokenizer()
+        shared = list(model.shared_parameters().values())
+        optimizer = torch.optim.Adam(shared, lr=LEARNING_RATE)
+        count, half = self.batch_size * len(DOMAINS), self.batch_size // 2
+        pixel_values = self.images(count).cpu()
+        labels = torch.tensor(([0] * half + [1] * half) * len(DOMAINS))
+        domain_ids = torch.arange(len(DOMAINS)).repeat_interleave(self.batch_size)
+
+        def iteration() -> None:
+            mask = hidden_patches(range(self.batch_size), model.config)
+            episode = Episode.of(pixel_values, labels, domain_ids, mask, device=self.device)
+            losses = meta_step(model, episode, self.accelerator, tokenizer, INNER_LEARNING_RATE)
+            norm = torch.nn.utils.clip_grad_norm_(shared, torch.inf)
+            torch.stack([*losses.values(), norm]).tolist()  # the loop reads them before it trusts the step
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return iteration
+
+    def literal(self) -> Callable[[], object]:
+        """Algorithm 1 as it is printed."""
+        model, tokenizer = self.detector(), self.image_tokenizer()
+        optimizer = torch.optim.Adam(model.shared_parameters().values(), lr=LEARNING_RATE)
+        batches = [self.images(self.batch_size).cpu() for _ in DOMAINS]
+        labels = torch.tensor([0, 1] * (self.batch_size // 2))
+        return lambda: literal_iteration(
+            model, tokenizer, optimizer, batches, labels, INNER_LEARNING_RATE, self.accelerator
+        )
+
+    def fine_tuning(self) -> Callable[[], object]:
+        """One step of plain fine-tuning of transformers' own classifier on as many images."""
+        torch.manual_seed(0)
+        clip = CLIPConfig(vision_config=self.vision, text_config=CLIPTextConfig(), num_labels=2)
+        model = CLIPForImageClassification(clip).to(self.device).train()
+        optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+        count = self.batch_size * len(DOMAINS)
+        pixel_values, labels = self.images(count).cpu(), torch.arange(count) % 2
+
+        def step() -> None:
+            with self.accelerator.autocast():
+                loss = model(pixel_values.to(self.device), labels=labels.to(self.device)).loss
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), torch.inf)
+            torch.stack([loss.detach(), norm]).tolist()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    def iteration(self) -> None:
+        """A meta-iteration over a step of plain fine-tuning."""
+        ours, plain = self.fastest(self.meta_iteration(), self.fine_tuning())
+        self.emit("meta-iteration / fine-tuning step", ours / plain, "<= 1.12", ours_s=ours, peer_s=plain)
+
+    def against_literal(self) -> None:
+        """A meta-iteration over Algorithm 1 as it is printed."""
+        ours, literal = self.fastest(self.meta_iteration(), self.literal())
+        self.emit("meta-iteration / literal Algorithm 1", ours / literal, "<= 0.5", ours_s=ours, peer_s=literal)
+
+    @torch.no_grad()
+    def inference(self) -> None:
+        """The aggregated route with four experts over CLIP's vision tower alone."""
+        config = GMDFConfig(vision_config=self.vision, text_config=CLIPTextConfig(), domains=[*DOMAINS, "d"])
+        ours = GMDFModel(config).to(self.device).eval()
+        for layer in ours.vision_model.encoder.layers:
+            layer.experts.alpha.fill_(0.1)
+        clip = CLIPVisionModelWithProjection(self.vision).to(self.device).eval()
+        images = self.images(4 * self.batch_size)
+
+        def run(model: torch.nn.Module) -> Callable[[], object]:
+            def forward() -> None:
+                with self.accelerator.autocast():
+                    model(pixel_values=images)
+
+            return forward
+
+        seconds, bare = self.fastest(run(ours), run(clip))
+        self.emit("inference / bare CLIP vision tower", seconds / bare, "<= 1.08", ours_s=seconds, peer_s=bare)
+
+    def memory(self, arguments: list[str]) -> None:
+        """Peak memory of a meta-iteration over that of a step of plain fine-tuning, each in a process of its own."""
+        peaks = []
+        for side in ("meta_iteration", "fine_tuning"):
+            command = [sys.executable, __file__, *arguments, "--peak_of", side]
+            peaks.append(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+        self.emit("memory", peaks[0] / peaks[1], "<= 1.1", ours_mib=peaks[0], peer_mib=peaks[1])
+
+    def peak_of(self, side: str) -> float:
+        """Peak memory in MiB of this process, or on its GPU, after two steps of one side."""
+        step = getattr(self, side)()
+        step(), step()
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+    def loader(self) -> None:
+        """Frames that eight cores can decode and process over those that training can use."""
+        size = self.vision.image_size
+        buffer = io.BytesIO()
+        noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+        Image.fromarray(noise).resize((317, 317), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
+        count = 256
+        frames = datasets.Dataset.from_dict({"image": [{"bytes": buffer.getvalue(), "path": None}] * count})
+        numbers = np.arange(count)
+        names = [str(number) for number in numbers]
+        reader = FrameReader(
+            [Domain("d", "train", frames, numbers % 2, names, numbers, names, None)], GMDFImageProcessor.of_size(size)
+        )
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        (seconds,) = self.fastest(lambda: [reader[0, row] for row in range(count)])
+        torch.set_num_threads(threads)
+        rate = count / seconds
+        (step,) = self.fastest(self.meta_iteration())
+        need = self.batch_size * len(DOMAINS) / step
+        self.emit("loader on 8 cores / need of training", 8 * rate / need, ">= 2", frames_s_core=rate, need_s=need)
+
+    def utilisation(self) -> None:
+        """Floating-point operations of a meta-iteration a second, over those of a large matrix product."""
+        iteration = self.meta_iteration()
+        with FlopCounterMode(display=False) as counter:
+            iteration()
+        size = 8192 if self.device.type == "cuda" else 2048
+        low = self.accelerator.mixed_precision == "bf16"
+        a, b = (torch.randn(size, size, device=self.device, dtype=torch.bfloat16 if low else None) for _ in range(2))
+        seconds, product = self.fastest(iteration, lambda: a @ b)
+        ours, ceiling = counter.get_total_flops() / seconds, 2 * size**3 / product
+        images = self.batch_size * len(DOMAINS) / seconds
+        details = {"images_s": images, "tflops": ours / 1e12, "ceiling_tflops": ceiling / 1e12}
+        self.emit("utilisation of the measured ceiling", ours / ceiling, ">= 0.45 on a GPU", **details)
+
+
+def main() -> None:
+    """Measure what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--figure", nargs="+", choices=FIGURES, default=FIGURES)
+    parser.add_argument("--backbone", choices=BACKBONES, default="vit_b16", help="sizes; weights are random")
+    parser.add_argument("--batch_size", type=int, default=4, help="images of each domain")
+    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peak_of", choices=("meta_iteration", "fine_tuning"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    bench = Bench(arguments.backbone, arguments.batch_size, arguments.precision, arguments.repeats)
+    if arguments.peak_of:
+        print(bench.peak_of(arguments.peak_of))
+        return
+    same = ["--backbone", arguments.backbone, "--batch_size", str(arguments.batch_size)]
+    for figure in arguments.figure:
+        if figure == "memory":
+            bench.memory([*same, "--precision", arguments.precision])
+        else:
+            {"literal": bench.against_literal}.get(figure, getattr(bench, figure))()
+
+
+if __name__ == "__main__":
+    main()

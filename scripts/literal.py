@@ -1,0 +1,93 @@
+"""Algorithm 1 as a careful reader of the paper would first write it in eager PyTorch: the peer of the fast form.
+
+One domain after the other, gradients of all parameters in every step, the text tower in every pass, a clean and a
+masked pass, the E views of every token formed and attended (Eq. 5-6), and L_sis through the eigenvalues of a P x P
+matrix, as torchmetrics computes the same distance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from accelerate import Accelerator
+from torch.nn.functional import cross_entropy, l1_loss
+
+from gmdf_hf.modeling import GMDFImageTokenizer, GMDFModel
+from gmdf_hf.modeling.experts_gmdf import DomainExperts
+from gmdf_hf.modeling.mim_gmdf import draw_mask, patchify
+
+
+def views_attended(
+    experts: DomainExperts, hidden: torch.Tensor, active: Sequence[int] | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eq. 5-6 in the open: the views V `(B, T, E, D)` of every token, ``softmax(V V^T / sqrt(D)) V``, and their mean.
+
+    Takes the place of `DomainExperts._aggregate`, whose result it equals.
+    """
+    chosen = list(range(len(experts.alpha))) if active is None else list(active)
+    views = torch.einsum("bter,edr->bted", hidden[:, :, chosen], experts.up_weight[chosen]) + experts.up_bias[chosen]
+    views = views * experts.alpha[chosen, None]
+    attention = (views @ views.transpose(-1, -2) * views.shape[-1] ** -0.5).softmax(-1)
+    reduced = getattr(attention @ views, experts.aggregation)(dim=2)
+    return reduced, hidden.new_full((len(hidden), len(experts.alpha)), 1 / len(experts.alpha))
+
+
+def frechet(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Eq. 8 with the eigenvalues of the covariances' product."""
+    covariances = [torch.cov(features.float().T) for features in (source, target)]
+    root = torch.linalg.eigvals(covariances[0] @ covariances[1]).sqrt().real.sum()
+    between_means = (source.float().mean(0) - target.float().mean(0)).square().sum()
+    return between_means + covariances[0].trace() + covariances[1].trace() - 2 * root
+
+
+def literal_iteration(
+    model: GMDFModel,
+    tokenizer: GMDFImageTokenizer,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[torch.Tensor],
+    labels: torch.Tensor,
+    inner_learning_rate: float,
+    accelerator: Accelerator,
+) -> None:
+    """One meta-iteration; the last of the batches, one a domain, is the held-out one."""
+    device, experts = accelerator.device, model.expert_parameters()
+    prompt_ids = torch.tensor(model.config.prompt_ids, device=device)
+    labels = labels.to(device)
+    *sources, target = (batch.to(device) for batch in batches)
+    kept = DomainExperts._aggregate
+    DomainExperts._aggregate = views_attended
+    try:
+        features = []
+        for domain, images in enumerate(sources):
+            with accelerator.autocast():
+                model.prompt_embeds = model.encode_prompts(prompt_ids)
+                output = model(images, domain_ids=labels.new_full((len(images),), domain))
+                loss = cross_entropy(output.logits.float(), labels)
+            loss.backward()
+            with torch.no_grad():
+                for parameter in experts.values():
+                    if parameter.grad is not None:
+                        parameter -= inner_learning_rate * parameter.grad
+            model.zero_grad()
+            features.append(output.image_embeds.detach())
+        active = list(range(len(sources)))
+        patch_size = model.config.vision_config.patch_size
+        mask = draw_mask(len(target), model.config.vision_config.image_size // patch_size, model.config.mask_ratio)
+        with accelerator.autocast():
+            model.prompt_embeds = model.encode_prompts(prompt_ids)
+            clean = model(target, active_experts=active)
+            model.prompt_embeds = model.encode_prompts(prompt_ids)
+            masked = model(target, bool_masked_pos=mask.to(device), active_experts=active)
+            mask = mask.to(device)
+            loss = cross_entropy(clean.logits.float(), labels)
+            loss = loss + sum(frechet(source, clean.image_embeds) for source in features) / len(features)
+            loss = loss + cross_entropy(masked.mim_code_logits.float(), tokenizer.encode(target)[mask])
+            loss = loss + l1_loss(masked.mim_pixels.float(), patchify(target, patch_size)[mask])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.shared_parameters().values(), torch.inf)
+        loss.item()
+        optimizer.step()
+        model.zero_grad()
+    finally:
+        DomainExperts._aggregate = kept
