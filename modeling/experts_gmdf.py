@@ -161,20 +161,19 @@ class DomainExperts(nn.Module):
         down_weight = self.down_weight * gain[:, None]
         down_bias = self.down_bias + torch.einsum("erd,ed->er", self.down_weight, bias)
         if domain_ids is not None:
-            hidden = torch.baddbmm(
-                down_bias[domain_ids][:, None], normed, down_weight[domain_ids].transpose(1, 2)
-            )  # (B, T, R)
+            # `index_select`, whose gradient is far cheaper than that of indexing.
+            of_images = [tensor.index_select(0, domain_ids) for tensor in (down_bias[:, None], down_weight)]
+            hidden = torch.baddbmm(of_images[0], normed, of_images[1].transpose(1, 2))  # (B, T, R)
             if self.dil.variant == "cross_attention":
                 answer = self.dil.attend(normed, prompts)[
                     torch.arange(len(normed), device=normed.device), :, domain_ids
                 ]
                 output = torch.einsum("erd,edm->erm", self.down_weight, self.dil.output_weight)
-                hidden = hidden + torch.bmm(answer, output[domain_ids].transpose(1, 2))
+                hidden = hidden + torch.bmm(answer, output.index_select(0, domain_ids).transpose(1, 2))
             up_weight = self.alpha[:, None, None] * self.up_weight
             up_bias = self.alpha[:, None] * self.up_bias
-            views = torch.baddbmm(
-                up_bias[domain_ids][:, None], self.activation_fn(hidden), up_weight[domain_ids].transpose(1, 2)
-            )
+            of_images = [tensor.index_select(0, domain_ids) for tensor in (up_bias[:, None], up_weight)]
+            views = torch.baddbmm(of_images[0], self.activation_fn(hidden), of_images[1].transpose(1, 2))
             return views, nn.functional.one_hot(domain_ids, len(self.alpha)).to(views.dtype)
 
         hidden = torch.einsum("btd,erd->bter", normed, down_weight) + down_bias
