@@ -176,7 +176,8 @@ class DomainExperts(nn.Module):
             views = torch.baddbmm(of_images[0], self.activation_fn(hidden), of_images[1].transpose(1, 2))
             return views, nn.functional.one_hot(domain_ids, len(self.alpha)).to(views.dtype)
 
-        hidden = torch.einsum("btd,erd->bter", normed, down_weight) + down_bias
+        hidden = nn.functional.linear(normed, down_weight.flatten(0, 1), down_bias.flatten())
+        hidden = hidden.unflatten(-1, down_bias.shape)  # (B, T, E, R)
         if self.dil.variant == "cross_attention":
             output = torch.einsum("erd,edm->erm", self.down_weight, self.dil.output_weight)
             hidden = hidden + torch.einsum("btem,erm->bter", self.dil.attend(normed, prompts), output)
@@ -201,25 +202,34 @@ class DomainExperts(nn.Module):
         Returns:
             The reduced views, shape `(B, T, D)`, and the experts' shares, shape `(B, E)`, 0 for those not active.
         """
-        up = torch.cat([self.up_weight, self.up_bias[..., None]], -1) * self.alpha[:, None, None]  # (E, D, R + 1)
+        up = torch.cat([self.up_weight.transpose(1, 2), self.up_bias[:, None]], 1) * self.alpha[:, None, None]
         active = None if active_experts is None else torch.as_tensor(active_experts, device=hidden.device)
         if active is not None:
-            hidden, up = hidden[:, :, active], up[active]
+            hidden, up = hidden.index_select(2, active), up.index_select(0, active)
+        experts, size, width = up.shape  # E, R + 1, D
         codes = torch.cat([hidden, torch.ones_like(hidden[..., :1])], -1)  # (B, T, E, R + 1)
-        gram = torch.einsum("idr,jds->jsir", up, up)
-        products = torch.einsum("btjs,jsir->btjir", codes, gram)
-        scores = torch.einsum("btir,btjir->btij", codes, products)  # V_i . V_j
+        up = up.flatten(0, 1)
+        gram = (up @ up.T).unflatten(0, (experts, size))  # (E, R + 1, E (R + 1))
+        # V_i . V_j for i <= j, and both halves of the symmetric matrix from them.
+        pairs = [
+            ((codes[:, :, j] @ gram[j, :, : (j + 1) * size]).unflatten(-1, (j + 1, size)) * codes[:, :, : j + 1]).sum(
+                -1
+            )
+            for j in range(experts)
+        ]
+        places = [max(i, j) * (max(i, j) + 1) // 2 + min(i, j) for i in range(experts) for j in range(experts)]
+        scores = torch.cat(pairs, -1)[..., places].unflatten(-1, (experts, experts))
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        weights = (scores * up.shape[1] ** -0.5).softmax(-1).sum(-2)  # row i attends to j; the rows are then summed
+        weights = (scores * width**-0.5).softmax(-1).sum(-2)  # row i attends to j; the rows are then summed
         if self.aggregation == "mean":
-            weights = weights / len(up)
-        aggregated = torch.einsum("btjs,jds->btd", codes * weights[..., None].to(codes.dtype), up)
+            weights = weights / experts
+        aggregated = (codes * weights[..., None].to(codes.dtype)).flatten(2) @ up
 
         with torch.no_grad():
             norms = scores.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
             shares = (weights * norms).mean(1)
             total = shares.sum(-1, keepdim=True)
-            shares = torch.where(total > 0, shares / total.where(total > 0, 1), 1 / len(up))
+            shares = torch.where(total > 0, shares / total.where(total > 0, 1), 1 / experts)
             if active is not None:
                 shares = shares.new_zeros(len(shares), len(self.alpha)).index_copy(1, active, shares)
         return aggregated, shares.to(hidden.dtype)
