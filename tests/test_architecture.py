@@ -41,7 +41,9 @@ DATAS_WAY = (
     "codes",  # visual codes for masked-image modelling
     "meta",  # the two half steps of a meta-iteration
     "scoring",  # frames to a table of scores
+    "score_table",  # a table of scores, by domain and by video
     "metrics",  # a table of scores to figures
+    "intervals",  # and how sure they are
     "report",  # figures for people to read
     "checkpoint",  # what a run leaves behind
 )
