@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import asdict, dataclass
+from importlib.resources import files
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from gmdf_hf.score_table import LEVELS, split_domains, video_scores
 
 CALIBRATION_BINS = 15
+# The same figures as a metric of `evaluate`: evaluate.load(EVALUATE_MODULE).
+EVALUATE_MODULE = str(files("gmdf_hf") / "assets" / "deepfake_metrics")
 
 
 @dataclass(frozen=True)
