@@ -40,10 +40,13 @@ DATAS_WAY = (
     "losses",  # the three losses of Eq. 11
     "codes",  # visual codes for masked-image modelling
     "meta",  # the two half steps of a meta-iteration
+    "distortions",  # the five of Table 10
     "scoring",  # frames to a table of scores
+    "score_parts",  # what several processes have scored so far
     "score_table",  # a table of scores, by domain and by video
     "metrics",  # a table of scores to figures
     "intervals",  # and how sure they are
+    "tables",  # figures for terminal, Markdown and CSV
     "report",  # figures for people to read
     "checkpoint",  # what a run leaves behind
 )
@@ -99,8 +102,10 @@ def test_the_link_to_modeling_is_relative():
 
 def test_readme_prints_the_way_of_the_data():
     readme = (ROOT / "README.md").read_text()
-    positions = [readme.find(f"\n  {name}{'/' if name == 'sources' else '.py'} ") for name in DATAS_WAY]
-    assert min(positions) > 0
+    files = readme[readme.index("\ngmdf_hf/ ") : readme.index("\nscripts/\n")]
+    places = [re.search(rf"[ \n]{name}{'/' if name == 'sources' else '.py'}[ ,]", files) for name in DATAS_WAY]
+    assert None not in places, [name for name, place in zip(DATAS_WAY, places, strict=True) if place is None]
+    positions = [place.start() for place in places]
     assert positions == sorted(positions)
 
 

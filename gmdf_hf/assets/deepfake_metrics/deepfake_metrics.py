@@ -10,9 +10,9 @@ from gmdf_hf.metrics import binary_metrics
 DESCRIPTION = """
 Figures of a real / fake detector. `predictions` are probabilities of fake, `references` 0 for real and 1 for fake.
 The configuration `samples`, the default, takes those two and returns accuracy, AUC, average precision, equal error
-rate, M of Eq. 13 of GM-DF, both error rates at the threshold, expected calibration error and Brier score. The configuration
-`domains` takes `domains` and `video_ids` as well and returns the same by domain, of frames and of videos, and M_EER,
-the pooled AUC and the Cross-AUC over domains.
+rate, M of Eq. 13 of GM-DF, both error rates at the threshold, expected calibration error and Brier score. The
+configuration `domains` takes `domains` and `video_ids` as well and returns the same by domain, of frames and of
+videos, and M_EER, the pooled AUC and the Cross-AUC over domains.
 """
 
 CITATION = """
