@@ -1,8 +1,8 @@
 """The five distortions of Table 10, at five levels each.
 
 The paper names the kinds (compression, Gaussian blur, contrast, saturation, pixelation) and no strengths. The factors
-of contrast, saturation and pixelation are those of DeeperForensics-1.0, whose distortions the field goes by; so are the
-widths of the blur, here relative to the picture's side, because crops come in several sizes. Compression is JPEG.
+of contrast, saturation and pixelation and the widths of the blur are those of DeeperForensics-1.0, whose distortions the
+field goes by, in pixels of the crop as it is stored. Compression is JPEG.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from transformers.image_processing_utils import BaseImageProcessor
 LEVELS = 5
 DISTORTIONS = {
     "compress": (80, 60, 40, 25, 15),  # JPEG quality
-    "blur": (1.2, 1.5, 2.2, 2.8, 3.5),  # standard deviation in pixels of a picture of 300 a side
+    "blur": (1.2, 1.5, 2.2, 2.8, 3.5),  # standard deviation in pixels
     "contrast": (0.85, 0.725, 0.6, 0.475, 0.35),  # factor
     "saturate": (0.4, 0.3, 0.2, 0.1, 0.0),  # factor
     "pixelate": (2, 3, 4, 5, 6),  # side of a block in pixels
 }
-BLUR_SIDE = 300
 
 
 def distort(image: Image.Image, kind: str, level: int) -> Image.Image:
@@ -48,7 +47,7 @@ def distort(image: Image.Image, kind: str, level: int) -> Image.Image:
         image.save(file, "JPEG", quality=strength)
         return Image.open(file).convert("RGB")
     if kind == "blur":
-        return image.filter(ImageFilter.GaussianBlur(strength * min(image.size) / BLUR_SIDE))
+        return image.filter(ImageFilter.GaussianBlur(strength))
     if kind == "contrast":
         return ImageEnhance.Contrast(image).enhance(strength)
     if kind == "saturate":
