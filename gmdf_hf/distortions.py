@@ -1,8 +1,8 @@
 """The five distortions of Table 10, at five levels each.
 
 The paper names the kinds (compression, Gaussian blur, contrast, saturation, pixelation) and no strengths. The factors
-of contrast, saturation and pixelation and the widths of the blur are those of DeeperForensics-1.0, whose distortions the
-field goes by, in pixels of the crop as it is stored. Compression is JPEG.
+of contrast, saturation and pixelation and the widths of the blur are those of DeeperForensics-1.0, whose distortions
+the field goes by, in pixels of the crop as it is stored. Compression is JPEG.
 """
 
 from __future__ import annotations
