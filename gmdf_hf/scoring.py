@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
 from gmdf_hf.dataset import Domain, FrameReader, Skipped, collate
+from gmdf_hf.images import open_image
 from gmdf_hf.modeling.configuration_gmdf import PROMPT_TEMPLATES
 
 REAL_NAMES = {"real", "genuine", "authentic", "original", "pristine", "bonafide", "human", "realism", "realface"}
@@ -87,6 +89,17 @@ def fixed_batches(domain: Domain, batch_size: int) -> list[list[int]]:
 def _digest(domain: Domain, row: int) -> bytes:
     stored = domain.frames[row]["image"] or {"bytes": None, "path": None}
     return hashlib.sha256(stored["bytes"] if stored["bytes"] is not None else str(stored["path"]).encode()).digest()
+
+
+def read_picture(domain: Domain, row: int) -> Image.Image:
+    """One frame of a domain as an RGB picture.
+
+    Raises:
+        ImageError: If it cannot be read.
+    """
+    stored = domain.frames[row]["image"]
+    content = stored["bytes"] if stored["bytes"] is not None else stored["path"]
+    return open_image(content, name=f"{domain.name}, video {domain.video_ids[row]}")
 
 
 @torch.no_grad()

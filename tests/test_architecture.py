@@ -47,6 +47,9 @@ DATAS_WAY = (
     "metrics",  # a table of scores to figures
     "intervals",  # and how sure they are
     "tables",  # figures for terminal, Markdown and CSV
+    "protocol",  # the paper's tables and figures as runs
+    "attention",  # where a transformer looks
+    "plots",  # pictures of all that
     "report",  # figures for people to read
     "checkpoint",  # what a run leaves behind
 )
