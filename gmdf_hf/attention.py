@@ -30,7 +30,7 @@ def attention_maps(model: torch.nn.Module, pixel_values: torch.Tensor) -> tuple[
     model.eval()
     model.set_attn_implementation("eager")
     try:
-        attentions = model(pixel_values=pixel_values, output_attentions=True).attentions
+        attentions = getattr(model(pixel_values=pixel_values, output_attentions=True), "attentions", None)
     finally:
         model.set_attn_implementation(before)
     if not attentions:

@@ -59,7 +59,8 @@ def roc_curves(domains: Mapping[str, Mapping[str, DomainScores]]) -> Figure:
             auc = 100 * roc_auc_score(samples.labels, samples.scores)
             axis.plot(false_fake, found, f"C{number}", linestyle=STYLES[number % 4], label=f"{method} {auc:.1f}")
         axis.set(title=domain, xlabel="reals called fake", ylabel="fakes found", aspect="equal")
-        axis.legend(loc="lower right", fontsize=7, frameon=False, title="AUC in %", title_fontsize=7)
+        if len(axis.lines) > 1:
+            axis.legend(loc="lower right", fontsize=7, frameon=False, title="AUC in %", title_fontsize=7)
         _plain(axis)
     return figure
 
@@ -77,8 +78,8 @@ def reliability(domains: Mapping[str, DomainScores]) -> Figure:
         predicted = np.bincount(bins, samples.scores, CALIBRATION_BINS)[held] / counts[held]
         found = np.bincount(bins, samples.labels, CALIBRATION_BINS)[held] / counts[held]
         axis.plot([0, 1], [0, 1], color="0.8", linewidth=1)
-        axis.plot(predicted, found, color=FAKE_COLOUR, linewidth=1)
-        axis.scatter(predicted, found, s=8 + 300 * counts[held] / counts.sum(), color=FAKE_COLOUR, alpha=0.6)
+        # No line between the points: it would make the bins that hold two frames the most visible ones.
+        axis.scatter(predicted, found, s=4 + 400 * counts[held] / counts.sum(), color=FAKE_COLOUR, alpha=0.6)
         axis.set(title=domain, xlabel="probability of fake", ylabel="share of fakes", aspect="equal")
         axis.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
         _plain(axis)
@@ -96,7 +97,7 @@ def score_histograms(domains: Mapping[str, DomainScores], threshold: float) -> F
         axis.axvline(threshold, color="0.2", linewidth=1, linestyle=":", label="threshold")
         axis.set(title=domain, xlabel="probability of fake", ylabel="% of its class")
         _plain(axis)
-    axes[0].legend(fontsize=7, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure
 
 
@@ -156,28 +157,26 @@ def lines(
 
 
 def attention_grid(pictures: Sequence[Image.Image], titles: Sequence[str], maps: Mapping[str, np.ndarray]) -> Figure:
-    """A row a picture: the picture, then each method's attention over it.
+    """A column a picture: the picture, below it each method's attention over it.
 
     Args:
         pictures: RGB.
         titles: A line for each picture.
         maps: For each method maps of shape `(pictures, side, side)`; each map is scaled to its own range.
     """
-    figure = Figure(figsize=(1.7 * (1 + len(maps)), 1.75 * len(pictures) + 0.3), layout="constrained")
-    axes = figure.subplots(len(pictures), 1 + len(maps), squeeze=False)
+    figure = Figure(figsize=(1.25 * len(pictures) + 0.6, 1.3 * (1 + len(maps)) + 0.3), layout="constrained")
+    axes = figure.subplots(1 + len(maps), len(pictures), squeeze=False)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-    for number, picture in enumerate(pictures):
-        axes[number][0].imshow(picture)
-        axes[number][0].set_ylabel(titles[number], fontsize=7)
-        for column, (method, of_method) in enumerate(maps.items(), start=1):
-            whole = of_method[number] - of_method[number].min()
+    for axis, name in zip(axes[:, 0], ("image", *maps), strict=True):
+        axis.set_ylabel(name.replace(", ", "\n"), fontsize=7)
+    for column, picture in enumerate(pictures):
+        axes[0][column].imshow(picture)
+        axes[0][column].set_title(titles[column].replace(", ", "\n"), fontsize=7)
+        for axis, of_method in zip(axes[1:, column], maps.values(), strict=True):
+            whole = of_method[column] - of_method[column].min()
             heat = Image.fromarray((255 * whole / max(whole.max(), 1e-12)).astype(np.uint8))
-            axes[number][column].imshow(picture.convert("L"), cmap="gray")
-            smooth = heat.resize(picture.size, Image.Resampling.BICUBIC)
-            axes[number][column].imshow(smooth, cmap="inferno", alpha=0.55)
-            if number == 0:
-                axes[0][column].set_title(method, fontsize=8)
-    axes[0][0].set_title("image", fontsize=8)
+            axis.imshow(picture.convert("L"), cmap="gray")
+            axis.imshow(heat.resize(picture.size, Image.Resampling.BICUBIC), cmap="inferno", alpha=0.55)
     return figure

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from PIL import ImageOps
 from rich.console import Console
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
@@ -232,7 +233,8 @@ def attention_picture(runs: Sequence[Run]) -> Any:
         last, rollout = attention_maps(model, pixel_values)
         maps |= {f"{run.row.label}, last block": last.numpy(), f"{run.row.label}, rollout": rollout.numpy()}
     side = max(picture.size for picture in pictures)[0]
-    return plots.attention_grid([picture.resize((side, side)) for picture in pictures], titles, maps)
+    squares = [ImageOps.fit(picture, (side, side)) for picture in pictures]  # the centre, which is what the model sees
+    return plots.attention_grid(squares, titles, maps)
 
 
 def protocol_names() -> list[str]:

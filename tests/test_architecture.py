@@ -50,6 +50,7 @@ DATAS_WAY = (
     "protocol",  # the paper's tables and figures as runs
     "attention",  # where a transformer looks
     "plots",  # pictures of all that
+    "report_page",  # and a page of them
     "report",  # figures for people to read
     "checkpoint",  # what a run leaves behind
 )
