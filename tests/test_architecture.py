@@ -40,6 +40,7 @@ DATAS_WAY = (
     "losses",  # the three losses of Eq. 11
     "codes",  # visual codes for masked-image modelling
     "meta",  # the two half steps of a meta-iteration
+    "baselines",  # what it is compared with
     "distortions",  # the five of Table 10
     "scoring",  # frames to a table of scores
     "score_parts",  # what several processes have scored so far
