@@ -27,7 +27,7 @@ RATES = ("acc", "auc", "ap", "eer", "m", "fpr", "fnr", "ece", "brier")
 
 
 @dataclass(frozen=True)
-class _Binned:
+class Binned:
     """One domain at one level: counts of each video's samples in each bin, and the bins' mean (squared) scores."""
 
     counts: tuple[csr_array, csr_array]  # of real and of fake videos, (bins, videos of the class)
@@ -35,7 +35,7 @@ class _Binned:
     squares: tuple[np.ndarray, np.ndarray]  # of the error, score or 1 - score
 
 
-def _bin_edges(samples: list[DomainScores], threshold: float) -> np.ndarray:
+def bin_edges(samples: list[DomainScores], threshold: float) -> np.ndarray:
     """Lower edges of the bins, for all domains; threshold and calibration bins fall on edges."""
     given = np.append(np.linspace(0, 1, CALIBRATION_BINS + 1)[:-1], threshold)
     values = [np.unique(domain.scores) for domain in samples]
@@ -45,7 +45,8 @@ def _bin_edges(samples: list[DomainScores], threshold: float) -> np.ndarray:
     return np.unique(np.concatenate([*values, given]))
 
 
-def _bin(samples: DomainScores, edges: np.ndarray) -> _Binned:
+def bin_samples(samples: DomainScores, edges: np.ndarray) -> Binned:
+    """Count one domain's samples; the videos of a class keep the order of their first samples."""
     counts, means, squares = [], [], []
     for label in (0, 1):
         rows = np.flatnonzero(samples.labels == label)
@@ -57,11 +58,11 @@ def _bin(samples: DomainScores, edges: np.ndarray) -> _Binned:
         total = np.maximum(np.bincount(bins, minlength=len(edges)), 1)
         means.append((np.bincount(bins, scores, len(edges)) / total)[:, None])
         squares.append((np.bincount(bins, (scores - label) ** 2, len(edges)) / total)[:, None])
-    return _Binned(tuple(counts), tuple(means), tuple(squares))
+    return Binned(tuple(counts), tuple(means), tuple(squares))
 
 
 def _figures(
-    real: np.ndarray, fake: np.ndarray, binned: _Binned, edges: np.ndarray, threshold: float, real_share: float | None
+    real: np.ndarray, fake: np.ndarray, binned: Binned, edges: np.ndarray, threshold: float, real_share: float | None
 ) -> dict[str, np.ndarray]:
     """Figures of many replicates: `real` and `fake` are histograms of shape `(bins, replicates)`."""
     reals, fakes = real.sum(0), fake.sum(0)
@@ -93,7 +94,7 @@ def _figures(
     }
 
 
-def _weights(count: int, replicates: int, rng: np.random.Generator) -> np.ndarray:
+def draw_weights(count: int, replicates: int, rng: np.random.Generator) -> np.ndarray:
     """How often each of `count` videos is drawn in each replicate, shape `(count, replicates)`."""
     weights = np.zeros((replicates, count), np.float32)
     if count:
@@ -103,7 +104,7 @@ def _weights(count: int, replicates: int, rng: np.random.Generator) -> np.ndarra
 
 
 def _blocks(
-    domains: list[_Binned], other: list[_Binned], replicates: int, seed: int
+    domains: list[Binned], other: list[Binned], replicates: int, seed: int
 ) -> Iterator[tuple[list[tuple[np.ndarray, np.ndarray]], ...]]:
     """Histograms of every domain at both levels, under the same draws; the first block is the sample itself."""
     rng = np.random.default_rng(seed)
@@ -114,7 +115,7 @@ def _blocks(
         levels: tuple[list, ...] = ([], [])
         for pair in zip(domains, other, strict=True):
             counts = [pair[0].counts[label].shape[1] for label in (0, 1)]
-            weights = [np.ones((n, 1), np.float32) if number == 0 else _weights(n, size, rng) for n in counts]
+            weights = [np.ones((n, 1), np.float32) if number == 0 else draw_weights(n, size, rng) for n in counts]
             for level, binned in zip(levels, pair, strict=True):
                 level.append(tuple((binned.counts[k] @ weights[k]).astype(float) for k in (0, 1)))
         yield levels
@@ -178,8 +179,8 @@ def measure(
     exact = point_figures(table, threshold, real_share)
     domains = split_domains(table)
     samples = {"frame": list(domains.values()), "video": [domain.by_video() for domain in domains.values()]}
-    edges = {level: _bin_edges(samples[level], threshold) for level in LEVELS}
-    binned = {level: [_bin(domain, edges[level]) for domain in samples[level]] for level in LEVELS}
+    edges = {level: bin_edges(samples[level], threshold) for level in LEVELS}
+    binned = {level: [bin_samples(domain, edges[level]) for domain in samples[level]] for level in LEVELS}
     found: dict[str, dict[tuple, list]] = {level: {} for level in LEVELS}
     for block in _blocks(binned["frame"], binned["video"], replicates, seed):
         for level, histograms in zip(LEVELS, block, strict=True):
@@ -192,7 +193,7 @@ def measure(
 def _replicate(
     names: list[str],
     histograms: list[tuple[np.ndarray, np.ndarray]],
-    binned: list[_Binned],
+    binned: list[Binned],
     edges: np.ndarray,
     threshold: float,
     real_share: float | None,

@@ -59,7 +59,7 @@ class Figure(_Strict):
 
 
 class Protocol(_Strict):
-    """A table or figure."""
+    """A table or figure; `compare` is the row that the other rows' AUC is compared with, with intervals."""
 
     title: str
     paper: str | None = None
@@ -67,6 +67,7 @@ class Protocol(_Strict):
     settings: tuple[Setting, ...]
     figures: tuple[Figure, ...]
     plot: Literal["bars", "lines", "roc", "attention"] = "bars"
+    compare: str | None = None
 
 
 class Scale(_Strict):

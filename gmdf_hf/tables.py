@@ -19,7 +19,7 @@ def percent(value: float | None) -> str:
 
 def percent_interval(ends: Sequence[float | None] | None) -> str:
     """An interval in percent, `-` where there is none."""
-    return "-" if ends is None or percent(ends[0]) == "-" else f"{100 * ends[0]:.1f}-{100 * ends[1]:.1f}"
+    return "-" if ends is None or percent(ends[0]) == "-" else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
 
 
 def domain_table(results: dict) -> list[list[str]]:

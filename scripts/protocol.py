@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import PartialState
 from PIL import ImageOps
@@ -32,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from gmdf_hf import plots
 from gmdf_hf.attention import attention_maps
+from gmdf_hf.comparison import compare
 from gmdf_hf.config import TrainConfig, UserError
 from gmdf_hf.dataset import DomainError, load_domain
 from gmdf_hf.protocol import (
@@ -50,7 +52,7 @@ from gmdf_hf.protocol import (
 )
 from gmdf_hf.score_table import DomainScores, read_scores, split_domains
 from gmdf_hf.scoring import read_picture
-from gmdf_hf.tables import markdown, rich_table
+from gmdf_hf.tables import markdown, percent, percent_interval, rich_table
 from scripts import evaluate, meta_train
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -90,7 +92,8 @@ def main(name: str, scale_name: str, seeds: Sequence[int], folder: Path) -> list
     table = table_of(protocol, cells)
     if PartialState().is_main_process:
         command = f"python scripts/protocol.py {name} --scale {scale_name} --seeds {' '.join(map(str, seeds))}"
-        write(protocol, runs, cells, table, folder / name, [scale.note, f"`{command}`"])
+        remarks = [*comparisons(protocol, runs, scale.replicates), scale.note, f"`{command}`"]
+        write(protocol, runs, cells, table, folder / name, remarks)
     return table
 
 
@@ -173,6 +176,29 @@ def write(
     plots.save(picture_of(protocol, runs, cells), place.with_suffix(".png"))
 
 
+def comparisons(protocol: Protocol, runs: Sequence[Run], replicates: int) -> list[str]:
+    """Each row's AUC against that of the row it is compared with, over the same drawn videos and over seeds."""
+    if protocol.compare is None:
+        return []
+    rows = [["", "training data", "AUC", "95 %", f"minus {protocol.compare}", "95 %"]]
+    for setting in protocol.settings:
+        tables: dict[str, list[pd.DataFrame]] = {}
+        for run in runs:
+            if run.setting == setting and run.config is not None:
+                tables.setdefault(run.row.label, []).append(read_scores(run.config.output_dir / "scores.parquet"))
+        for label in [*tables] if protocol.compare in tables else []:
+            found = compare(tables[label], tables[protocol.compare], setting.test or setting.train, replicates)
+            row = [label, setting.label, percent(found["method"]), percent_interval(found["method_interval"])]
+            if label != protocol.compare:
+                row += [percent(found["difference"]), percent_interval(found["difference_interval"])]
+            rows.append(row + [""] * (6 - len(row)))
+    text = (
+        "AUC of frames, the mean over test domains and seeds. Intervals hold 95 % of the draws of test videos, "
+        "the same for both rows, and of seeds."
+    )
+    return [text, markdown(rows, text_columns=2)] if len(rows) > 1 else []
+
+
 def budgets(protocol: Protocol, runs: Sequence[Run]) -> list[list[str]]:
     """Steps, images and time of each method, so that everybody sees whether they are equal."""
     rows = [["", "steps", "images", "seconds"]]
@@ -198,9 +224,8 @@ def picture_of(protocol: Protocol, runs: Sequence[Run], cells: dict[tuple[str, s
         for key in ("mean", "deviation", "paper")
     ]
     if protocol.plot == "lines":
-        return plots.lines(
-            rows, [setting.label for setting in protocol.settings], *arrays[:2], protocol.figures[0].label
-        )
+        places = [setting.label for setting in protocol.settings]
+        return plots.lines(rows, places, *arrays[:2], protocol.figures[0].label, protocol.title)
     return plots.bars(rows, columns, *arrays)
 
 

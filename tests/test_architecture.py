@@ -47,6 +47,7 @@ DATAS_WAY = (
     "score_table",  # a table of scores, by domain and by video
     "metrics",  # a table of scores to figures
     "intervals",  # and how sure they are
+    "comparison",  # two methods on the same videos
     "tables",  # figures for terminal, Markdown and CSV
     "protocol",  # the paper's tables and figures as runs
     "attention",  # where a transformer looks

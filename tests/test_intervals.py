@@ -33,10 +33,10 @@ def test_a_replicate_equals_the_table_of_the_drawn_videos(threshold):
     samples = DomainScores(
         table["label"].to_numpy(), table["score"].to_numpy(), pd.factorize(table["video_id"])[0].astype(int)
     )
-    edges = intervals._bin_edges([samples], threshold)
-    binned = intervals._bin(samples, edges)
+    edges = intervals.bin_edges([samples], threshold)
+    binned = intervals.bin_samples(samples, edges)
     rng = np.random.default_rng(1)
-    weights = [intervals._weights(30, 4, rng) for _ in range(2)]
+    weights = [intervals.draw_weights(30, 4, rng) for _ in range(2)]
     assert all((of_class.sum(0) == 30).all() for of_class in weights)
     histograms = [(counts @ of_class).astype(float) for counts, of_class in zip(binned.counts, weights, strict=True)]
     found = intervals._figures(*histograms, binned, edges, threshold, None)

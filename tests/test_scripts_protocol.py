@@ -23,7 +23,7 @@ def folder(tmp_path_factory) -> Path:
 def check(name: str, folder: Path) -> list[list[str]]:
     table = protocol.main(name, "mini", [0], folder)
     described = read_yaml(ROOT / "scripts" / "recipes" / "protocols" / f"{name}.yaml", Protocol)
-    settings = described.settings[:2]
+    settings = described.settings[:1]
     assert table[0] == ["", *columns_of(described.model_copy(update={"settings": settings}))]
     text = (folder / f"{name}.md").read_text()
     assert text.startswith(f"# {described.title}\n")
@@ -41,6 +41,8 @@ def check(name: str, folder: Path) -> list[list[str]]:
     for column, value in zip(paper_results(described.paper)["columns"], paper_results(described.paper)["rows"].get("GM-DF", []), strict=False):  # noqa: E501  # fmt: skip
         if column in printed and value is not None:
             assert float(printed[column]) == value
+    if described.compare:
+        assert f"| minus {described.compare} |" in text
     with Image.open(folder / f"{name}.png") as picture:
         assert min(picture.size) > 100
     return table

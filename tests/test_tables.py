@@ -17,7 +17,7 @@ def test_a_row_a_domain_with_its_interval():
         "real": "3",
         "fake": "5",
         "AUC": "25.00",
-        "95 %": "20.0-30.0",
+        "95 %": "20.0 to 30.0",
     } | dict.fromkeys(("AP", "ACC", "EER", "M", "FPR", "FNR", "ECE", "Brier"), "25.00")
     assert z[1] == "unseen"
     assert z[5:7] == ["-", "-"]
