@@ -103,22 +103,37 @@ def draw_weights(count: int, replicates: int, rng: np.random.Generator) -> np.nd
     return np.ascontiguousarray(weights.T)
 
 
+def draw_histograms(counts: csr_array, replicates: int, rng: np.random.Generator) -> np.ndarray:
+    """Histograms of one class under drawn videos.
+
+    Args:
+        counts: Samples of each video in each bin, shape `(bins, videos)`.
+        replicates: Number of draws.
+        rng: Source of the draws.
+
+    Returns:
+        Shape `(bins, replicates)`.
+    """
+    bins, videos = counts.shape
+    if counts.nnz == videos and counts.sum(dtype=np.float64) == videos:
+        # A sample a video: drawing videos is drawing bins, which are far fewer.
+        shares = counts.sum(1, dtype=np.float64) / max(videos, 1)
+        return rng.multinomial(videos, shares, size=replicates).T if videos else np.zeros((bins, replicates))
+    return counts @ draw_weights(videos, replicates, rng)
+
+
 def _blocks(
-    domains: list[Binned], other: list[Binned], replicates: int, seed: int
-) -> Iterator[tuple[list[tuple[np.ndarray, np.ndarray]], ...]]:
-    """Histograms of every domain at both levels, under the same draws; the first block is the sample itself."""
-    rng = np.random.default_rng(seed)
+    domains: list[Binned], replicates: int, rng: np.random.Generator
+) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
+    """Histograms of every domain's reals and fakes; the first block is the sample itself."""
     videos = max(counts.shape[1] for binned in domains for counts in binned.counts)
     block = max(1, min(BLOCK, MAX_WEIGHTS // videos))
-    sizes = [1] + [min(block, replicates - done) for done in range(0, replicates, block)]
-    for number, size in enumerate(sizes):
-        levels: tuple[list, ...] = ([], [])
-        for pair in zip(domains, other, strict=True):
-            counts = [pair[0].counts[label].shape[1] for label in (0, 1)]
-            weights = [np.ones((n, 1), np.float32) if number == 0 else draw_weights(n, size, rng) for n in counts]
-            for level, binned in zip(levels, pair, strict=True):
-                level.append(tuple((binned.counts[k] @ weights[k]).astype(float) for k in (0, 1)))
-        yield levels
+    yield [tuple(counts.sum(1, dtype=np.float64)[:, None] for counts in binned.counts) for binned in domains]
+    for done in range(0, replicates, block):
+        size = min(block, replicates - done)
+        yield [
+            tuple(draw_histograms(counts, size, rng).astype(float) for counts in binned.counts) for binned in domains
+        ]
 
 
 def _cross(histograms: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
@@ -179,12 +194,12 @@ def measure(
     exact = point_figures(table, threshold, real_share)
     domains = split_domains(table)
     samples = {"frame": list(domains.values()), "video": [domain.by_video() for domain in domains.values()]}
-    edges = {level: bin_edges(samples[level], threshold) for level in LEVELS}
-    binned = {level: [bin_samples(domain, edges[level]) for domain in samples[level]] for level in LEVELS}
     found: dict[str, dict[tuple, list]] = {level: {} for level in LEVELS}
-    for block in _blocks(binned["frame"], binned["video"], replicates, seed):
-        for level, histograms in zip(LEVELS, block, strict=True):
-            values = _replicate(list(domains), histograms, binned[level], edges[level], threshold, real_share)
+    for number, level in enumerate(LEVELS):
+        edges = bin_edges(samples[level], threshold)
+        binned = [bin_samples(domain, edges) for domain in samples[level]]
+        for histograms in _blocks(binned, replicates, np.random.default_rng((seed, number))):
+            values = _replicate(list(domains), histograms, binned, edges, threshold, real_share)
             for key, value in values.items():
                 found[level].setdefault(key, []).append(value)
     return exact | {"intervals": _collect(found, exact, coverage)}
