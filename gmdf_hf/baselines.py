@@ -16,8 +16,7 @@ Any image classifier of transformers can stand in for CLIP in `linear_probe`, `d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
@@ -26,8 +25,10 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 from transformers.image_processing_utils import BaseImageProcessor
 
 from gmdf_hf.config import UserError
+from gmdf_hf.episodes import Episode
 from gmdf_hf.meta import inner_loss, outer_losses
 from gmdf_hf.modeling import GMDFModel
+from gmdf_hf.processes import num_processes, sum_over_processes
 
 Losses = dict[str, torch.Tensor]
 
@@ -98,7 +99,7 @@ def equal_shares(domains: int) -> torch.Tensor:
     return torch.full((domains,), 1 / domains)
 
 
-def merged_step(model: torch.nn.Module, episode: Any, accelerator: Accelerator, shares: torch.Tensor) -> Losses:
+def merged_step(model: torch.nn.Module, episode: Episode, accelerator: Accelerator, shares: torch.Tensor) -> Losses:
     """One step of fine-tuning on merged domains.
 
     A batch holds as many images of each domain; weighing them by the domains' shares gives, on average, the gradient
@@ -106,8 +107,7 @@ def merged_step(model: torch.nn.Module, episode: Any, accelerator: Accelerator, 
 
     Args:
         model: Classifier with `logits` of shape `(B, 2)`.
-        episode: Images of all domains: `pixel_values`, `labels`, `domain_ids`, `prompt_ids`, and `weights`, one over
-            the number of images of each image's domain in all processes.
+        episode: Images of all domains.
         accelerator: Of the run.
         shares: Weight of each domain's mean loss, shape `(domains,)`.
 
@@ -125,12 +125,11 @@ def merged_step(model: torch.nn.Module, episode: Any, accelerator: Accelerator, 
 
 def merged_losses_step(
     model: GMDFModel,
-    episode: Any,
+    episode: Episode,
     accelerator: Accelerator,
     image_tokenizer: torch.nn.Module | None,
     alignment_weight: float = 1.0,
     mim_weight: float = 1.0,
-    **outer: Any,
 ) -> Losses:
     """One step of `balanced_erm` with L_sis and L_mim, the experts being at zero effect and frozen.
 
@@ -145,10 +144,9 @@ def merged_losses_step(
         image_tokenizer: Gives the visual codes of patches; None leaves L_mim out.
         alignment_weight: Weight of L_sis; 0 leaves it out.
         mim_weight: Weight of L_mim.
-        **outer: Further arguments of `outer_losses`.
 
     Returns:
-        `classification`, and `alignment` and `masked_image` where asked for.
+        `classification`, and `alignment` and `masked_image` where asked for: this process's share of each.
     """
     domains = len(episode.source_domains) + 1
     with accelerator.autocast():
@@ -160,23 +158,22 @@ def merged_losses_step(
             image_tokenizer=image_tokenizer,
             align=alignment_weight > 0,
             all_experts=True,
-            **outer,
         )
         losses["classification"] = (source_loss + losses["classification"]) / domains
         weights = {"classification": 1.0, "alignment": alignment_weight, "masked_image": mim_weight}
         total = sum(weights[name] * loss for name, loss in losses.items())
     accelerator.backward(total, inputs=list(model.shared_parameters().values()))
+    if "alignment" in losses:  # every process has the whole of it
+        losses["alignment"] = losses["alignment"] / num_processes()
     return {name: loss.detach() for name, loss in losses.items()}
 
 
 def mldg_step(
     model: GMDFModel,
-    episode: Any,
+    episode: Episode,
     accelerator: Accelerator,
     inner_learning_rate: float,
     meta_test_weight: float = 1.0,
-    sum_over_processes: Callable[[list[torch.Tensor]], Iterable[torch.Tensor]] = list,
-    **outer: Any,
 ) -> Losses:
     """One step of first-order MLDG: ``grad F(theta) + beta * grad G(theta')`` with ``theta' = theta - alpha grad F``.
 
@@ -192,11 +189,9 @@ def mldg_step(
         accelerator: Of the run; without gradient scaling.
         inner_learning_rate: alpha.
         meta_test_weight: beta.
-        sum_over_processes: Sums gradients over processes: all of them must take the same step to theta'.
-        **outer: Further arguments of `outer_losses`.
 
     Returns:
-        `source` (F) and `classification` (G).
+        `source` (F) and `classification` (G): this process's share of each.
 
     Raises:
         ValueError: If the run scales its gradients against underflow, which is not built in here.
@@ -210,14 +205,14 @@ def mldg_step(
     source = _filled(parameters, torch.autograd.grad(source_loss, parameters, allow_unused=True))
     before = [parameter.detach().clone() for parameter in parameters]
     with torch.no_grad():
+        # All processes take the same step to theta'; what is left in `.grad` is this process's share.
         for parameter, gradient in zip(parameters, sum_over_processes(source), strict=True):
             parameter.sub_(gradient, alpha=inner_learning_rate)
     try:
         with accelerator.autocast():
             nothing = torch.empty(0, device=episode.pixel_values.device)
-            target_loss = outer_losses(
-                model, episode, nothing, image_tokenizer=None, align=False, all_experts=True, **outer
-            )["classification"]
+            losses = outer_losses(model, episode, nothing, image_tokenizer=None, align=False, all_experts=True)
+            target_loss = losses["classification"]
         target = _filled(parameters, torch.autograd.grad(target_loss, parameters, allow_unused=True))
     finally:
         with torch.no_grad():

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from gmdf_hf.config import UserError
-from gmdf_hf.dataset import Domain, Skipped
+from gmdf_hf.dataset import Domain
+from gmdf_hf.frames import Skipped
 from gmdf_hf.scoring import score_rows
 
 BATCHES_IN_A_PART = 16

@@ -16,12 +16,11 @@ import pandas as pd
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
-from gmdf_hf.dataset import Domain, FrameReader, Skipped, collate
+from gmdf_hf.dataset import Domain
+from gmdf_hf.frames import FrameReader, Skipped, collate
 from gmdf_hf.images import open_image
-from gmdf_hf.modeling.configuration_gmdf import PROMPT_TEMPLATES
 
 REAL_NAMES = {"real", "genuine", "authentic", "original", "pristine", "bonafide", "human", "realism", "realface"}
 FAKE_NAMES = {"fake", "deepfake", "forged", "forgery", "manipulated", "synthetic", "artificial", "ai", "fakeface"}
@@ -57,17 +56,6 @@ def fake_class(id2label: Mapping[int, str], fake_label: str | None = None) -> in
             f"The class names {list(names.values())} do not tell real from fake; name the fake one with `fake_label`."
         )
     return fakes[0]
-
-
-def caption_encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    """Function from captions to the token ids of template P3's two sentences, shape `(B, 2, length)`."""
-
-    def encode(captions: list[str]) -> torch.Tensor:
-        texts = [template.format(caption=caption) for caption in captions for template in PROMPT_TEMPLATES["P3"]]
-        ids = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")["input_ids"]
-        return ids.unflatten(0, (len(captions), 2))
-
-    return encode
 
 
 def fixed_batches(domain: Domain, batch_size: int) -> list[list[int]]:
@@ -198,3 +186,9 @@ def score_domain(
     rows, scores, skipped = zip(*scored, strict=True)
     table = score_rows(domain, np.concatenate(rows), np.concatenate(scores))
     return table, [item for of_batch in skipped for item in of_batch]
+
+
+def score_domains(model: torch.nn.Module, domains: Sequence[Domain], **arguments) -> tuple[pd.DataFrame, list[Skipped]]:
+    """Scores of several domains in one table; the other arguments and the result are those of `score_domain`."""
+    parts = [score_domain(model, domain, **arguments) for domain in domains]
+    return pd.concat([table for table, _ in parts], ignore_index=True), [item for _, part in parts for item in part]

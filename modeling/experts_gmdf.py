@@ -209,7 +209,8 @@ class DomainExperts(nn.Module):
         codes = torch.cat([hidden, torch.ones_like(hidden[..., :1])], -1)  # (B, T, E, R + 1)
         gram = torch.einsum("idr,jds->jsir", up, up)
         products = torch.einsum("btjs,jsir->btjir", codes, gram)
-        scores = torch.einsum("btir,btjir->btij", codes, products).float()  # V_i . V_j
+        scores = torch.einsum("btir,btjir->btij", codes, products)  # V_i . V_j
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         weights = (scores * up.shape[1] ** -0.5).softmax(-1).sum(-2)  # row i attends to j; the rows are then summed
         if self.aggregation == "mean":
             weights = weights / len(up)

@@ -62,14 +62,14 @@ class GMDFModel(CLIPPreTrainedModel):
         if not config.slim:
             self.text_model = CLIPTextModel._from_config(text)
             self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
-            self.mim_head = MaskedImageHead(
-                vision.hidden_size, config.codebook_size, vision.patch_size, vision.layer_norm_eps
-            )
-            # The text tower is CLIP's and stays so unless a user thaws it (decision D4).
-            self.text_model.requires_grad_(False)
-            self.text_projection.requires_grad_(False)
+            sizes = (vision.hidden_size, config.codebook_size, vision.patch_size)
+            self.mim_head = MaskedImageHead(*sizes, eps=vision.layer_norm_eps)
+            self._freeze_text_tower()
         self._prompt_embeds_stale = not config.slim
-        self.register_load_state_dict_post_hook(lambda model, _: model._mark_prompt_embeds_stale())
+        # With other weights, the kept class features are as stale as after training.
+        self.register_load_state_dict_post_hook(
+            lambda model, _: setattr(model, "_prompt_embeds_stale", not config.slim)
+        )
         self.post_init()
 
     @torch.no_grad()
@@ -108,7 +108,15 @@ class GMDFModel(CLIPPreTrainedModel):
                     f"{name_or_path} is no GM-DF checkpoint: expected the model type {cls.config_class.model_type!r}, "
                     f"found {found!r}; `GMDFModel.from_clip` starts from a CLIP."
                 )
-        return super().from_pretrained(name_or_path, *args, config=config, use_safetensors=True, **kwargs)
+        loaded = super().from_pretrained(name_or_path, *args, config=config, use_safetensors=True, **kwargs)
+        # Loading makes parameters anew, all of them trainable. (With `output_loading_info` there is more than a model.)
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze_text_tower()
+        return loaded
+
+    def _freeze_text_tower(self) -> None:
+        """The text tower is CLIP's and stays so unless a user thaws it (decision D4)."""
+        for part in () if self.config.slim else (self.text_model, self.text_projection):
+            part.requires_grad_(False)
 
     @classmethod
     def from_clip(
@@ -190,9 +198,6 @@ class GMDFModel(CLIPPreTrainedModel):
         pooled = self.text_model(prompt_ids.flatten(0, -2)).pooler_output
         return normalize(self.text_projection(pooled), dim=-1).unflatten(0, prompt_ids.shape[:-1])
 
-    def _mark_prompt_embeds_stale(self) -> None:
-        self._prompt_embeds_stale = not self.config.slim
-
     @torch.no_grad()
     def update_prompt_embeds(self) -> None:
         """Recompute the kept class features; needed only after the text tower's weights were changed by hand."""
@@ -202,7 +207,7 @@ class GMDFModel(CLIPPreTrainedModel):
 
     def train(self, mode: bool = True) -> "GMDFModel":
         """Switch between training and evaluation; the class features are computed anew at the next use."""
-        self._mark_prompt_embeds_stale()
+        self._prompt_embeds_stale = not self.config.slim
         return super().train(mode)
 
     def class_features(self) -> torch.Tensor:
@@ -232,7 +237,8 @@ class GMDFModel(CLIPPreTrainedModel):
             domain_ids: Source domain of each image, shape `(B,)`; each image then uses its own expert only. None, the
                 case of an unseen domain, aggregates the active experts.
             labels: 0 real, 1 fake, shape `(B,)`.
-            bool_masked_pos: True where a patch is hidden, shape `(B, patches)`; asks for the masked-image predictions.
+            bool_masked_pos: True where a patch is hidden, shape `(B, patches)`, best left on the host, where reading it
+                makes no GPU wait; asks for the masked-image predictions.
             prompt_ids: Class sentences of each image, shape `(B, 2, length)`: template P3 with its captions.
             active_experts: Experts the aggregated route may use; None for all.
             **kwargs: `output_hidden_states`, `output_attentions`, `output_expert_weights`, `return_dict`.
@@ -267,7 +273,8 @@ class GMDFModel(CLIPPreTrainedModel):
         logits = self.logit_scale.exp() * torch.einsum("bp,bcp->bc", image_embeds, text_embeds)
         codes, pixels = None, None
         if bool_masked_pos is not None:
-            codes, pixels = self.mim_head(vision.last_hidden_state[:, 1:][bool_masked_pos])
+            hidden = bool_masked_pos.flatten().nonzero().flatten().to(pixel_values.device, non_blocking=True)
+            codes, pixels = self.mim_head(vision.last_hidden_state[:, 1:].flatten(0, 1)[hidden])
         return GMDFOutput(
             loss=None if labels is None else cross_entropy(logits, labels),
             logits=logits,

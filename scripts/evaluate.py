@@ -26,7 +26,7 @@ import yaml
 from accelerate import Accelerator
 from pydantic import ValidationError
 from rich.console import Console
-from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoTokenizer
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
 import gmdf_hf.modeling.auto_gmdf  # noqa: F401  the auto classes then know the model
@@ -34,10 +34,11 @@ from gmdf_hf.checkpoint import environment, write_json, write_skipped
 from gmdf_hf.config import DomainSource, UserError
 from gmdf_hf.dataset import Domain, DomainError, load_domain
 from gmdf_hf.distortions import DistortingProcessor, parse_distortion
+from gmdf_hf.frames import caption_encoder
 from gmdf_hf.intervals import measure
 from gmdf_hf.metrics import crossing
 from gmdf_hf.score_parts import claim_folder, done_batches, join_parts, write_parts
-from gmdf_hf.scoring import Encoder, caption_encoder, fake_class, fixed_batches, score_batches
+from gmdf_hf.scoring import Encoder, fake_class, fixed_batches, score_batches
 from gmdf_hf.sources.record import SPLITS
 from gmdf_hf.tables import domain_table, rich_table
 
@@ -160,7 +161,7 @@ def captions_of(model: torch.nn.Module, domains: list[Domain], evaluation: Evalu
     if getattr(model.config, "prompt", None) != "P3" or all(domain.captions is None for domain in domains):
         return None
     try:
-        return caption_encoder(AutoTokenizer.from_pretrained(evaluation.model, revision=evaluation.revision))
+        return caption_encoder(evaluation.model)
     except (OSError, ValueError) as error:
         raise UserError(
             f"The model {evaluation.model!r} has the prompt P3, which takes captions, and no tokenizer: save its "

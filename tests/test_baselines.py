@@ -15,7 +15,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from gmdf_hf import GMDFModel
+from gmdf_hf import GMDFModel, baselines
 from gmdf_hf.baselines import (
     equal_shares,
     freeze_all_but_the_head,
@@ -27,8 +27,9 @@ from gmdf_hf.baselines import (
     size_shares,
 )
 from gmdf_hf.config import UserError
+from gmdf_hf.episodes import Episode
 from gmdf_hf.losses import alignment_loss
-from gmdf_hf.meta import Episode
+from gmdf_hf.modeling.mim_gmdf import draw_mask
 from tests.conftest import tiny_config
 
 
@@ -46,13 +47,8 @@ def episode() -> Episode:
     generator = torch.Generator().manual_seed(1)
     pixel_values = torch.randn(12, 3, 32, 32, generator=generator)
     domain_ids = torch.tensor([0] * 4 + [2] * 4 + [1] * 4)
-    return Episode(pixel_values, torch.tensor([0, 0, 1, 1] * 3), domain_ids, num_source=8)
-
-
-@pytest.fixture
-def batch(episode) -> SimpleNamespace:
-    weights = torch.full((12,), 1 / 4)
-    return SimpleNamespace(**vars(episode), weights=weights)
+    mask = draw_mask(4, 4, 0.2, generator=generator)
+    return Episode.of(pixel_values, torch.tensor([0, 0, 1, 1] * 3), domain_ids, mask=mask)
 
 
 def losses_of(model, episode) -> torch.Tensor:
@@ -73,11 +69,13 @@ def assert_grads(model, expected, **tolerance) -> None:
 
 
 @pytest.mark.parametrize("shares", [equal_shares(3), size_shares([4000, 1000, 5000])])
-def test_merged_domains_count_by_their_share(model, batch, shares):
-    expected = gradients(model, (losses_of(model, batch) * shares).sum())
-    found = merged_step(model, batch, Accelerator(), shares)
+def test_merged_domains_count_by_their_share(model, episode, shares):
+    expected = gradients(model, (losses_of(model, episode) * shares).sum())
+    found = merged_step(model, episode, Accelerator(), shares)
     assert_grads(model, expected)
-    assert found["classification"] == pytest.approx(float((losses_of(model, batch) * shares).sum().detach()), rel=1e-5)
+    assert found["classification"] == pytest.approx(
+        float((losses_of(model, episode) * shares).sum().detach()), rel=1e-5
+    )
     assert all(parameter.grad is None for parameter in model.expert_parameters().values())
 
 
@@ -100,7 +98,7 @@ def test_mldg_is_two_gradients_the_second_after_a_step(model, episode):
             twin.shared_parameters()[name].sub_(0.3 * gradient)
     target = losses_of(twin, episode)[1]
     second = gradients(twin, target)
-    found = mldg_step(model, episode, Accelerator(), 0.3, meta_test_weight=0.5, generator=torch.Generator())
+    found = mldg_step(model, episode, Accelerator(), 0.3, meta_test_weight=0.5)
     assert_grads(model, {name: first[name] + 0.5 * second[name] for name in first}, rtol=1e-4, atol=1e-6)
     assert found["source"] == pytest.approx(float(source.detach()), rel=1e-5)
     assert found["classification"] == pytest.approx(float(target.detach()), rel=1e-5)
@@ -112,21 +110,21 @@ def test_mldg_is_two_gradients_the_second_after_a_step(model, episode):
 
 
 def test_mldg_with_recomputed_activations_is_the_same(model, episode):
-    mldg_step(model, episode, Accelerator(), 0.3, generator=torch.Generator())
+    mldg_step(model, episode, Accelerator(), 0.3)
     expected = {name: parameter.grad.clone() for name, parameter in model.shared_parameters().items()}
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.zero_grad()
-    mldg_step(model, episode, Accelerator(), 0.3, generator=torch.Generator())
+    mldg_step(model, episode, Accelerator(), 0.3)
     assert_grads(model, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_mldg_sums_what_the_processes_step_on(model, episode):
+def test_mldg_sums_what_the_processes_step_on(model, episode, monkeypatch):
     """Two processes with the same images: the step to theta' is as long as both gradients together."""
-    mldg_step(model, episode, Accelerator(), 0.6, generator=torch.Generator())
+    mldg_step(model, episode, Accelerator(), 0.6)
     expected = {name: parameter.grad.clone() for name, parameter in model.shared_parameters().items()}
     model.zero_grad()
-    doubled = {"sum_over_processes": lambda gradients: [2 * gradient for gradient in gradients]}
-    mldg_step(model, episode, Accelerator(), 0.3, generator=torch.Generator(), **doubled)
+    monkeypatch.setattr(baselines, "sum_over_processes", lambda gradients: [2 * gradient for gradient in gradients])
+    mldg_step(model, episode, Accelerator(), 0.3)
     assert_grads(model, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -147,28 +145,28 @@ def test_merged_losses_add_alignment_and_masked_images(model, episode):
     parts = [output.image_embeds[episode.domain_ids == domain] for domain in (0, 2, 1)]
     aligned = alignment_loss(parts[:2], parts[2])
     expected = gradients(model, losses_of(model, episode).mean() + 0.7 * aligned)
-    found = merged_losses_step(model, episode, Accelerator(), None, alignment_weight=0.7, generator=torch.Generator())
+    found = merged_losses_step(model, episode, Accelerator(), None, alignment_weight=0.7)
     assert set(found) == {"classification", "alignment"}
     assert found["alignment"] == pytest.approx(float(aligned.detach()), rel=1e-4)
     assert_grads(model, expected, rtol=1e-4, atol=1e-5)
     model.zero_grad()
-    found = merged_losses_step(model, episode, Accelerator(), Codes(), alignment_weight=0, generator=torch.Generator())
+    found = merged_losses_step(model, episode, Accelerator(), Codes(), alignment_weight=0)
     assert set(found) == {"classification", "masked_image"}
     assert model.mim_head.code_classifier.weight.grad.any()
     assert all(parameter.grad is None for parameter in model.expert_parameters().values())
 
 
-def test_a_linear_probe_trains_its_head_alone(model, batch):
+def test_a_linear_probe_trains_its_head_alone(model, episode):
     freeze_all_but_the_head(model)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == set(model.shared_parameters()) == {"visual_projection.weight", "logit_scale"}
-    merged_step(model, batch, Accelerator(), equal_shares(3))
+    merged_step(model, episode, Accelerator(), equal_shares(3))
     assert model.visual_projection.weight.grad.any()
     # A linear decision: the sign of the difference of logits is that of a linear function of the frozen features.
-    features = model.vision_model(batch.pixel_values, domain_prompts=model.domain_prompts).pooler_output
+    features = model.vision_model(episode.pixel_values, domain_prompts=model.domain_prompts).pooler_output
     real, fake = model.class_features()
     linear = features @ (model.visual_projection.weight.T @ (fake - real))
-    logits = model(batch.pixel_values).logits
+    logits = model(episode.pixel_values).logits
     assert ((logits[:, 1] > logits[:, 0]) == (linear > 0)).all()
 
 
@@ -184,7 +182,7 @@ BACKBONES = {
 
 
 @pytest.mark.parametrize("kind", BACKBONES)
-def test_any_image_classifier_can_be_a_backbone(kind, tmp_path, batch):
+def test_any_image_classifier_can_be_a_backbone(kind, tmp_path, episode):
     model_class, config, processor_class = BACKBONES[kind]
     source = model_class(config)
     source.save_pretrained(tmp_path)
@@ -192,7 +190,7 @@ def test_any_image_classifier_can_be_a_backbone(kind, tmp_path, batch):
     model, processor = load_classifier(str(tmp_path))
     assert model.config.id2label == {0: "real", 1: "fake"}
     assert processor.to_dict()["image_processor_type"].startswith(processor_class.__name__.removesuffix("Pil"))
-    merged_step(model.train(), batch, Accelerator(), equal_shares(3))
+    merged_step(model.train(), episode, Accelerator(), equal_shares(3))
     assert all(parameter.grad is not None for name, parameter in model.named_parameters() if "mask_token" not in name)
     head = head_parameters(model)
     for name, parameter in load_classifier(str(tmp_path))[0].named_parameters():

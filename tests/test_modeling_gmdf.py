@@ -293,7 +293,7 @@ def test_every_field_of_the_configuration_is_read():
     """No option without effect: each field's name stands somewhere in the code besides its definition."""
     package = Path(gmdf_hf.__file__).parent
     readers = [path for path in (package / "modeling").glob("*_gmdf.py") if "configuration" not in path.name]
-    code = "".join(path.read_text() for path in [*readers, package / "meta.py"])
+    code = "".join(path.read_text() for path in [*readers, package / "episodes.py"])
     fields = set(json.loads(GMDFConfig().to_json_string(use_diff=False))) & set(GMDFConfig.__dataclass_fields__)
     own = [name for name in GMDFConfig.__annotations__ if name in fields]
     assert len(own) > 12
@@ -320,12 +320,20 @@ def test_labels_give_the_cross_entropy(pixel_values):
     torch.testing.assert_close(output.loss, torch.nn.functional.cross_entropy(output.logits, labels))
 
 
-def test_parameter_groups_split_all_that_trains():
+@pytest.mark.parametrize("source", ["new", "clip", "saved"])
+def test_parameter_groups_split_all_that_trains(source, clip_folder, tmp_path):
     model = tiny_model()
+    if source == "clip":
+        model = GMDFModel.from_clip(clip_folder, ["a", "b"], prompt_ids=PROMPT_IDS)
+    elif source == "saved":
+        model.save_pretrained(tmp_path)
+        model = GMDFModel.from_pretrained(tmp_path)
     experts, shared = model.expert_parameters(), model.shared_parameters()
     assert not experts.keys() & shared.keys()
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    assert all(name.startswith(("text_model.", "text_projection.")) for name in frozen)
+    assert frozen == {
+        name for name, _ in model.named_parameters() if name.startswith(("text_model.", "text_projection."))
+    }
     assert experts.keys() | shared.keys() | frozen == {name for name, _ in model.named_parameters()}
     assert {"domain_prompts", "text_affine.gain_weight", "vision_model.encoder.layers.1.experts.alpha"} <= set(experts)
     assert {"visual_projection.weight", "mim_head.mask_token", "vision_model.post_layernorm.bias"} <= set(shared)

@@ -8,7 +8,7 @@ from gmdf_hf.dataset import Domain, load_domain
 from gmdf_hf.modeling import GMDFImageProcessor
 from gmdf_hf.scoring import fake_class, fixed_batches, score_domain
 from tests.conftest import tiny_model
-from tests.test_scripts import write_domain
+from tests.domains import write_domain
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from gmdf_hf.modeling import GMDFImageProcessor
 from gmdf_hf.score_table import SCORE_COLUMNS, read_scores
 from scripts import evaluate
 from tests.conftest import tiny_model
-from tests.test_scripts import write_domain
+from tests.domains import write_domain
 
 ROOT = Path(__file__).parent.parent
 

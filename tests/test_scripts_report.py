@@ -16,7 +16,8 @@ from gmdf_hf.modeling import GMDFImageProcessor
 from gmdf_hf.tables import percent
 from scripts import evaluate, meta_train, report
 from tests.conftest import tiny_model
-from tests.test_scripts import miniature, write_domain
+from tests.domains import write_domain
+from tests.test_scripts import miniature
 
 
 @pytest.fixture
