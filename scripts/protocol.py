@@ -4,7 +4,7 @@ python scripts/protocol.py table3 --scale paper --seeds 0 1 2     # GMDF_DOMAINS
 python scripts/protocol.py table8 fig7 --scale mini               # drawn domains, one step a run: does it all work?
 python scripts/protocol.py real_leave_one_out --scale real --seeds 0 1 2 3 4
 
-A run that is done is not done again, in whatever table it stands.
+A run that is done is not done again, in whatever table it stands, and a killed one goes on.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ from gmdf_hf.protocol import (
 from gmdf_hf.score_table import DomainScores, read_scores, split_domains
 from gmdf_hf.scoring import read_picture
 from gmdf_hf.tables import markdown, percent, percent_interval, rich_table
+from gmdf_hf.training_state import Stopped
 from scripts import evaluate, meta_train
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -86,7 +87,7 @@ def main(name: str, scale_name: str, seeds: Sequence[int], folder: Path) -> list
                 flush=True,
             )
             shutil.rmtree(run.config.output_dir / "distorted", ignore_errors=True)  # of weights that will be gone
-            meta_train.main(run.config)
+            meta_train.main(run.config.model_copy(update={"resume": True}))  # a killed run goes on
             gc.collect()
     cells = cells_of(protocol, scale, runs)
     table = table_of(protocol, cells)
@@ -284,5 +285,8 @@ if __name__ == "__main__":
                 title = f"{name}, {arguments.scale}: ours, with the paper's figure in brackets, in %"
                 Console(width=max(100, 16 * len(table[0]))).print(rich_table(table, title))
                 print(f"{folder / name}.md, .csv, .png")
+    except Stopped as stopped:
+        print(f"protocol.py: {stopped}", file=sys.stderr)
+        sys.exit(meta_train.STOPPED)
     except (UserError, DomainError) as error:
         sys.exit(f"protocol.py: {error}")

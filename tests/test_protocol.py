@@ -79,6 +79,12 @@ def test_real_recipes_find_their_data_or_say_what_is_missing(name, tmp_path, mon
     assert any(run.config is not None for run in planned(name, "paper", tmp_path))
 
 
+@pytest.mark.parametrize("name", [name for name in PROTOCOLS if name.startswith("real_")])
+def test_the_three_real_domains_are_found(name, tmp_path, monkeypatch, real_data):
+    monkeypatch.setenv("GMDF_REAL_DATA", str(real_data.parent))
+    assert any(run.config is not None for run in planned(name, "real", tmp_path))
+
+
 def test_every_row_has_the_same_schedule(tmp_path):
     """No baseline gets a worse one: rows differ in what the row is about, and in nothing else."""
     about = {"method", "model", "alignment_weight", "mim_weight", "output_dir"}
