@@ -22,7 +22,7 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, weights: tor
     Returns:
         A scalar; the sum over processes is the loss.
     """
-    return (cross_entropy(logits.float(), labels, reduction="none") * weights).sum()
+    return (cross_entropy(_at_least_single(logits), labels, reduction="none") * weights).sum()
 
 
 def alignment_loss(sources: Sequence[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
@@ -51,15 +51,16 @@ def alignment_loss(sources: Sequence[torch.Tensor], target: torch.Tensor) -> tor
         centred, means = zip(*map(_centre, sources), strict=True)
         # Rows of zeros change no singular value: one decomposition for all source domains, however many images each.
         a = pad_sequence(list(centred), batch_first=True)  # (S, n, P)
-        cross = torch.linalg.svdvals(a @ b.T).sum(-1)
+        products = a @ b.T
+        # A number that is not finite is an error of the decomposition; the means below carry it into the loss instead.
+        cross = torch.linalg.svdvals(products.where(products.isfinite().all(), 0)).sum(-1)
         between_means = (torch.stack(means) - target_mean).square().sum(-1)
         return (between_means + a.square().sum((1, 2)) + b.square().sum() - 2 * cross).mean()
 
 
 def _centre(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Centred batch over ``sqrt(n - 1)``, whose Gram matrix is the covariance, and the mean, in single precision."""
-    if features.dtype != torch.float64:
-        features = features.float()
+    """Centred batch over ``sqrt(n - 1)``, whose Gram matrix is the covariance, and the mean."""
+    features = _at_least_single(features)
     mean = features.mean(0)
     return (features - mean) / (len(features) - 1) ** 0.5, mean
 
@@ -78,4 +79,9 @@ def masked_image_loss(
     Returns:
         A scalar: both terms are means over the hidden patches.
     """
-    return cross_entropy(code_logits.float(), codes) + l1_loss(pixels.float(), patches)
+    return cross_entropy(_at_least_single(code_logits), codes) + l1_loss(_at_least_single(pixels), patches)
+
+
+def _at_least_single(tensor: torch.Tensor) -> torch.Tensor:
+    """Losses are sums of small numbers: half precision is widened, double precision stays."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

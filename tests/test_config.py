@@ -45,6 +45,14 @@ def test_held_out_domains_become_unseen(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"warmup_steps": 5}, "warmup_steps needs another lr_scheduler than constant"),
+        ({"streaming": True}, "streaming needs steps_per_epoch"),
+        ({"meta_gradient": "second_order", "gradient_checkpointing": True}, "the gradient would be wrong"),
+        ({"meta_gradient": "second_order", "torch_compile": True}, "has no double backward"),
+        (
+            {"meta_gradient": "second_order", "attn_implementation": "flash_attention_2"},
+            "second_order needs attn_implementation sdpa or eager, found 'flash_attention_2'",
+        ),
         ({"lr": 1}, "lr: unknown key; known are source_domains"),
         ({"source_domains": {"a": {"url": "x", "path": "y"}, "b": "z"}}, "url: unknown key; known are path"),
         ({"model": {"dil": "film"}}, "`dil` must be one of"),

@@ -48,6 +48,12 @@ def test_alignment_gradient_is_finite_where_batches_outnumber_dimensions():
     assert source.grad.isfinite().all()
 
 
+def test_a_number_that_is_not_finite_comes_out_as_such():
+    source, target = torch.randn(4, 3), torch.randn(4, 3)
+    source[1, 2] = torch.nan
+    assert alignment_loss([target, source], target).isnan()
+
+
 def test_equal_distributions_are_at_distance_zero():
     features = torch.randn(8, 5, dtype=torch.double)
     assert float(alignment_loss([features, features.flip(0)], features)) == pytest.approx(0, abs=1e-9)

@@ -1,11 +1,12 @@
 import pytest
 import torch
+from accelerate import Accelerator
 from torch.nn.functional import cross_entropy, l1_loss
 
 from gmdf_hf import GMDFModel
 from gmdf_hf.episodes import Episode
 from gmdf_hf.losses import alignment_loss
-from gmdf_hf.meta import inner_loss, keep_experts, outer_losses, update_experts
+from gmdf_hf.meta import inner_loss, keep_experts, meta_step, outer_losses, update_experts
 from gmdf_hf.modeling import GMDFImageTokenizer, GMDFImageTokenizerConfig
 from gmdf_hf.modeling.configuration_gmdf import DIL_VARIANTS
 from gmdf_hf.modeling.mim_gmdf import draw_mask, patchify
@@ -156,6 +157,93 @@ def test_masked_image_loss_reads_hidden_patches_only(episode, tokenizer):
     assert read["rows"] == read["pixel_rows"] == hidden == 4 * 3
     assert torch.equal(read["patches"], patchify(target, 8)[mask])
     assert torch.equal(read["codes"], tokenizer.encode(target)[mask])
+
+
+class Toy(torch.nn.Module):
+    """One expert parameter e, one shared parameter o."""
+
+    def __init__(self):
+        super().__init__()
+        self.e = torch.nn.Parameter(torch.tensor(0.7, dtype=torch.double))
+        self.o = torch.nn.Parameter(torch.tensor(1.3, dtype=torch.double))
+
+    def expert_parameters(self):
+        return {"e": self.e}
+
+    def shared_parameters(self):
+        return {"o": self.o}
+
+
+def test_second_order_in_closed_form():
+    """Inner loss (e o - 1)^2 / 2 gives e' = e - b (e o - 1) o; outer loss (e' o)^2 has the slope written below."""
+    toy = Toy()
+    e, o = toy.e.item(), toy.o.item()
+    updated = update_experts(toy, (toy.e * toy.o - 1) ** 2 / 2, BETA, second_order=True)["e"]
+    new = e - BETA * (e * o - 1) * o
+    assert updated.item() == pytest.approx(new)
+    slope = torch.autograd.grad((updated * toy.o) ** 2, toy.o)[0].item()
+    through_the_update = -BETA * (2 * e * o - 1)  # d e' / d o
+    assert slope == pytest.approx(2 * new * o * (new + o * through_the_update))
+    first = update_experts(toy, (toy.e * toy.o - 1) ** 2 / 2, BETA)["e"].detach()
+    assert torch.autograd.grad((first * toy.o) ** 2, toy.o)[0].item() == pytest.approx(2 * new**2 * o)
+
+
+@pytest.mark.parametrize("order", ["second", "first"])
+def test_second_order_equals_finite_differences_and_first_order_does_not(episode, tokenizer, order):
+    """The slope of all three losses along a random direction of theta_O, through the update of theta_E."""
+    model, tokenizer = tiny_model().double(), tokenizer.double()
+    images = Episode.of(episode.pixel_values.double(), episode.labels, episode.domain_ids, episode.mask)
+    generator = torch.Generator().manual_seed(3)
+    shared = model.shared_parameters()
+    direction = {n: torch.randn(p.shape, generator=generator, dtype=torch.double) for n, p in shared.items()}
+    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+    def step(distance: float, second_order: bool) -> float:
+        model.zero_grad()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(start[name] + distance * direction.get(name, 0))
+        arguments = {"inner_learning_rate": 1.0, "align_both": True, "second_order": second_order}
+        losses = meta_step(model, images, Accelerator(), tokenizer, **arguments)
+        return sum(losses[name].item() for name in ("classification", "alignment", "masked_image"))
+
+    width = 1e-6
+    expected = (step(width, False) - step(-width, False)) / (2 * width)
+    step(0.0, second_order=order == "second")
+    slope = sum((parameter.grad * direction[name]).sum().item() for name, parameter in shared.items())
+    if order == "second":
+        assert slope == pytest.approx(expected, rel=1e-5)
+    else:  # else this test could not tell the two apart
+        assert slope != pytest.approx(expected, rel=1e-3)
+
+
+def test_second_order_moves_the_experts_as_first_order_does(episode, tokenizer):
+    first, second = tiny_model(), tiny_model()
+    for model, order in ((first, False), (second, True)):
+        meta_step(model, episode, Accelerator(), tokenizer, inner_learning_rate=BETA, second_order=order)
+    for (name, ours), theirs in zip(
+        first.expert_parameters().items(), second.expert_parameters().values(), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, msg=name)
+
+
+def test_a_scaled_loss_gives_the_same_update_and_an_overflow_none(episode):
+    """What a gradient scaler asks of the inner step in half precision."""
+    model = tiny_model()
+    before = {name: p.detach().clone() for name, p in model.expert_parameters().items()}
+    plain = update_experts(model, inner_loss(model, episode)[0], BETA)
+    scaled = update_experts(model, inner_loss(model, episode)[0], BETA, shared_weight=1.0, scale=torch.tensor(1024.0))
+    for name in plain:
+        torch.testing.assert_close(plain[name], scaled[name], atol=1e-6, rtol=1e-4)
+    gradients = [parameter.grad for parameter in model.shared_parameters().values() if parameter.grad is not None]
+    model.zero_grad()
+    update_experts(model, inner_loss(model, episode)[0], BETA, shared_weight=1.0)
+    still_scaled = [parameter.grad for parameter in model.shared_parameters().values() if parameter.grad is not None]
+    for large, small in zip(gradients, still_scaled, strict=True):
+        torch.testing.assert_close(large, 1024 * small, atol=1e-3, rtol=1e-3)
+    overflown = update_experts(model, inner_loss(model, episode)[0] * torch.inf, BETA, scale=torch.tensor(1024.0))
+    for name in overflown:
+        assert torch.equal(overflown[name], before[name]), name
 
 
 def test_source_loss_is_added_to_the_shared_gradient(episode):
