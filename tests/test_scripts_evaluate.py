@@ -12,14 +12,17 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import AutoTokenizer, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from gmdf_hf import score_parts
+from gmdf_hf import TINY_CLIP, GMDFModel, score_parts
 from gmdf_hf.checkpoint import save_model
 from gmdf_hf.config import DomainSource, UserError
+from gmdf_hf.dataset import load_domain
+from gmdf_hf.frames import caption_encoder
 from gmdf_hf.intervals import measure
 from gmdf_hf.modeling import GMDFImageProcessor
 from gmdf_hf.score_table import SCORE_COLUMNS, read_scores
+from gmdf_hf.scoring import score_domain
 from scripts import evaluate
 from tests.conftest import tiny_model
 from tests.domains import write_domain
@@ -165,6 +168,24 @@ def test_any_image_classifier_is_scored(folder, tmp_path):
     np.testing.assert_allclose(scores + other, 1)
     assert scores.nunique() > 16
     assert turned["domains"]["z"]["frame"]["auc"] == pytest.approx(1 - results["domains"]["z"]["frame"]["auc"])
+
+
+def test_captions_need_the_tokenizer_beside_the_model(folder, tmp_path):
+    fields = {"expert_bottleneck_size": 4, "prompt_size": 4, "codebook_size": 16, "prompt": "P3"}
+    model = GMDFModel.from_clip(TINY_CLIP, domains=["a", "b"], **fields)
+    save_model(tmp_path / "model", model, GMDFImageProcessor.of_size(64))
+    asked = replace(evaluation(folder, tmp_path / "scores"), model=str(tmp_path / "model"))
+    with pytest.raises(UserError, match="has the prompt P3, which takes captions, and no tokenizer"):
+        evaluate.main(asked)
+    AutoTokenizer.from_pretrained(TINY_CLIP).save_pretrained(tmp_path / "model")
+    evaluate.main(asked)
+    domain = load_domain("c", "test", str(folder / "c"))
+    processor, encode = GMDFImageProcessor.of_size(64), caption_encoder(str(TINY_CLIP))
+    table, _ = score_domain(model, domain, processor, batch_size=3, encode_captions=encode)
+    scores = read_scores(tmp_path / "scores" / "scores.parquet")
+    np.testing.assert_allclose(scores.loc[scores["domain"] == "c", "score"], table["score"], rtol=1e-5)
+    without, _ = score_domain(model, domain, processor, batch_size=3)
+    assert not np.allclose(without["score"], table["score"], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
