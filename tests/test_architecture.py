@@ -46,9 +46,20 @@ DATAS_WAY = (
     "training_state",  # and what it goes on from after a kill
     "codes",  # visual codes for masked-image modelling
     "meta",  # the two half steps of a meta-iteration
+    "baselines",  # what it is compared with
     "health",  # what broke an iteration, and a run's curves
+    "distortions",  # the five of Table 10
     "scoring",  # frames to a table of scores
+    "score_parts",  # what several processes have scored so far
+    "score_table",  # a table of scores, by domain and by video
     "metrics",  # a table of scores to figures
+    "intervals",  # and how sure they are
+    "comparison",  # two methods on the same videos
+    "tables",  # figures for terminal, Markdown and CSV
+    "protocol",  # the paper's tables and figures as runs
+    "attention",  # where a transformer looks
+    "plots",  # pictures of all that
+    "report_page",  # and a page of them
     "setup",  # from a run's settings to what it trains with
     "selection",  # which epoch is kept
     "report",  # figures for people to read
@@ -105,8 +116,10 @@ def test_the_link_to_modeling_is_relative():
 
 def test_readme_prints_the_way_of_the_data():
     readme = (ROOT / "README.md").read_text()
-    positions = [readme.find(f"\n  {name}{'/' if name == 'sources' else '.py'} ") for name in DATAS_WAY]
-    assert min(positions) > 0
+    files = readme[readme.index("\ngmdf_hf/ ") : readme.index("\nscripts/\n")]
+    places = [re.search(rf"[ \n]{name}{'/' if name == 'sources' else '.py'}[ ,]", files) for name in DATAS_WAY]
+    assert None not in places, [name for name, place in zip(DATAS_WAY, places, strict=True) if place is None]
+    positions = [place.start() for place in places]
     assert positions == sorted(positions)
 
 

@@ -3,9 +3,18 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, roc_auc_score, roc_curve
 
-from gmdf_hf.metrics import OperatingPoint, binary_metrics, crossing, domain_metrics, m_eer, video_scores
+from gmdf_hf.metrics import (
+    OperatingPoint,
+    binary_metrics,
+    cross_auc,
+    crossing,
+    domain_metrics,
+    expected_calibration_error,
+    m_eer,
+    pooled_auc,
+)
 
 SAMPLES = st.lists(st.tuples(st.integers(0, 1), st.sampled_from([0.0, 0.1, 0.5, 0.5001, 1.0])), min_size=2).filter(
     lambda rows: len({label for label, _ in rows}) == 2
@@ -61,27 +70,111 @@ def test_m_eer_is_the_worst_domain():
     assert m_eer(figures) == figures["hard"]["frame"]["m"] == pytest.approx(0.5)
 
 
-def test_videos_of_equal_name_in_two_domains_stay_apart():
-    table = pd.DataFrame(
-        {
-            "domain": ["x", "x", "y", "y"],
-            "video_id": ["000", "000", "000", "001"],
-            "label": [0, 0, 1, 0],
-            "score": [0.0, 0.5, 1.0, 0.2],
-        }
-    )
-    videos = video_scores(table)
-    assert videos[["domain", "score"]].values.tolist() == [["x", 0.25], ["y", 1.0], ["y", 0.2]]
-
-
 @pytest.mark.parametrize(
     ("labels", "scores", "message"),
     [
         ([1, 1], [0.1, 0.2], r"both 0 \(real\) and 1 \(fake\), found \[1\]"),
         ([0, 1], [0.1, float("nan")], "must be finite, found 1"),
         ([0, 1, 1], [0.1, 0.2], "found 2 and 3"),
+        ([0, 2], [0.1, 0.2], r"must be 0 \(real\) and 1 \(fake\), found \[0, 2\]"),
+        ([0, 1], [0.1, 1.2], r"in \[0, 1\], found 0.1 to 1.2"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(labels, scores, message):
     with pytest.raises(ValueError, match=message):
         binary_metrics(np.array(labels), np.array(scores))
+
+
+RANDOM = st.lists(st.tuples(st.integers(0, 1), st.floats(0, 1)), min_size=2, max_size=60).filter(
+    lambda rows: len({label for label, _ in rows}) == 2
+)
+
+
+@given(st.one_of(SAMPLES, RANDOM), st.floats(0, 1))
+def test_figures_equal_scikit_learns(rows, threshold):
+    labels, scores = (np.array(column) for column in zip(*rows, strict=True))
+    metrics = binary_metrics(labels, scores, threshold)
+    called = scores >= threshold
+    assert metrics.acc == pytest.approx(accuracy_score(labels, called))
+    assert metrics.auc == pytest.approx(roc_auc_score(labels, scores))
+    assert metrics.ap == pytest.approx(average_precision_score(labels, scores))
+    assert metrics.brier == pytest.approx(brier_score_loss(labels, scores))
+    assert metrics.fpr == pytest.approx(called[labels == 0].mean())
+    assert metrics.fnr == pytest.approx(1 - called[labels == 1].mean())
+    # Between two points of the curve the rates cross at the interpolated rate; ours is that of the nearer point.
+    fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
+    after = int(np.argmax(fpr - (1 - tpr) >= 0))
+    gaps = (fpr - (1 - tpr))[after - 1 : after + 1]
+    crossed = np.interp(0, gaps, fpr[after - 1 : after + 1])
+    assert abs(metrics.eer - crossed) <= np.abs(gaps).min() / 2 + 1e-9
+
+
+@given(st.integers(2, 40), st.integers(1, 20), st.integers(1, 20))
+def test_closed_forms_of_degenerate_scores(levels, reals, fakes):
+    labels = np.repeat([0, 1], [reals, fakes])
+    constant = binary_metrics(labels, np.full(len(labels), 1 / levels))
+    assert constant.auc == 0.5
+    assert constant.eer == 0.5
+    assert constant.ap == pytest.approx(fakes / (reals + fakes))
+    perfect = binary_metrics(labels, labels.astype(float))
+    assert (perfect.auc, perfect.ap, perfect.acc, perfect.eer, perfect.m) == (1, 1, 1, 0, 0)
+    assert (perfect.ece, perfect.brier) == (0, 0)
+    wrong = binary_metrics(labels, 1.0 - labels)
+    assert (wrong.auc, wrong.acc, wrong.brier, wrong.ece, wrong.eer) == (0, 0, 1, 1, 1)
+
+
+@given(RANDOM)
+def test_calibration_error_equals_the_literal_loop(rows):
+    labels, scores = (np.array(column) for column in zip(*rows, strict=True))
+    total = 0.0
+    for number in range(15):
+        low, high = np.linspace(0, 1, 16)[number : number + 2]
+        inside = (scores >= low) & ((scores < high) | (number == 14))
+        if inside.any():
+            total += inside.mean() * abs(labels[inside].mean() - scores[inside].mean())
+    assert expected_calibration_error(labels, scores) == pytest.approx(total)
+
+
+def two_domains() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "domain": ["x"] * 4 + ["y"] * 4,
+            "video_id": list("abcdabcd"),
+            "label": [0, 0, 1, 1] * 2,
+            "score": [0.1, 0.3, 0.4, 0.6, 0.5, 0.6, 0.8, 0.9],
+        }
+    )
+
+
+def test_no_one_threshold_for_domains_that_are_each_perfect():
+    table = two_domains()
+    assert {name: of["frame"]["auc"] for name, of in domain_metrics(table).items()} == {"x": 1.0, "y": 1.0}
+    pairs = [(fake > real) + (fake == real) / 2 for fake in (0.4, 0.6, 0.8, 0.9) for real in (0.1, 0.3, 0.5, 0.6)]
+    assert pooled_auc(table) == pooled_auc(table, "video") == pytest.approx(np.mean(pairs))
+    # Reals of y stand above the fakes of x: of the four pairs one is right and one is tied, 0.6 and 0.6.
+    expected = pd.DataFrame([[1.0, 1.0], [1.5 / 4, 1.0]], index=["x", "y"], columns=["x", "y"])
+    pd.testing.assert_frame_equal(cross_auc(table), expected)
+
+
+def test_m_eer_with_a_given_prior():
+    table = pd.DataFrame(
+        {"domain": "x", "video_id": list("abcde"), "label": [0, 0, 0, 1, 1], "score": [0.1, 0.2, 0.6, 0.5, 0.9]}
+    )
+    # The rates cross at 0.6, where a third of the reals is rejected (FRR) and half of the fakes accepted (FAR).
+    assert m_eer(domain_metrics(table)) == pytest.approx(3 / 5 / 3 + 2 / 5 / 2)
+    assert m_eer(domain_metrics(table, real_share=0.9)) == pytest.approx(0.9 / 3 + 0.1 / 2)
+    assert m_eer(domain_metrics(table, real_share=0.5)) == domain_metrics(table)["x"]["frame"]["eer"]
+
+
+def test_a_domain_of_one_class_is_nan_and_a_warning_names_it():
+    table = two_domains()
+    table = table[(table["domain"] == "x") | (table["label"] == 1)]
+    with pytest.warns(UserWarning, match="Domain 'y' has 0 real and 2 fake videos"):
+        figures = domain_metrics(table)
+    for name in ("auc", "ap", "eer", "m", "fpr"):
+        assert np.isnan(figures["y"]["frame"][name]), name
+    assert figures["y"]["frame"]["fnr"] == 0
+    assert figures["x"]["frame"]["auc"] == 1
+    assert np.isnan(m_eer(figures))
+    matrix = cross_auc(table)
+    assert np.isnan(matrix.loc["y", "y"]) and matrix.loc["x", "y"] == 1

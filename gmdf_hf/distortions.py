@@ -1,0 +1,85 @@
+"""The five distortions of Table 10, at five levels each.
+
+The paper names the kinds (compression, Gaussian blur, contrast, saturation, pixelation) and no strengths. The factors
+of contrast, saturation and pixelation and the widths of the blur are those of DeeperForensics-1.0, whose distortions
+the field goes by, in pixels of the crop as it is stored. Compression is JPEG.
+"""
+
+from __future__ import annotations
+
+import io
+
+from PIL import Image, ImageEnhance, ImageFilter
+from transformers.image_processing_base import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+
+LEVELS = 5
+DISTORTIONS = {
+    "compress": (80, 60, 40, 25, 15),  # JPEG quality
+    "blur": (1.2, 1.5, 2.2, 2.8, 3.5),  # standard deviation in pixels
+    "contrast": (0.85, 0.725, 0.6, 0.475, 0.35),  # factor
+    "saturate": (0.4, 0.3, 0.2, 0.1, 0.0),  # factor
+    "pixelate": (2, 3, 4, 5, 6),  # side of a block in pixels
+}
+
+
+def distort(image: Image.Image, kind: str, level: int) -> Image.Image:
+    """Worsen a picture.
+
+    Args:
+        image: RGB picture.
+        kind: One of `DISTORTIONS`.
+        level: 1, the mildest, to 5.
+
+    Returns:
+        A picture of the same size.
+
+    Raises:
+        ValueError: If there is no such kind or level.
+    """
+    if kind not in DISTORTIONS:
+        raise ValueError(f"The distortions are {', '.join(DISTORTIONS)}, found {kind!r}.")
+    if level not in range(1, LEVELS + 1):
+        raise ValueError(f"The level of a distortion is 1 to {LEVELS}, found {level!r}.")
+    strength = DISTORTIONS[kind][level - 1]
+    if kind == "compress":
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=strength)
+        return Image.open(file).convert("RGB")
+    if kind == "blur":
+        return image.filter(ImageFilter.GaussianBlur(strength))
+    if kind == "contrast":
+        return ImageEnhance.Contrast(image).enhance(strength)
+    if kind == "saturate":
+        return ImageEnhance.Color(image).enhance(strength)
+    small = image.resize([max(side // strength, 1) for side in image.size], Image.Resampling.BOX)
+    return small.resize(image.size, Image.Resampling.NEAREST)
+
+
+def parse_distortion(text: str) -> tuple[str, int]:
+    """Kind and level of `blur:3`.
+
+    Raises:
+        ValueError: If there is no such kind or level.
+    """
+    kind, _, level = text.partition(":")
+    number = int(level) if level.isdigit() else level
+    distort(Image.new("RGB", (8, 8)), kind, number)
+    return kind, number
+
+
+class DistortingProcessor:
+    """An image processor that worsens each picture first.
+
+    Args:
+        processor: What comes after.
+        kind: One of `DISTORTIONS`.
+        level: 1 to 5.
+    """
+
+    def __init__(self, processor: BaseImageProcessor, kind: str, level: int):
+        self.processor, self.kind, self.level = processor, kind, level
+
+    def __call__(self, images: Image.Image, **kwargs) -> BatchFeature:
+        """As the processor, for one picture."""
+        return self.processor(images=distort(images, self.kind, self.level), **kwargs)

@@ -1,0 +1,62 @@
+"""Figures as tables: for the terminal, Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from rich.table import Table
+
+RATES = {"ap": "AP", "acc": "ACC", "eer": "EER", "m": "M", "fpr": "FPR", "fnr": "FNR", "ece": "ECE", "brier": "Brier"}
+DOMAIN_COLUMNS = ("domain", "role", "level", "real", "fake", "AUC", "95 %", *RATES.values())
+
+
+def percent(value: float | None) -> str:
+    """A share in percent, `-` where there is no value."""
+    return "-" if value is None or value != value else f"{100 * value:.2f}"
+
+
+def percent_interval(ends: Sequence[float | None] | None) -> str:
+    """An interval in percent, `-` where there is none."""
+    return "-" if ends is None or percent(ends[0]) == "-" else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
+
+
+def domain_table(results: dict) -> list[list[str]]:
+    """A row a domain and level, the header first."""
+    intervals = results.get("intervals", {}).get("domains", {})
+    rows = [list(DOMAIN_COLUMNS)]
+    for name, levels in results["domains"].items():
+        known = results.get("source_domains") or []
+        role = "source" if name in known else "unseen" if known else ""
+        for level, figures in levels.items():
+            ends = intervals.get(name, {}).get(level, {}).get("auc")
+            counts = [str(figures["real"]), str(figures["fake"])]
+            rates = [percent(figures.get(rate)) for rate in RATES]
+            rows.append([name, role, level, *counts, percent(figures["auc"]), percent_interval(ends), *rates])
+    return rows
+
+
+def markdown(rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
+    """A table in Markdown, the first row being its header and the first columns text."""
+    header, *body = rows
+    rule = ["---" if column < text_columns else "---:" for column in range(len(header))]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in [header, rule, *body])
+
+
+def csv_text(rows: Sequence[Sequence[str]]) -> str:
+    """The same as comma-separated values."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(rows)
+    return file.getvalue()
+
+
+def rich_table(rows: Sequence[Sequence[str]], title: str, text_columns: int = 1) -> Table:
+    """The same for the terminal."""
+    header, *body = rows
+    table = Table(title=title)
+    for number, column in enumerate(header):
+        table.add_column(column, justify="left" if number < text_columns else "right")
+    for row in body:
+        table.add_row(*row)
+    return table

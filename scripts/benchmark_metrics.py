@@ -1,0 +1,70 @@
+"""Time and memory of all figures with intervals, for many rows of scores: a JSON line.
+
+python scripts/benchmark_metrics.py --rows 10000000
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from gmdf_hf.intervals import measure
+from gmdf_hf.score_table import read_scores
+
+DOMAINS = 5
+
+
+def draw_scores(rows: int, frames: int = 32, seed: int = 0) -> pd.DataFrame:
+    """A table of scores that no two rows share, with a part that a video's frames do."""
+    rng = np.random.default_rng(seed)
+    video = np.arange(rows) // frames
+    domain, label = video % DOMAINS, video // DOMAINS % 2
+    value = rng.normal(size=video[-1] + 1)[video] + 1.2 * label + rng.normal(size=rows) + 0.2 * domain
+    return pd.DataFrame(
+        {
+            "domain": pd.Categorical.from_codes(domain, [f"domain{number}" for number in range(DOMAINS)]),
+            "video_id": pd.Categorical.from_codes(video, [f"video{number:07}" for number in range(video[-1] + 1)]),
+            "frame": (np.arange(rows) % frames).astype("int32"),
+            "label": label.astype("int8"),
+            "score": 1 / (1 + np.exp(-value)),
+            "face_found": True,
+        }
+    )
+
+
+def time_figures(rows: int, replicates: int = 1000) -> dict[str, float]:
+    """Read a table of so many rows and measure it.
+
+    Returns:
+        `seconds` of reading and of measuring, and the highest memory of this process, in GiB.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scores.parquet"
+        draw_scores(rows).to_parquet(path)
+        start = time.perf_counter()
+        table = read_scores(path)
+        read = time.perf_counter()
+        measure(table, replicates=replicates)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {
+        "rows": rows,
+        "replicates": replicates,
+        "read_seconds": round(read - start, 1),
+        "seconds": round(time.perf_counter() - read, 1),
+        "peak_gib": round(peak, 2),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=10_000_000, help="frames (10 million)")
+    parser.add_argument("--replicates", type=int, default=1000, help="draws of the videos (1000)")
+    options = parser.parse_args()
+    print(json.dumps(time_figures(options.rows, options.replicates)))

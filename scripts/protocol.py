@@ -1,0 +1,292 @@
+"""Run a table or figure of the paper and print ours beside the paper's: Markdown, CSV and PNG.
+
+python scripts/protocol.py table3 --scale paper --seeds 0 1 2     # GMDF_DOMAINS: folder of the prepared domains
+python scripts/protocol.py table8 fig7 --scale mini               # drawn domains, one step a run: does it all work?
+python scripts/protocol.py real_leave_one_out --scale real --seeds 0 1 2 3 4
+
+A run that is done is not done again, in whatever table it stands, and a killed one goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gc
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import PartialState
+from PIL import ImageOps
+from rich.console import Console
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers.utils import logging as transformers_logging
+
+# Beside this file, whichever way it is run; `python scripts/protocol.py` itself would find them under other names.
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from gmdf_hf import plots
+from gmdf_hf.attention import attention_maps
+from gmdf_hf.comparison import compare
+from gmdf_hf.config import TrainConfig, UserError
+from gmdf_hf.dataset import DomainError, load_domain
+from gmdf_hf.protocol import (
+    Cell,
+    Figure,
+    Protocol,
+    Run,
+    Scale,
+    columns_of,
+    distortions_of,
+    paper_results,
+    plan,
+    read_yaml,
+    table_of,
+    value_of,
+)
+from gmdf_hf.score_table import DomainScores, read_scores, split_domains
+from gmdf_hf.scoring import read_picture
+from gmdf_hf.tables import markdown, percent, percent_interval, rich_table
+from gmdf_hf.training_state import Stopped
+from scripts import evaluate, meta_train
+
+RECIPES = Path(__file__).parent / "recipes"
+PICTURES = 1  # of each class and test domain, in attention maps
+
+
+def main(name: str, scale_name: str, seeds: Sequence[int], folder: Path) -> list[list[str]]:
+    """Run what is left of a protocol and write its table and picture.
+
+    Args:
+        name: Of a file in recipes/protocols.
+        scale_name: Of a file in recipes/scales.
+        seeds: Of the runs.
+        folder: Of the results; the runs' folders are in its `runs`.
+
+    Returns:
+        The table, its header first.
+
+    Raises:
+        UserError: If the protocol cannot be run.
+        DomainError: If a domain cannot be used.
+    """
+    protocol = read_yaml(RECIPES / "protocols" / f"{name}.yaml", Protocol)
+    scale = read_yaml(RECIPES / "scales" / f"{scale_name}.yaml", Scale)
+    protocol = protocol.model_copy(update={"settings": protocol.settings[: scale.max_settings]})
+    runs = plan(protocol, scale, RECIPES / "scales" / scale.recipe, seeds, folder / "runs")
+    for number, run in enumerate(runs, start=1):
+        if run.config is not None and not run.done:
+            print(
+                f"{name}: run {number} of {len(runs)}, {run.row.label}, {run.setting.label}, seed {run.seed}",
+                flush=True,
+            )
+            shutil.rmtree(run.config.output_dir / "distorted", ignore_errors=True)  # of weights that will be gone
+            meta_train.main(run.config.model_copy(update={"resume": True}))  # a killed run goes on
+            gc.collect()
+    cells = cells_of(protocol, scale, runs)
+    table = table_of(protocol, cells)
+    if PartialState().is_main_process:
+        command = f"python scripts/protocol.py {name} --scale {scale_name} --seeds {' '.join(map(str, seeds))}"
+        remarks = [*comparisons(protocol, runs, scale.replicates), scale.note, f"`{command}`"]
+        write(protocol, runs, cells, table, folder / name, remarks)
+    return table
+
+
+def cells_of(protocol: Protocol, scale: Scale, runs: Sequence[Run]) -> dict[tuple[str, str], Cell]:
+    """Every place of the table, by row and column."""
+    paper = paper_results(protocol.paper)
+    cells = {}
+    for row in protocol.rows:
+        printed = dict(zip(paper["columns"], paper["rows"].get(row.paper, []), strict=False))
+        for setting in protocol.settings:
+            done = [run for run in runs if (run.row, run.setting) == (row, setting) and run.config is not None]
+            for figure in protocol.figures:
+                column = f"{setting.label}: {figure.label}"
+                values = tuple(measured(figure, run, scale) for run in done)
+                cells[row.label, column] = Cell(row.label, column, values, printed.get(column))
+    return cells
+
+
+def measured(figure: Figure, run: Run, scale: Scale) -> float:
+    """A figure of a run; a figure under distortions scores its domains again."""
+    distortions = distortions_of(figure)
+    if not distortions:
+        return value_of(figure, run.setting, run.results()["domains"])
+    names = (figure.domain,) if figure.domain else run.setting.test
+    evaluations = [distorted(run.config, distortion, names, scale.replicates) for distortion in distortions]
+    return float(np.mean([value_of(figure, run.setting, domains) for domains in evaluations]))
+
+
+def distorted(config: TrainConfig, distortion: str, names: Sequence[str], replicates: int) -> dict[str, Any]:
+    """Figures of a run's model on domains whose pictures are made worse; what is there is taken as it is."""
+    folder = config.output_dir / "distorted" / "-".join([distortion.replace(":", "-"), *names])
+    if not (folder / "results.json").exists():
+        sources = {**config.train_domains, **config.test_only_domains}
+        asked = evaluate.Evaluation(
+            model=str(config.output_dir / "model"),
+            domains={name: sources[name] for name in names},
+            output_dir=folder,
+            distortion=distortion,
+            batch_size=2 * config.batch_size,
+            num_workers=config.num_workers,
+            threads=torch.get_num_threads(),
+            replicates=replicates,
+        )
+        evaluate.main(asked)
+    return json.loads((folder / "results.json").read_text())["domains"]
+
+
+def write(
+    protocol: Protocol,
+    runs: Sequence[Run],
+    cells: dict[tuple[str, str], Cell],
+    table: list[list[str]],
+    place: Path,
+    remarks: list[str],
+) -> None:
+    """Markdown, CSV and PNG of a protocol; the remarks stand at its end."""
+    seeds = sorted({run.seed for run in runs})
+    text = [
+        f"# {protocol.title}",
+        f"In %, ours over {len(seeds)} seed{'s' if len(seeds) > 1 else ''} (mean ± standard deviation), the paper's "
+        "figure in brackets. Test splits, frame level; epoch and threshold were chosen on the source domains' "
+        "validation videos.",
+        markdown(table),
+        "What each run cost, the mean over settings and seeds:",
+        markdown(budgets(protocol, runs)),
+    ]
+    refused = {f"{run.row.label}, {run.setting.label}: {run.refused}" for run in runs if run.refused}
+    if refused:
+        text.append("Not run:\n\n" + "\n".join(f"- {line}" for line in sorted(refused)))
+    text += [f"![{protocol.title}]({place.name}.png)", *filter(None, remarks)]
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.with_suffix(".md").write_text("\n\n".join(text) + "\n")
+    with place.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["row", "column", "mean", "deviation", "seeds", "paper", *(f"seed {seed}" for seed in seeds)])
+        for cell in cells.values():
+            values = [f"{100 * value:.4f}" for value in cell.values]
+            numbers = ["" if np.isnan(x) else f"{x:.4f}" for x in (cell.mean, cell.deviation)]
+            writer.writerow([cell.row, cell.column, *numbers, len(values), cell.paper, *values])
+    plots.save(picture_of(protocol, runs, cells), place.with_suffix(".png"))
+
+
+def comparisons(protocol: Protocol, runs: Sequence[Run], replicates: int) -> list[str]:
+    """Each row's AUC against that of the row it is compared with, over the same drawn videos and over seeds."""
+    if protocol.compare is None:
+        return []
+    rows = [["", "training data", "AUC", "95 %", f"minus {protocol.compare}", "95 %"]]
+    for setting in protocol.settings:
+        tables: dict[str, list[pd.DataFrame]] = {}
+        for run in runs:
+            if run.setting == setting and run.config is not None:
+                tables.setdefault(run.row.label, []).append(read_scores(run.config.output_dir / "scores.parquet"))
+        for label in [*tables] if protocol.compare in tables else []:
+            found = compare(tables[label], tables[protocol.compare], setting.test or setting.train, replicates)
+            row = [label, setting.label, percent(found["method"]), percent_interval(found["method_interval"])]
+            if label != protocol.compare:
+                row += [percent(found["difference"]), percent_interval(found["difference_interval"])]
+            rows.append(row + [""] * (6 - len(row)))
+    text = (
+        "AUC of frames, the mean over test domains and seeds. Intervals hold 95 % of the draws of test videos, "
+        "the same for both rows, and of seeds."
+    )
+    return [text, markdown(rows, text_columns=2)] if len(rows) > 1 else []
+
+
+def budgets(protocol: Protocol, runs: Sequence[Run]) -> list[list[str]]:
+    """Steps, images and time of each method, so that everybody sees whether they are equal."""
+    rows = [["", "steps", "images", "seconds"]]
+    for row in protocol.rows:
+        results = [run.results() for run in runs if run.row == row and run.config is not None]
+        if results:
+            means = [np.mean([of_run[key] for of_run in results]) for key in ("steps", "images", "train_seconds")]
+            rows.append([row.label, *(f"{mean:.0f}" for mean in means)])
+    return rows
+
+
+def picture_of(protocol: Protocol, runs: Sequence[Run], cells: dict[tuple[str, str], Cell]) -> Any:
+    """The protocol's plot."""
+    columns, rows = columns_of(protocol), [row.label for row in protocol.rows]
+    done = [run for run in runs if run.config is not None]
+    if protocol.plot == "roc":
+        first = [run for run in done if run.seed == done[0].seed and run.setting == done[0].setting]
+        return plots.roc_curves(curves_of({run.row.label: run for run in first}))
+    if protocol.plot == "attention":
+        return attention_picture([run for run in done if run.seed == done[0].seed])
+    arrays = [
+        np.array([[getattr(cells[row, column], key) for column in columns] for row in rows], dtype=float)
+        for key in ("mean", "deviation", "paper")
+    ]
+    if protocol.plot == "lines":
+        places = [setting.label for setting in protocol.settings]
+        return plots.lines(rows, places, *arrays[:2], protocol.figures[0].label, protocol.title)
+    return plots.bars(rows, columns, *arrays)
+
+
+def curves_of(runs: dict[str, Run]) -> dict[str, dict[str, DomainScores]]:
+    """Scores by domain and method."""
+    curves: dict[str, dict[str, DomainScores]] = {}
+    for label, run in runs.items():
+        for domain, samples in split_domains(read_scores(run.config.output_dir / "scores.parquet")).items():
+            curves.setdefault(domain, {})[label] = samples
+    return curves
+
+
+def attention_picture(runs: Sequence[Run]) -> Any:
+    """Last-block attention and rollout of each method, on some pictures of every test domain."""
+    config = runs[0].config
+    pictures, titles = [], []
+    for name, source in {**config.train_domains, **config.test_only_domains}.items():
+        domain = load_domain(name, "test", **source.model_dump())
+        for label, word in enumerate(("real", "fake")):
+            for row in np.flatnonzero(domain.labels == label)[:PICTURES].tolist():
+                pictures.append(read_picture(domain, row))
+                titles.append(f"{name}, {word}")
+    maps = {}
+    for run in runs:
+        model = AutoModelForImageClassification.from_pretrained(run.config.output_dir / "model")
+        processor = AutoImageProcessor.from_pretrained(run.config.output_dir / "model")
+        pixel_values = torch.cat(
+            [processor(images=picture, return_tensors="pt")["pixel_values"] for picture in pictures]
+        )
+        last, rollout = attention_maps(model, pixel_values)
+        maps |= {f"{run.row.label}, last block": last.numpy(), f"{run.row.label}, rollout": rollout.numpy()}
+    side = max(picture.size for picture in pictures)[0]
+    squares = [ImageOps.fit(picture, (side, side)) for picture in pictures]  # the centre, which is what the model sees
+    return plots.attention_grid(squares, titles, maps)
+
+
+def protocol_names() -> list[str]:
+    """The protocols there are."""
+    return sorted(path.stem for path in (RECIPES / "protocols").glob("*.yaml"))
+
+
+if __name__ == "__main__":
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", metavar="NAME", help=f"one or more of {', '.join(protocol_names())}")
+    parser.add_argument("--scale", default="mini", help="mini, paper or real: a file in recipes/scales")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the runs")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/protocols"), help="folder of results and runs")
+    arguments = parser.parse_args()
+    try:
+        for name in arguments.names:
+            folder = arguments.output_dir / arguments.scale
+            table = main(name, arguments.scale, arguments.seeds, folder)
+            if PartialState().is_main_process:
+                title = f"{name}, {arguments.scale}: ours, with the paper's figure in brackets, in %"
+                Console(width=max(100, 16 * len(table[0]))).print(rich_table(table, title))
+                print(f"{folder / name}.md, .csv, .png")
+    except Stopped as stopped:
+        print(f"protocol.py: {stopped}", file=sys.stderr)
+        sys.exit(meta_train.STOPPED)
+    except (UserError, DomainError) as error:
+        sys.exit(f"protocol.py: {error}")

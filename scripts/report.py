@@ -1,0 +1,266 @@
+"""One page about one or several runs or evaluations: tables, curves, attention maps and the worst mistakes.
+
+python scripts/report.py runs/drawn --output_dir runs/report
+python scripts/report.py GM-DF=runs/gmdf CLIP=runs/direct_merge      # beside each other, the first one in detail
+
+Writes report.html, one file with all pictures inside, and report.md with them beside it. A page about real data shows
+faces of real people: --no_faces leaves them out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from PIL import ImageOps
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers.utils import logging as transformers_logging
+
+import gmdf_hf.modeling.auto_gmdf  # noqa: F401  the auto classes then know the model
+from gmdf_hf import plots
+from gmdf_hf.attention import attention_maps
+from gmdf_hf.config import DomainSource, TrainConfig, UserError
+from gmdf_hf.dataset import Domain, DomainError, load_domain
+from gmdf_hf.images import ImageError
+from gmdf_hf.intervals import measure
+from gmdf_hf.report_page import Face, Part, Section, html_page, markdown_page
+from gmdf_hf.score_table import DomainScores, read_scores, split_domains
+from gmdf_hf.scoring import read_picture
+from gmdf_hf.tables import domain_table, percent, percent_interval
+
+MISTAKES = 8  # of each class and domain
+THUMBNAIL = 112
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A run of meta_train.py or evaluate.py.
+
+    Attributes:
+        label: What the report calls it.
+        folder: Its folder.
+        replicates: Draws for the intervals.
+    """
+
+    label: str
+    folder: Path
+    replicates: int = 1000
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """Its table of scores."""
+        return read_scores(self.folder / "scores.parquet")
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """What its `results.json` holds, with intervals."""
+        results = json.loads((self.folder / "results.json").read_text())
+        return results | measure(self.scores, results["threshold"], replicates=self.replicates)
+
+    @cached_property
+    def domains(self) -> dict[str, DomainScores]:
+        """Its scores by domain."""
+        return split_domains(self.scores)
+
+    @property
+    def model(self) -> str:
+        """Folder or hub id of its model."""
+        return self.results.get("model", str(self.folder / "model"))
+
+    def load_domain(self, name: str) -> Domain:
+        """The pictures behind the scores of a domain."""
+        if (self.folder / "request.json").exists():
+            source = DomainSource(**json.loads((self.folder / "request.json").read_text())["domains"][name])
+        else:
+            config = TrainConfig(**yaml.safe_load((self.folder / "train_config.yaml").read_text()))
+            source = {**config.source_domains, **config.unseen_domains}[name]
+        return load_domain(name, self.results.get("split", "test"), **source.model_dump())
+
+
+def main(runs: Sequence[Scored], folder: Path, faces: bool = True) -> Path:
+    """Write the report.
+
+    Args:
+        runs: Runs to show, the first one in detail.
+        folder: Of `report.html`, `report.md` and `pictures/`.
+        faces: Whether to show faces.
+
+    Returns:
+        The HTML page.
+
+    Raises:
+        UserError: If a folder holds no scores.
+    """
+    for run in runs:
+        for name in ("scores.parquet", "results.json"):
+            if not (run.folder / name).exists():
+                raise UserError(f"{run.folder} holds no {name}: name a folder of meta_train.py or evaluate.py.")
+    pictures = folder / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    first = runs[0]
+    threshold = first.results["threshold"]
+    drawn = {
+        "roc": plots.roc_curves(_by_domain(runs)),
+        "reliability": plots.reliability(first.domains),
+        "histograms": plots.score_histograms(first.domains, threshold),
+    }
+    for name, figure in drawn.items():
+        plots.save(figure, pictures / f"{name}.png")
+    sections = [
+        Section("Runs beside each other", [Part(table=comparison(runs), text_columns=2)]),
+        Section(
+            f"{first.label} in detail",
+            [
+                Part(table=domain_table(first.results), text_columns=3),
+                Part("Over all domains", table=overall(first.results)),
+                Part("Reals of one domain against fakes of another: AUC in %", table=cross_table(first.results)),
+            ],
+        ),
+        Section("ROC curves", [Part(text="Frames of the test splits.", picture=pictures / "roc.png")]),
+        Section("Scores", [Part(picture=pictures / "histograms.png")]),
+        Section("Reliability", [Part(text="A point's area is its share.", picture=pictures / "reliability.png")]),
+    ]
+    if faces:
+        domains = {name: first.load_domain(name) for name in first.domains}
+        sections += [attention_section(first, domains, pictures), mistakes_section(first, domains, pictures)]
+    title = "Deepfake detection: " + " and ".join(run.label for run in runs)
+    introduction = (
+        "Rates in %. Frames unless the level says video, whose score is the mean of its frames'. Intervals hold 95 % "
+        f"of {first.replicates} draws of videos. Scores of at least {threshold:.3f} are called fake"
+        f"{chosen(first.results)}."
+    )
+    (folder / "report.html").write_text(html_page(title, introduction, sections))
+    (folder / "report.md").write_text(markdown_page(title, introduction, sections, folder))
+    return folder / "report.html"
+
+
+def chosen(results: dict[str, Any]) -> str:
+    """Where the threshold comes from."""
+    source = results.get("threshold_source", "validation videos of the source domains")
+    return f", a threshold chosen on {source}" if source.startswith("validation") else f" (threshold: {source})"
+
+
+def _by_domain(runs: Sequence[Scored]) -> dict[str, dict[str, DomainScores]]:
+    names = list(dict.fromkeys(name for run in runs for name in run.domains))
+    return {name: {run.label: run.domains[name] for run in runs if name in run.domains} for name in names}
+
+
+def comparison(runs: Sequence[Scored]) -> list[list[str]]:
+    """A row a domain and level, for every run its AUC with interval and its EER."""
+    header = ["domain", "level"]
+    for run in runs:
+        header += [f"{run.label} AUC", "95 %", "EER"]
+    rows = [header]
+    for domain, of_domain in _by_domain(runs).items():
+        for level in ("frame", "video"):
+            row = [domain, level]
+            for run in runs:
+                if run.label not in of_domain:
+                    row += ["-"] * 3
+                    continue
+                figures = run.results["domains"][domain][level]
+                ends = run.results["intervals"]["domains"][domain][level]["auc"]
+                row += [percent(figures["auc"]), percent_interval(ends), percent(figures["eer"])]
+            rows.append(row)
+    return rows
+
+
+def overall(results: dict[str, Any]) -> list[list[str]]:
+    """M_EER and pooled AUC at both levels."""
+    rows = [["", "frame", "95 %", "video", "95 %"]]
+    for key, name in (("m_eer", "M_EER (Eq. 13)"), ("pooled_auc", "AUC of all domains together")):
+        row = [name]
+        for level in ("frame", "video"):
+            row += [percent(results[key][level]), percent_interval(results["intervals"][key][level])]
+        rows.append(row)
+    return rows
+
+
+def cross_table(results: dict[str, Any]) -> list[list[str]]:
+    """Cross-AUC of frames."""
+    matrix = results["cross_auc"]["frame"]
+    rows = [["reals of", *(f"fakes of {name}" for name in matrix)]]
+    return rows + [[name, *(percent(value) for value in row.values())] for name, row in matrix.items()]
+
+
+def attention_section(run: Scored, domains: dict[str, Domain], folder: Path) -> Section:
+    """Attention maps on the first real and the first fake frame of every domain."""
+    try:
+        model = AutoModelForImageClassification.from_pretrained(run.model)
+        processor = AutoImageProcessor.from_pretrained(run.model)
+        faces = [
+            (read_picture(domain, int(np.flatnonzero(domain.labels == label)[0])), f"{name}, {word}")
+            for name, domain in domains.items()
+            for label, word in enumerate(("real", "fake"))
+        ]
+        inputs = torch.cat([processor(images=face, return_tensors="pt")["pixel_values"] for face, _ in faces])
+        last, rollout = attention_maps(model, inputs)
+    except (OSError, ValueError, ImageError) as error:
+        return Section("Attention", [Part(text=f"No attention maps: {' '.join(str(error).split())}")])
+    side = max(max(face.size) for face, _ in faces)
+    squares = [ImageOps.fit(face, (side, side)) for face, _ in faces]  # the centre, which is what the model sees
+    maps = {"last block": last.numpy(), "rollout": rollout.numpy()}
+    plots.save(plots.attention_grid(squares, [title for _, title in faces], maps), folder / "attention.png")
+    text = "What the class token attends to: in the last block, and by rollout over all blocks."
+    return Section("Attention", [Part(text=text, picture=folder / "attention.png")])
+
+
+def mistakes_section(run: Scored, domains: dict[str, Domain], folder: Path) -> Section:
+    """The reals that look most fake and the fakes that look most real, one frame a video."""
+    threshold, parts = run.results["threshold"], []
+    for name, domain in domains.items():
+        scores = run.scores[run.scores["domain"] == name]
+        keys = zip(domain.video_ids, domain.frame_numbers.tolist(), domain.labels.tolist(), strict=True)
+        row_of = {key: row for row, key in enumerate(keys)}
+        for label, word in enumerate(("reals called fake", "fakes called real")):
+            wrong = scores[(scores["label"] == label) & ((scores["score"] >= threshold) == (label == 0))]
+            worst = wrong.sort_values("score", ascending=label == 1).drop_duplicates("video_id").head(MISTAKES)
+            faces = []
+            for number, item in enumerate(worst.itertuples()):
+                picture = read_picture(domain, row_of[str(item.video_id), item.frame, item.label])
+                path = folder / f"mistake-{name}-{label}-{number}.jpg"
+                ImageOps.fit(picture, (THUMBNAIL, THUMBNAIL)).save(path, quality=88)
+                faces.append(Face(path, f"{item.score:.3f} {item.video_id}, frame {item.frame}"))
+            text = "" if faces else "None."
+            parts.append(Part(f"{name}: {word}, {len(wrong)} of {(scores['label'] == label).sum()}", text, faces=faces))
+    return Section("Worst mistakes", parts)
+
+
+def parse_command_line(arguments: list[str] | None = None) -> tuple[list[Scored], Path, bool]:
+    """The runs, the folder of the report, and whether it shows faces.
+
+    Raises:
+        UserError: If two runs have one label.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="[LABEL=]FOLDER", help="folders of meta_train.py or evaluate.py")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/report"), help="folder of the report")
+    parser.add_argument("--replicates", type=int, default=1000, help="draws for the intervals")
+    parser.add_argument("--no_faces", action="store_true", help="show no pictures of the data")
+    options = parser.parse_args(arguments)
+    runs = []
+    for text in options.runs:
+        label, found, folder = text.partition("=")
+        runs.append(Scored(label if found else Path(text).name, Path(folder if found else text), options.replicates))
+    if len({run.label for run in runs}) < len(runs):
+        raise UserError(f"Each run needs a label of its own, found {', '.join(run.label for run in runs)}.")
+    return runs, options.output_dir, not options.no_faces
+
+
+if __name__ == "__main__":
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        print(main(*parse_command_line()))
+    except (UserError, DomainError) as error:
+        sys.exit(f"report.py: {error}")
