@@ -76,7 +76,8 @@ class TrainConfig(BaseModel):
         backbone: Hub id or folder of a CLIP checkpoint; `tiny_clip` is the one in this package.
         image_size: Side of the images in pixels, if other than the backbone's.
         model: Fields of `GMDFConfig` to set.
-        method: `gmdf`, or `direct_merge`: plain fine-tuning of the same CLIP on the merged domains.
+        method: `gmdf`, or a baseline on the same CLIP (see `gmdf_hf.baselines`): `direct_merge`, `balanced_erm`,
+            `merged_losses`, `mldg`, `linear_probe`.
         epochs: Passes over the videos of the largest domain.
         max_steps: Stop after so many meta-iterations.
         batch_size: Images of each domain in a meta-iteration, half of them real.
@@ -118,7 +119,7 @@ class TrainConfig(BaseModel):
     backbone: str = "openai/clip-vit-base-patch16"
     image_size: int | None = Field(None, ge=8)
     model: dict[str, Any] = {}
-    method: Literal["gmdf", "direct_merge"] = "gmdf"
+    method: Literal["gmdf", "direct_merge", "balanced_erm", "merged_losses", "mldg", "linear_probe"] = "gmdf"
     epochs: int = Field(40, ge=1)
     max_steps: int | None = Field(None, ge=1)
     batch_size: int = Field(32, ge=2, multiple_of=2)

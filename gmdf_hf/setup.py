@@ -14,6 +14,7 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
 import gmdf_hf
+from gmdf_hf.baselines import freeze_all_but_the_head
 from gmdf_hf.codes import make_image_tokenizer
 from gmdf_hf.config import TrainConfig, UserError
 from gmdf_hf.dataset import Domain
@@ -79,6 +80,8 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
         gradient_checkpointing=config.gradient_checkpointing,
         compiled=config.torch_compile,
     ).to(accelerator.device)
+    if config.method == "linear_probe":
+        freeze_all_but_the_head(model)
     same_on_all(model.parameters())
     processor = GMDFImageProcessor.of_size(model.config.vision_config.image_size)
     encode_captions = caption_encoder(backbone_path(config.backbone)) if model.config.prompt == "P3" else None
@@ -93,7 +96,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
         pin_memory=accelerator.device.type == "cuda",
     )
     image_tokenizer = None
-    if config.method == "gmdf" and config.mim_weight > 0:
+    if config.method in ("gmdf", "merged_losses") and config.mim_weight > 0:
         with accelerator.main_process_first():  # it trains the tokenizer, the others load it
             image_tokenizer = make_image_tokenizer(
                 config.image_tokenizer,

@@ -22,13 +22,13 @@ from tqdm import tqdm
 from transformers import get_scheduler
 from transformers.utils import logging as transformers_logging
 
+from gmdf_hf.baselines import equal_shares, merged_losses_step, merged_step, mldg_step, size_shares
 from gmdf_hf.checkpoint import environment, save_model, write_config, write_json, write_skipped
 from gmdf_hf.config import TrainConfig, UserError, parse_command_line
 from gmdf_hf.dataset import DRAWN_PREFIX, DomainError
 from gmdf_hf.episodes import Episode
 from gmdf_hf.frames import FrameReader
 from gmdf_hf.health import expert_gains, expert_use, plot_history, record_failure
-from gmdf_hf.losses import classification_loss
 from gmdf_hf.meta import keep_experts, meta_step
 from gmdf_hf.metrics import domain_metrics
 from gmdf_hf.modeling import GMDFModel
@@ -156,13 +156,17 @@ def train(config: TrainConfig, setup: Setup, checkpoint: Path | None, stop: Stop
 
 def take_step(config: TrainConfig, setup: Setup, episode: Episode) -> dict[str, torch.Tensor]:
     """Update theta_E and leave theta_O's gradient in `.grad`; returns this process's share of each loss."""
-    if config.method == "direct_merge":
-        # Plain fine-tuning on the merged domains: the experts stay at zero effect, so the model is CLIP.
-        with setup.accelerator.autocast():
-            logits = setup.model(episode.pixel_values, prompt_ids=episode.prompt_ids).logits
-            loss = classification_loss(logits, episode.labels, episode.weights / len(episode.domains))
-        setup.accelerator.backward(loss)
-        return {"classification": loss.detach()}
+    model, accelerator = setup.model, setup.accelerator
+    if config.method == "merged_losses":
+        weights = config.alignment_weight, config.mim_weight
+        return merged_losses_step(model, episode, accelerator, setup.image_tokenizer, *weights)
+    if config.method == "mldg":
+        return mldg_step(model, episode, accelerator, config.inner_learning_rate)
+    if config.method != "gmdf":
+        shares = equal_shares(len(setup.train))
+        if config.method == "direct_merge" and not config.streaming:
+            shares = size_shares([len(domain) for domain in setup.train])
+        return merged_step(model, episode, accelerator, shares)
     return meta_step(
         setup.model,
         episode,
