@@ -89,12 +89,15 @@ def test_a_run_leaves_all_that_is_needed_to_repeat_it(tmp_path):
     "fields",
     [
         {"method": "direct_merge"},
+        {"method": "linear_probe"},
+        {"method": "mldg"},
+        {"method": "merged_losses"},
         {"align_gradient": "both", "outer_experts": "all", "model": {"dil": "affine_bias", "mask_strategy": "block"}},
         {"mim_weight": 0, "alignment_weight": 0, "mixed_precision": "bf16"},
         {"model": {"prompt": "P3", "codebook_size": 16}},
         {"hold_out": "y", "source_domains": "three", "report_to": "tensorboard", "image_size": 32, "num_workers": 2},
     ],
-    ids=["direct_merge", "both_all", "no_extra_losses", "captions", "hold_out"],
+    ids=["direct_merge", "linear_probe", "mldg", "merged_losses", "both_all", "no_extra_losses", "captions", "hold_out"],
 )
 def test_settings_run_and_learn_something(tmp_path, fields):
     if fields.get("source_domains") == "three":
@@ -103,7 +106,7 @@ def test_settings_run_and_learn_something(tmp_path, fields):
     results = meta_train.main(miniature(tmp_path, **{"epochs": 1} | fields))
     assert 0 <= results["domains"]["z"]["frame"]["auc"] <= 1
     model = GMDFModel.from_pretrained(tmp_path / "run" / "model")
-    if fields.get("method") == "direct_merge":
+    if "method" in fields:
         assert all(not layer.experts.alpha.any() for layer in model.vision_model.encoder.layers)
     else:
         assert all(layer.experts.alpha.any() for layer in model.vision_model.encoder.layers)
