@@ -95,9 +95,29 @@ def test_a_run_leaves_all_that_is_needed_to_repeat_it(tmp_path):
         {"align_gradient": "both", "outer_experts": "all", "model": {"dil": "affine_bias", "mask_strategy": "block"}},
         {"mim_weight": 0, "alignment_weight": 0, "mixed_precision": "bf16"},
         {"model": {"prompt": "P3", "codebook_size": 16}},
+        {
+            "streaming": True,
+            "steps_per_epoch": 3,
+            "gradient_checkpointing": True,
+            "max_grad_norm": 0.1,
+            "lr_scheduler": "cosine",
+            "warmup_steps": 2,
+            "attn_implementation": "eager",
+        },
         {"hold_out": "y", "source_domains": "three", "report_to": "tensorboard", "image_size": 32, "num_workers": 2},
     ],
-    ids=["direct_merge", "linear_probe", "mldg", "merged_losses", "both_all", "no_extra_losses", "captions", "hold_out"],
+    ids=[
+        "direct_merge",
+        "linear_probe",
+        "mldg",
+        "merged_losses",
+        "both_all",
+        "no_extra_losses",
+        "captions",
+        "streaming",
+        "compiled",
+        "hold_out",
+    ],
 )
 def test_settings_run_and_learn_something(tmp_path, fields):
     if fields.get("source_domains") == "three":
