@@ -14,7 +14,7 @@ import torch
 from transformers.image_processing_utils import BaseImageProcessor
 
 from gmdf_hf import drawings, forgeries, people, portraits
-from gmdf_hf.images import ImageError, open_image
+from gmdf_hf.modeling.images_gmdf import ImageError, open_image
 from gmdf_hf.shards import FEATURES
 
 LABELS = ("real", "fake")

@@ -290,12 +290,15 @@ class GMDFModel(CLIPPreTrainedModel):
         """
         if self._prompt_embeds_stale:
             self.update_prompt_embeds()
-        # The saved folder must answer both auto classes, and `register_for_auto_class` writes only one of them.
+        from .pipeline_gmdf import CUSTOM_PIPELINES  # here, so that loading a model does not import the pipeline
+
+        # The saved folder must answer both auto classes and the pipeline; transformers writes only one of them.
         self.config.auto_map = {
             "AutoConfig": "configuration_gmdf.GMDFConfig",
             "AutoModel": "modeling_gmdf.GMDFModel",
             "AutoModelForImageClassification": "modeling_gmdf.GMDFModel",
         }
+        self.config.custom_pipelines = CUSTOM_PIPELINES
         was_slim = self.config.slim
         if slim and not was_slim:
             dropped = ("text_model.", "text_projection.", "mim_head.")
@@ -306,6 +309,7 @@ class GMDFModel(CLIPPreTrainedModel):
             super().save_pretrained(save_directory, **kwargs)
         finally:
             self.config.slim = was_slim
+            del self.config.custom_pipelines
 
 
 GMDFConfig.register_for_auto_class()

@@ -14,14 +14,13 @@ ROOT = Path(__file__).parent.parent
 
 # A module imports only from those before it. The README prints this list; nowhere else does it stand.
 DATAS_WAY = (
-    "images",  # opening image files that nobody vouches for
-    "video",  # evenly spaced frames of a video
     "archives",  # reading zip and tar files from strangers
     "sources",  # what the official data sets hold: one importer a file
     "faces",  # face detectors and their weights
     "retinaface",  # the network of one of them
     "tracking",  # following one person through a video
     "crops",  # a record's frames to encoded face crops
+    "finding",  # the faces of a picture and the people of a video, for the pipeline
     "parts",  # the file that a unit of work leaves
     "units",  # units of work, over processes or Ray
     "shards",  # the Parquet files of a prepared domain

@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import av
 import numpy as np
 
-from gmdf_hf.images import MAX_PIXELS
+from .images_gmdf import MAX_PIXELS
+
+try:
+    import av
+except ImportError:  # a saved model is loaded where only pictures are looked at
+    av = None
 
 MAX_FRAMES = 1_000_000
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts")
@@ -95,6 +99,8 @@ def read_frames(path: str | Path, count: int) -> Iterator[tuple[int, np.ndarray]
 def _open(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     if not Path(path).is_file():
         raise VideoError(f"{path}: no such file.")
+    if av is None:
+        raise VideoError(f"{path}: reading videos needs the package PyAV (`pip install av`).")
     try:
         # An absolute path: FFmpeg would take `concat:a|b` for a protocol.
         # Titles in some old encoding are no reason to refuse a video.
