@@ -25,6 +25,7 @@ DATAS_WAY = (
     "units",  # units of work, over processes or Ray
     "shards",  # the Parquet files of a prepared domain
     "duplicates",  # near-duplicate pictures between splits
+    "manifests",  # what identifies the data of a domain
     "domain_card",  # a prepared domain's card, and its way to the hub
     "prepare",  # records in, a prepared domain out
     "contact_sheet",  # a prepared domain at a glance
@@ -43,6 +44,7 @@ DATAS_WAY = (
     "metrics",  # a table of scores to figures
     "report",  # figures for people to read
     "checkpoint",  # what a run leaves behind
+    "hub",  # a run's way to the hub
 )
 
 
