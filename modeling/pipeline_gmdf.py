@@ -37,7 +37,8 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
     * `threshold`: what the score was compared with;
     * `face_found`: whether there is a face;
     * `faces`: each face, a dict with `frame, person, box, crop_box, detection_score, score, label, expert_weights` and,
-      if asked for, `heatmap`: an array over `crop_box`, above 0 where it speaks for fake, below for real;
+      if asked for, `heatmap`: an array over `crop_box`, above 0 where it speaks for fake, below for real, and `crop`,
+      the picture it lies on;
     * `persons`: each person's `person, score, label, frames`;
     * `expert_weights`: each source domain's share in the verdict, by name: which experts spoke;
     * `frames_read`: 1 for a picture;
@@ -168,7 +169,7 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
                     "expert_weights": dict(zip(domains, output["expert_weights"][0].tolist(), strict=True)),
                 }
                 if "heatmap" in output:
-                    face["heatmap"] = output["heatmap"][0].numpy()
+                    face |= {"heatmap": output["heatmap"][0].numpy(), "crop": found.crop}
                 faces.append(face)
         persons = []
         for person in sorted({face["person"] for face in faces}):

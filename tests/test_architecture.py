@@ -45,6 +45,8 @@ DATAS_WAY = (
     "report",  # figures for people to read
     "checkpoint",  # what a run leaves behind
     "hub",  # a run's way to the hub
+    "overlays",  # verdicts drawn onto pictures
+    "cli",  # the command `gmdf`
 )
 
 

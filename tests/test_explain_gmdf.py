@@ -4,7 +4,7 @@ from gmdf_hf.modeling.explain_gmdf import evidence_map, heatmap
 from tests.conftest import tiny_model
 
 
-def test_a_patchs_share_is_what_removing_a_little_of_it_costs(pixel_values):
+def test_a_patchs_share_is_what_making_it_a_little_more_average_costs(pixel_values):
     """Finite differences on the last block's input, one patch at a time."""
     model = tiny_model().double()
     output = model(pixel_values.double(), output_hidden_states=True)
@@ -19,14 +19,15 @@ def test_a_patchs_share_is_what_removing_a_little_of_it_costs(pixel_values):
         logits = model.logit_scale.exp() * torch.einsum("bp,bcp->bc", embeds, output.text_embeds)
         return logits[:, 1] - logits[:, 0]
 
-    step = 1e-5
+    step = 3e-3  # the experts attend in single precision, whatever the weights are
     with torch.no_grad():
         for patch in (0, 7, 15):
             less, more = tokens.clone(), tokens.clone()
-            less[:, 1 + patch] *= 1 - step
-            more[:, 1 + patch] *= 1 + step
+            own = tokens[:, 1 + patch] - tokens[:, 1:].mean(1)
+            less[:, 1 + patch] -= step * own
+            more[:, 1 + patch] += step * own
             slope = (margin(more) - margin(less)) / (2 * step)
-            torch.testing.assert_close(evidence.flatten(1)[:, patch].double(), slope, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(evidence.flatten(1)[:, patch].double(), slope, rtol=2e-3, atol=1e-5)
 
 
 def test_heatmap_keeps_sign_and_place():
