@@ -6,15 +6,35 @@ import json
 from pathlib import Path
 
 import yaml
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from gmdf_hf.config import UserError
+from gmdf_hf.modeling.adapters_gmdf import DESCRIPTION_NAME, WEIGHTS_NAME
 from gmdf_hf.report import public_recipe
 
 MODEL_SUFFIXES = (".json", ".safetensors", ".py")
 PLACEHOLDER = "<this repository>"
+EXPERT_CARD = """\
+---
+{header}
+---
+
+# The domain `{domain}` for {base}
+
+One domain's expert of a GM-DF deepfake detector: it plugs into the base it was trained beside, and into no other (the
+SHA-256 of the base's weights is checked). The scores of the base's own domains do not change.
+
+```python
+from gmdf_hf import GMDFModel
+
+model = GMDFModel.from_pretrained("{base}"{revision})
+model.load_expert("{repo}")
+```
+
+The score is the model's opinion, not evidence; see the base's card for what it cannot know.
+"""
 
 
 def published_files(run: Path, repo: str) -> dict[str, Path | bytes]:
@@ -30,12 +50,7 @@ def published_files(run: Path, repo: str) -> dict[str, Path | bytes]:
     Raises:
         UserError: If the folder is not that of a finished run, or the name cannot be one.
     """
-    try:
-        validate_repo_id(repo)
-        if repo.count("/") != 1:
-            raise HFValidationError(f"Expected user/name, found {repo!r}.")
-    except HFValidationError as error:
-        raise UserError(f"--repo: {' '.join(str(error).split())}") from error
+    _check_name(repo)
     model = run / "model"
     needed = ["results.json", "train_config.yaml"]
     needed += [f"model/{name}" for name in ("config.json", "model.safetensors", "preprocessor_config.json")]
@@ -61,20 +76,57 @@ def published_files(run: Path, repo: str) -> dict[str, Path | bytes]:
     return files
 
 
+def expert_files(folder: Path, repo: str) -> dict[str, Path | bytes]:
+    """What the expert of one domain publishes: its two files and a card that says how to load it.
+
+    Args:
+        folder: Folder that `GMDFModel.save_expert` wrote.
+        repo: `user/name`.
+
+    Raises:
+        UserError: If the folder holds no expert, or the name cannot be one.
+    """
+    _check_name(repo)
+    files: dict[str, Path | bytes] = {name: folder / name for name in (DESCRIPTION_NAME, WEIGHTS_NAME)}
+    if missing := [name for name, file in files.items() if not file.is_file()]:
+        raise UserError(f"{folder} holds no expert: it lacks {', '.join(missing)}.")
+    description = json.loads((folder / DESCRIPTION_NAME).read_text())
+    base = description["base"]
+    data = ModelCardData(
+        library_name="transformers",
+        license="apache-2.0",
+        tags=["deepfake-detection", "gm-df"],
+        base_model=base["name"] if "/" in base["name"] else None,
+    )
+    revision = f', revision="{base["revision"]}"' if base["revision"] else ""
+    card = EXPERT_CARD.format(
+        header=data.to_yaml(), repo=repo, domain=description["domain"], base=base["name"], revision=revision
+    )
+    return files | {"README.md": card.encode()}
+
+
 def size_of(content: Path | bytes) -> int:
     """Bytes of a file or content."""
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
-def publish(run: Path, repo: str, private: bool = True, tag: str | None = None, api: HfApi | None = None) -> str:
-    """Put a run on the hub in one commit, or leave the hub as it was.
+def publish(
+    files: dict[str, Path | bytes],
+    repo: str,
+    message: str,
+    private: bool = True,
+    tag: str | None = None,
+    api: HfApi | None = None,
+) -> str:
+    """Put files on the hub in one commit, or leave the hub as it was.
 
     The hub takes a commit whole or not at all, so whoever loads the model sees the old revision or the new one. A
     repository that was made for a commit which then fails is taken away again.
 
     Args:
-        run: Folder that `meta_train.py` left.
+        files: What `published_files` or `expert_files` returned.
         repo: `user/name`; made if it is not there.
+        message: Of the commit.
         private: Whether a new repository is private; one that is there stays as it is.
         tag: Name to give to the new revision.
         api: Client to use; None is the user's own, with the token of `hf auth login` or HF_TOKEN.
@@ -83,9 +135,8 @@ def publish(run: Path, repo: str, private: bool = True, tag: str | None = None, 
         Address of the commit.
 
     Raises:
-        UserError: If the run is not finished, the tag is taken, or the hub refuses; the message says what to do.
+        UserError: If the tag is taken, or the hub refuses; the message says what to do.
     """
-    files = published_files(run, repo)
     api = api or HfApi()
     try:
         api.whoami()
@@ -98,7 +149,7 @@ def publish(run: Path, repo: str, private: bool = True, tag: str | None = None, 
         raise UserError(f"Nothing was published to {repo}. {_advice(error, repo)}") from error
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     try:
-        commit = api.create_commit(repo, operations, commit_message=f"Publish {run.name}")
+        commit = api.create_commit(repo, operations, commit_message=message)
     except BaseException as error:  # an interruption, too, must leave nothing half done
         left = "it is as it was"
         if is_new:
@@ -112,6 +163,15 @@ def publish(run: Path, repo: str, private: bool = True, tag: str | None = None, 
         except HfHubHTTPError as error:
             raise UserError(f"Published {commit.commit_url}, but not tagged {tag!r}. {_advice(error, repo)}") from error
     return commit.commit_url
+
+
+def _check_name(repo: str) -> None:
+    try:
+        validate_repo_id(repo)
+        if repo.count("/") != 1:
+            raise HFValidationError(f"Expected user/name, found {repo!r}.")
+    except HFValidationError as error:
+        raise UserError(f"--repo: {' '.join(str(error).split())}") from error
 
 
 def _remove(api: HfApi, repo: str) -> bool:

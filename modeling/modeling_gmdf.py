@@ -11,6 +11,7 @@ from transformers import initialization as init
 from transformers.models.clip.modeling_clip import CLIPPreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
+from .adapters_gmdf import ExpertAdapterMixin
 from .configuration_gmdf import GMDFConfig
 from .experts_gmdf import check_routing
 from .mim_gmdf import MaskedImageHead
@@ -23,7 +24,7 @@ EXPERT_PARAMETERS = (".experts.", "domain_prompts", "text_affine.")
 LOADING_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "subfolder", "dtype", "attn_implementation")
 
 
-class GMDFModel(CLIPPreTrainedModel):
+class GMDFModel(ExpertAdapterMixin, CLIPPreTrainedModel):
     """One detector for many deepfake domains (GM-DF, arXiv 2406.20078).
 
     A model fresh from `from_clip` *is* CLIP: its features and zero-shot logits are `CLIPModel`'s on every route, for

@@ -3,6 +3,7 @@
     python scripts/publish.py --run runs/x --repo user/name           # shows every file and its size, sends nothing
     python scripts/publish.py --run runs/x --repo user/name --yes     # a private repository
     python scripts/publish.py --run runs/x --repo user/name --yes --tag v1.0 --public
+    python scripts/publish.py --expert runs/x/expert --repo user/expert --yes    # one domain's expert alone
 
 See docs/publishing.md.
 """
@@ -19,13 +20,15 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from gmdf_hf.config import UserError
-from gmdf_hf.hub import publish, published_files, size_of
+from gmdf_hf.hub import expert_files, publish, published_files, size_of
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line of this script."""
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_argument("--run", required=True, type=Path, help="folder that meta_train.py left")
+    what = cli.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", type=Path, help="folder that meta_train.py left")
+    what.add_argument("--expert", type=Path, help="folder that `GMDFModel.save_expert` wrote")
     cli.add_argument("--repo", required=True, metavar="USER/NAME", help="repository; made if it is not there")
     cli.add_argument("--yes", action="store_true", help="send; without it the files are only listed")
     cli.add_argument("--public", action="store_true", help="make a new repository public (private)")
@@ -36,8 +39,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """List what would be published, and publish it if told to."""
     args = parser().parse_args(argv)
-    files = published_files(args.run, args.repo)
-    table = Table("file", "size", title=f"{args.run} to {args.repo}")
+    files = published_files(args.run, args.repo) if args.run else expert_files(args.expert, args.repo)
+    folder = args.run or args.expert
+    table = Table("file", "size", title=f"{folder} to {args.repo}")
     table.columns[1].justify = "right"
     for name, content in sorted(files.items()):
         table.add_row(name, decimal(size_of(content)))
@@ -47,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.yes:
         console.print("Nothing was sent. Add --yes to publish.", highlight=False)
         return
-    print(publish(args.run, args.repo, private=not args.public, tag=args.tag))
+    print(publish(files, args.repo, f"Publish {folder.resolve().name}", private=not args.public, tag=args.tag))
 
 
 if __name__ == "__main__":

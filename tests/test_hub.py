@@ -9,16 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from huggingface_hub import HfApi, ModelCard, constants
 from PIL import Image
 
-from gmdf_hf import GMDFImageProcessor
+from gmdf_hf import GMDFImageProcessor, GMDFModel
 from gmdf_hf.checkpoint import save_model, write_json
 from gmdf_hf.config import UserError
-from gmdf_hf.hub import publish, published_files
+from gmdf_hf.hub import expert_files, publish, published_files
 from gmdf_hf.report import write_model_card
-from tests.conftest import tiny_model
+from tests.conftest import redraw_zeros, tiny_model
 from tests.hub_server import HubServer
 from tests.media import numbered, write_video
 from tests.test_report import RESULTS, TEMPLATE
@@ -104,8 +105,12 @@ def hub(monkeypatch):
         yield hub
 
 
+def push(run: Path, repo: str, hub: HubServer, **options) -> str:
+    return publish(published_files(run, repo), repo, "Publish a run", api=hub.api, **options)
+
+
 def test_one_commit_private_and_tagged(run, hub):
-    address = publish(run, "user/name", tag="v1", api=hub.api)
+    address = push(run, "user/name", hub, tag="v1")
     repository = hub.repositories["models/user/name"]
     assert address.endswith(repository.head)
     assert repository.private
@@ -115,9 +120,9 @@ def test_one_commit_private_and_tagged(run, hub):
     for name, file in published_files(run, "user/name").items():
         assert stored[name].content == content(file)
     with pytest.raises(UserError, match="has a tag 'v1' already"):
-        publish(run, "user/name", tag="v1", api=hub.api)
+        push(run, "user/name", hub, tag="v1")
     assert len(repository.commits) == 2
-    publish(run, "user/open", private=False, api=hub.api)
+    push(run, "user/open", hub, private=False)
     assert not hub.repositories["models/user/open"].private
 
 
@@ -134,11 +139,11 @@ FAILURES = {
 def test_a_failed_push_leaves_nothing_half_done(run, hub, failing, advice):
     hub.failing = failing
     with pytest.raises(UserError, match=f"Nothing was published to user/name.*{advice}"):
-        publish(run, "user/name", api=hub.api)
+        push(run, "user/name", hub)
     assert hub.repositories == {}  # not even an empty repository
 
     hub.failing = {}
-    publish(run, "user/name", api=hub.api)
+    push(run, "user/name", hub)
     repository = hub.repositories["models/user/name"]
     before = dict(repository.commits)
     # Another model: its weights must be sent.
@@ -147,10 +152,10 @@ def test_a_failed_push_leaves_nothing_half_done(run, hub, failing, advice):
     (other / "model.safetensors").rename(run / "model" / "model.safetensors")
     hub.failing = failing
     if failing == {"create": 403}:  # the repository is there, so none is made
-        publish(run, "user/name", api=hub.api)
+        push(run, "user/name", hub)
     else:
         with pytest.raises(UserError, match="Nothing was published to user/name"):
-            publish(run, "user/name", api=hub.api)
+            push(run, "user/name", hub)
         assert repository.commits == before
 
 
@@ -160,7 +165,7 @@ def test_an_interrupted_push_takes_its_repository_away_again(run, hub, monkeypat
 
     monkeypatch.setattr(hub.api, "create_commit", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        publish(run, "user/name", api=hub.api)
+        push(run, "user/name", hub)
     assert hub.repositories == {}
 
 
@@ -168,7 +173,7 @@ def test_a_card_the_hub_does_not_accept_is_not_published(run, hub):
     card = run / "model" / "README.md"
     card.write_text(card.read_text().replace("pipeline_tag: image-classification", "pipeline_tag: deepfakes"))
     with pytest.raises(UserError, match=r"The card is not valid.*pipeline_tag"):
-        publish(run, "user/name", api=hub.api)
+        push(run, "user/name", hub)
     assert hub.repositories == {}
 
 
@@ -249,3 +254,32 @@ def test_a_fresh_process_gives_the_scores_of_the_one_that_pushed(run, tmp_path):
     offline = scores(WITHOUT, "user/name", "two", HF_HUB_OFFLINE="1")
     np.testing.assert_allclose(offline["scores"], newest["scores"], atol=1e-6)
     assert re.search("connect|offline|cache", str(scores(WITHOUT, "user/name", "five", HF_HUB_OFFLINE="1")))
+
+
+LOAD_EXPERT = """
+import sys, torch
+from gmdf_hf import GMDFModel
+model = GMDFModel.from_pretrained("user/name")
+index = model.load_expert("user/expert")
+print(model(torch.ones(1, 3, 32, 32), domain_ids=torch.tensor([index])).logits.tolist())
+"""
+
+
+def test_an_expert_is_loaded_onto_its_base_by_name(run, hub, tmp_path):
+    push(run, "user/name", hub)
+    grown = GMDFModel.from_pretrained(run / "model")
+    grown.add_domain("d")
+    redraw_zeros(grown)
+    grown.config.name_or_path = "user/name"
+    grown.save_expert("d", tmp_path / "expert")
+    files = expert_files(tmp_path / "expert", "user/expert")
+    assert "base_model: user/name" in content(files["README.md"]).decode()
+    publish(files, "user/expert", "Publish an expert", api=hub.api)
+    environment = os.environ | hub.environment(tmp_path / "home")
+    command = [sys.executable, "-c", LOAD_EXPERT]
+    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    expected = grown(torch.ones(1, 3, 32, 32), domain_ids=torch.tensor([3])).logits
+    np.testing.assert_allclose(json.loads(result.stdout), expected.detach(), atol=1e-5)
+    with pytest.raises(UserError, match="holds no expert"):
+        expert_files(run, "user/expert")
