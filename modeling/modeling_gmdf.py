@@ -244,7 +244,7 @@ class GMDFModel(ExpertAdapterMixin, CLIPPreTrainedModel):
         Raises:
             ValueError: If shapes, domain ids or experts are not the model's.
         """
-        check_routing(self.config.domains, len(pixel_values), domain_ids, active_experts)
+        check_routing(self.config.domains, pixel_values.shape[0], domain_ids, active_experts)
         if bool_masked_pos is not None and self.config.slim:
             raise ValueError("The slim form of a checkpoint has no masked-image head: load the full form for masks.")
         vision = self.vision_model(
@@ -258,7 +258,9 @@ class GMDFModel(ExpertAdapterMixin, CLIPPreTrainedModel):
         )
         image_embeds = normalize(self.visual_projection(vision.pooler_output), dim=-1)
         sentences = self.class_features() if prompt_ids is None else self.encode_prompts(prompt_ids)
-        views = self.text_affine(sentences, self.domain_prompts).expand(len(pixel_values), -1, -1, -1)  # (B, E, 2, P)
+        views = self.text_affine(sentences, self.domain_prompts).expand(
+            pixel_values.shape[0], -1, -1, -1
+        )  # (B, E, 2, P)
         if domain_ids is not None:
             text_embeds = views[torch.arange(len(views), device=views.device), domain_ids]
         else:

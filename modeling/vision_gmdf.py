@@ -57,7 +57,7 @@ class GMDFVisionEmbeddings(CLIPVisionEmbeddings):
                     f"found {tuple(bool_masked_pos.shape)}."
                 )
             patches = torch.where(bool_masked_pos[..., None], mask_token.to(patches.dtype), patches)
-        classes = self.class_embedding.expand(len(patches), 1, -1)
+        classes = self.class_embedding.expand(patches.shape[0], 1, -1)
         return torch.cat([classes, patches], dim=1) + self.position_embedding(self.position_ids)
 
 

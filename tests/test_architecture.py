@@ -44,6 +44,7 @@ DATAS_WAY = (
     "metrics",  # a table of scores to figures
     "report",  # figures for people to read
     "checkpoint",  # what a run leaves behind
+    "onnx_export",  # a detector as an ONNX file
     "hub",  # a run's way to the hub
     "overlays",  # verdicts drawn onto pictures
     "cli",  # the command `gmdf`
