@@ -11,6 +11,8 @@ from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+# theta_E of Algorithm 1: what the inner step trains. All else is theta_O.
+EXPERT_PARAMETERS = (".experts.", "domain_prompts", "text_affine.")
 WEIGHTS_NAME, DESCRIPTION_NAME = "expert.safetensors", "expert.json"
 
 
@@ -20,6 +22,23 @@ class ExpertAdapterMixin:
     All that belongs to domain n - its expert and DIL in every block, its prompt vector, its text affine - is row n of
     the parameters that `expert_parameters` names, and nothing else is.
     """
+
+    def expert_parameters(self) -> dict[str, nn.Parameter]:
+        """theta_E of Algorithm 1 by name: experts, their DILs and alphas, prompt vectors, text affines."""
+        return {n: p for n, p in self.named_parameters() if any(part in n for part in EXPERT_PARAMETERS)}
+
+    def domain_id(self, domain: str) -> int:
+        """Index of a source domain's expert.
+
+        Args:
+            domain: Name of the domain.
+
+        Raises:
+            ValueError: If the model was not trained on that domain.
+        """
+        if domain not in self.config.domains:
+            raise ValueError(f"This model knows the domains {self.config.domains}, found {domain!r}.")
+        return self.config.domains.index(domain)
 
     def add_domain(self, domain: str) -> int:
         """Grow the model by a domain, whose expert starts at zero effect.

@@ -30,7 +30,9 @@ def name_of(source: object) -> str:
     return str(source) if isinstance(source, (str, os.PathLike)) else f"<{type(source).__name__}>"
 
 
-def read_input(source: object, num_frames: int, private_urls: bool = False) -> Iterator[tuple[int, np.ndarray]]:
+def read_input(
+    source: object, num_frames: int, private_urls: bool = False, max_seconds: float | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
     """Yield number and upright RGB picture of shape `(height, width, 3)` of an input's frames; a picture has one.
 
     Args:
@@ -38,6 +40,7 @@ def read_input(source: object, num_frames: int, private_urls: bool = False) -> I
             type uint8 (RGB).
         num_frames: Frames to take of a video, spread evenly over all of it.
         private_urls: See `downloaded`.
+        max_seconds: See `read_frames`.
 
     Raises:
         ImageError: If a picture cannot be read, or the input is nothing of the above.
@@ -46,9 +49,9 @@ def read_input(source: object, num_frames: int, private_urls: bool = False) -> I
     """
     if is_url(source):
         with downloaded(source, private_urls) as path:
-            yield from _read_file(path, source, num_frames)
+            yield from _read_file(path, source, num_frames, max_seconds)
     elif isinstance(source, (str, os.PathLike)):
-        yield from _read_file(Path(source), str(source), num_frames)
+        yield from _read_file(Path(source), str(source), num_frames, max_seconds)
     elif isinstance(source, Image.Image):
         yield 0, np.asarray(_pillow(source))
     elif isinstance(source, np.ndarray):
@@ -69,7 +72,7 @@ def _pillow(image: Image.Image) -> Image.Image:
         raise ImageError(f"<{type(image).__name__}>: damaged image ({error}).") from error
 
 
-def _read_file(path: Path, name: str, num_frames: int) -> Iterator[tuple[int, np.ndarray]]:
+def _read_file(path: Path, name: str, num_frames: int, max_seconds: float | None) -> Iterator[tuple[int, np.ndarray]]:
     suffix = path.suffix.lower()
     if suffix not in VIDEO_SUFFIXES:
         try:
@@ -82,7 +85,7 @@ def _read_file(path: Path, name: str, num_frames: int) -> Iterator[tuple[int, np
             yield 0, picture
             return
     try:
-        yield from read_frames(path, num_frames)
+        yield from read_frames(path, num_frames, max_seconds)
     except VideoError as error:
         raise VideoError(str(error).replace(str(path), name)) from error
 

@@ -11,7 +11,7 @@ from transformers import initialization as init
 from transformers.models.clip.modeling_clip import CLIPPreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from .adapters_gmdf import ExpertAdapterMixin
+from .adapters_gmdf import EXPERT_PARAMETERS, ExpertAdapterMixin
 from .configuration_gmdf import GMDFConfig
 from .experts_gmdf import check_routing
 from .mim_gmdf import MaskedImageHead
@@ -19,8 +19,7 @@ from .outputs_gmdf import GMDFOutput
 from .text_gmdf import DomainTextAffine
 from .vision_gmdf import GMDFVisionModel
 
-# theta_E of Algorithm 1: what the inner step trains. All else is theta_O.
-EXPERT_PARAMETERS = (".experts.", "domain_prompts", "text_affine.")
+TRAINING_ONLY = ("text_model.", "text_projection.", "mim_head.")  # what the slim form leaves out
 LOADING_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "subfolder", "dtype", "attn_implementation")
 
 
@@ -152,27 +151,10 @@ class GMDFModel(ExpertAdapterMixin, CLIPPreTrainedModel):
         model.update_prompt_embeds()
         return model
 
-    def expert_parameters(self) -> dict[str, nn.Parameter]:
-        """theta_E of Algorithm 1 by name: experts, their DILs and alphas, prompt vectors, text affines."""
-        return {n: p for n, p in self.named_parameters() if any(part in n for part in EXPERT_PARAMETERS)}
-
     def shared_parameters(self) -> dict[str, nn.Parameter]:
         """theta_O of Algorithm 1 by name: every other parameter that is not frozen."""
         experts = self.expert_parameters()
         return {n: p for n, p in self.named_parameters() if n not in experts and p.requires_grad}
-
-    def domain_id(self, domain: str) -> int:
-        """Index of a source domain's expert.
-
-        Args:
-            domain: Name of the domain.
-
-        Raises:
-            ValueError: If the model was not trained on that domain.
-        """
-        if domain not in self.config.domains:
-            raise ValueError(f"This model knows the domains {self.config.domains}, found {domain!r}.")
-        return self.config.domains.index(domain)
 
     def encode_prompts(self, prompt_ids: torch.LongTensor) -> torch.Tensor:
         """Unit features of class sentences, through the text tower.
@@ -291,10 +273,10 @@ class GMDFModel(ExpertAdapterMixin, CLIPPreTrainedModel):
             slim: Leave out text tower and masked-image head; the logits do not change (decision D8).
             **kwargs: As in `PreTrainedModel.save_pretrained`.
         """
-        if self._prompt_embeds_stale:
-            self.update_prompt_embeds()
         from .pipeline_gmdf import CUSTOM_PIPELINES  # here, so that loading a model does not import the pipeline
 
+        if self._prompt_embeds_stale:
+            self.update_prompt_embeds()
         # The saved folder must answer both auto classes and the pipeline; transformers writes only one of them.
         self.config.auto_map = {
             "AutoConfig": "configuration_gmdf.GMDFConfig",
@@ -304,9 +286,8 @@ class GMDFModel(ExpertAdapterMixin, CLIPPreTrainedModel):
         self.config.custom_pipelines = CUSTOM_PIPELINES
         was_slim = self.config.slim
         if slim and not was_slim:
-            dropped = ("text_model.", "text_projection.", "mim_head.")
             state = kwargs.pop("state_dict", None) or self.state_dict()
-            kwargs["state_dict"] = {key: value for key, value in state.items() if not key.startswith(dropped)}
+            kwargs["state_dict"] = {key: value for key, value in state.items() if not key.startswith(TRAINING_ONLY)}
         self.config.slim = was_slim or slim
         try:
             super().save_pretrained(save_directory, **kwargs)

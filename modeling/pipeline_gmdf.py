@@ -52,6 +52,7 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
         threshold: Score from which a face is called fake; the model's own, chosen on validation videos.
         return_heatmap: Whether to add the map of each face.
         private_urls: Whether to fetch addresses inside of a network (loopback, private ranges); off.
+        max_seconds: Longest time to spend on the frames of one video; as long as it takes.
         on_error: `raise`, or `return` the message and go on with the next input.
         batch_size: Faces at a time; 16.
     """
@@ -74,6 +75,7 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
         threshold: float | None = None,
         return_heatmap: bool | None = None,
         private_urls: bool | None = None,
+        max_seconds: float | None = None,
         on_error: str | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if num_frames is not None and num_frames < 1:
@@ -87,6 +89,7 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
             "detector_weights": detector_weights,
             "num_frames": num_frames,
             "private_urls": private_urls,
+            "max_seconds": max_seconds,
             "on_error": on_error,
         }
         given = [reading, {"return_heatmap": return_heatmap}, {"threshold": threshold, "on_error": on_error}]
@@ -99,6 +102,7 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
         detector_weights: str | None = None,
         num_frames: int = 32,
         private_urls: bool = False,
+        max_seconds: float | None = None,
         on_error: str = "raise",
     ) -> Iterator[dict[str, Any]]:
         """Yield the faces of one input, one at a time; something must be yielded even if there is none."""
@@ -107,7 +111,7 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
 
         def counted() -> Iterator[tuple[int, np.ndarray]]:
             nonlocal frames
-            for frame in read_input(source, num_frames, private_urls):
+            for frame in read_input(source, num_frames, private_urls, max_seconds):
                 frames += 1
                 yield frame
 

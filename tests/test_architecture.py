@@ -47,6 +47,7 @@ DATAS_WAY = (
     "onnx_export",  # a detector as an ONNX file
     "hub",  # a run's way to the hub
     "overlays",  # verdicts drawn onto pictures
+    "demo",  # a page to drop a picture or a video on
     "cli",  # the command `gmdf`
 )
 
