@@ -112,8 +112,8 @@ def _open(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.Vi
         # Titles in some old encoding are no reason to refuse a video.
         with av.open(str(Path(path).absolute()), options=_OPTIONS, metadata_errors="replace") as container:
             stream = container.streams.best("video")
-            if stream is None:
-                raise VideoError(f"{path}: no video stream.")
+            if stream is None or stream.codec_context is None:  # of an unknown codec
+                raise VideoError(f"{path}: no video stream that can be decoded.")
             _check_size(stream.codec_context.width, stream.codec_context.height, path)
             # Work is spread over processes; one thread also makes `skip_frame` exact.
             stream.thread_type = "NONE"

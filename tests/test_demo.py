@@ -1,7 +1,10 @@
 """The page: what it answers, what it refuses, and what it leaves behind."""
 
+import itertools
+import os
 import re
 import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -13,6 +16,7 @@ from transformers import pipeline
 
 from gmdf_hf import GMDFImageProcessor
 from gmdf_hf.checkpoint import save_model
+from gmdf_hf.modeling.video_gmdf import VideoError
 from tests.conftest import tiny_model
 from tests.media import numbered, write_video
 
@@ -140,3 +144,65 @@ def test_files_and_addresses_of_the_server_cannot_be_asked_for(server, path):
     with pytest.raises(Exception, match=r".+"):
         client.predict(file, "", api_name="/look")
     assert "public internet" in client.predict(None, "http://127.0.0.1:9/face.png", api_name="/look")
+
+
+def resident_megabytes() -> float:
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def damaged(data: bytes, rng: np.random.Generator) -> bytes:
+    """A file with some bytes changed, or cut short, or with a piece doubled."""
+    kind = rng.integers(3)
+    if kind == 0:
+        values = bytearray(data)
+        for place in rng.integers(len(values), size=rng.integers(1, 40)):
+            values[place] = rng.integers(256)
+        return bytes(values)
+    cut = int(rng.integers(1, len(data)))
+    return data[:cut] if kind == 1 else data[:cut] + data[cut // 2 :]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_damaged_uploads_neither_crash_it_nor_make_it_grow(detect, picture, tmp_path):
+    """GMDF_SOAK_SECONDS=600 for the long one."""
+    seconds = float(os.environ.get("GMDF_SOAK_SECONDS", "20"))
+    sources = [
+        Path(picture),
+        write_video(tmp_path / "a.mp4", numbered(20)),
+        write_video(tmp_path / "b.mkv", numbered(9)),
+    ]
+    for suffix in (".jpg", ".webp", ".gif", ".bmp", ".tif"):
+        sources.append(tmp_path / f"c{suffix}")
+        Image.open(picture).save(sources[-1])
+    whole = [source.read_bytes() for source in sources]
+    rng = np.random.default_rng(0)
+    visits = demo.Visits(detect)
+    started, count, verdicts, after_warm_up = time.monotonic(), 0, 0, None
+    while time.monotonic() - started < seconds:
+        index = int(rng.integers(len(sources)))
+        upload = tmp_path / "uploads" / sources[index].name
+        upload.parent.mkdir(exist_ok=True)
+        upload.write_bytes(damaged(whole[index], rng))
+        text = visits.look(str(upload), "")
+        assert ("role='alert'" in text) != ("<h2" in text)
+        assert not upload.exists()
+        count, verdicts = count + 1, verdicts + ("<h2" in text)
+        if after_warm_up is None and time.monotonic() - started > seconds / 4:
+            after_warm_up = resident_megabytes()
+    assert 0 < verdicts < count
+    assert resident_megabytes() - after_warm_up < 60
+    print(f"{count} uploads, {verdicts} verdicts, {resident_megabytes() - after_warm_up:.1f} MB more")
+
+
+@pytest.mark.slow
+def test_a_video_of_100_000_frames_is_bounded(detect, tmp_path):
+    path = write_video(tmp_path / "long.mp4", itertools.repeat(np.zeros((16, 16, 3), np.uint8), 100_000), codec="mpeg4")
+    before, started = resident_megabytes(), time.monotonic()
+    result = detect(path, num_frames=4)
+    assert result["frames_read"] == 4
+    assert time.monotonic() - started < 60
+    assert resident_megabytes() - before < 100
+    with pytest.raises(VideoError, match=r"not read within 0\.01 seconds, 100000 frames"):
+        detect(path, num_frames=4, max_seconds=0.01)
