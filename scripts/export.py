@@ -1,18 +1,17 @@
-"""Export a detector to ONNX, and say what the export and its 8-bit variant cost and gain.
+"""Export a detector to ONNX, and say what the export and its 8-bit variant cost in accuracy.
 
     python scripts/export.py --model runs/x/model --output exported
     python scripts/export.py --model runs/x/model --output exported --int8 --domain faces/celebdf
 
 The exported file is the route of an unknown domain: `pixel_values` (batch, 3, side, side) in, `logits` (batch, 2) out.
-Threshold, pixel mean and deviation and the domains are in its metadata.
+Threshold, pixel mean and deviation and the domains are in its metadata. `benchmark.py` measures the speed.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -45,23 +44,12 @@ def parser() -> argparse.ArgumentParser:
     return cli
 
 
-@torch.no_grad()
-def images_per_second(model: Callable, pixel_values: torch.Tensor, seconds: float = 2.0) -> float:
-    """Images a model scores in a second, after one batch that does not count."""
-    model(pixel_values)
-    started, batches = time.perf_counter(), 0
-    while time.perf_counter() - started < seconds:
-        model(pixel_values)
-        batches += 1
-    return batches * len(pixel_values) / (time.perf_counter() - started)
-
-
 def main(argv: Sequence[str] | None = None) -> list[dict]:
     """Export, measure and print.
 
     Returns:
-        A row a variant: name, size in bytes, largest difference of logits, images a second, and on a domain AUC and
-        accuracy at the model's threshold.
+        A row a variant: name, size in bytes, largest difference of logits, and on a domain AUC and accuracy at the
+        model's threshold.
     """
     args = parser().parse_args(argv)
     try:
@@ -84,7 +72,6 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
         with torch.no_grad():
             difference = (variant(pixels).logits - model(pixels).logits).abs().max().item()
         row = {"variant": name, "bytes": file.stat().st_size if file else None, "difference": difference}
-        row["images_per_second"] = images_per_second(variant, pixels)
         if domain is not None:
             scores = score_domain(variant, domain, processor, args.batch_size)[0]
             metrics = binary_metrics(scores["label"].to_numpy(), scores["score"].to_numpy(), model.config.threshold)
@@ -95,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
 
 
 def show(rows: list[dict]) -> None:
-    """Print the rows as a table, speeds as ratios to the first."""
+    """Print the rows as a table."""
     table = Table(
         "variant", "MB", "largest difference", "images/s", "speed", *(["AUC %", "ACC %"] if "auc" in rows[0] else [])
     )
@@ -105,8 +92,6 @@ def show(rows: list[dict]) -> None:
             row["variant"],
             f"{row['bytes'] / 1e6:.1f}" if row["bytes"] else "",
             f"{row['difference']:.1e}",
-            f"{row['images_per_second']:.0f}",
-            f"{row['images_per_second'] / rows[0]['images_per_second']:.2f}",
             *rates,
         )
     Console(width=100).print(table)

@@ -1,6 +1,7 @@
 """An exported detector scores like the one it came from."""
 
 import json
+import time
 
 import pandas as pd
 import pytest
@@ -91,3 +92,12 @@ def test_the_script_measures_what_it_writes(exported, tmp_path, capsys):
     assert rows[1]["auc"] == pytest.approx(rows[0]["auc"], abs=1e-3)
     assert rows[2]["bytes"] < rows[1]["bytes"]
     assert "ONNX int8" in capsys.readouterr().out
+
+
+def test_benchmark_counts_faces_a_second():
+    from scripts import benchmark
+
+    variants = {"slow": lambda pixels: time.sleep(0.02), "fast": lambda pixels: time.sleep(0.005)}
+    rates = benchmark.faces_per_second(variants, torch.zeros(4, 1), rounds=3, seconds=0.1)
+    assert rates["slow"] == pytest.approx(4 / 0.02, rel=0.3)
+    assert 2 < rates["fast"] / rates["slow"] < 5

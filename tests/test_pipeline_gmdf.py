@@ -171,6 +171,14 @@ def test_without_the_package_pictures_are_crops_and_a_warning_says_so(detect, fo
     assert "pip install 'gmdf-hf[prepare]'" in last
 
 
+def test_a_saved_pipeline_is_the_pipeline(detect, tmp_path):
+    detect.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert saved["custom_pipelines"]["deepfake-detection"]["impl"] == "pipeline_gmdf.DeepfakeDetectionPipeline"
+    again = pipeline("deepfake-detection", model=str(tmp_path / "saved"), trust_remote_code=False, detector="none")
+    assert again(picture())["score"] == detect(picture())["score"]
+
+
 def test_missing_detector_weights_say_what_to_do(folder, tmp_path):
     code = (
         "import sys\nfrom gmdf_hf import DeepfakeDetectionPipeline\nfrom transformers import pipeline\n"
