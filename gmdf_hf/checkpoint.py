@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ import yaml
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from gmdf_hf.dataset import Skipped
+from gmdf_hf.frames import Skipped
 
 PACKAGES = ("gmdf-hf", "torch", "transformers", "datasets", "accelerate", "safetensors", "huggingface_hub", "numpy")
 MAX_LISTED = 10_000
@@ -33,14 +34,31 @@ def save_model(folder: Path, model: PreTrainedModel, processor: BaseImageProcess
         processor: Its image processor.
         **kwargs: For the model's `save_pretrained`.
     """
-    new, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    new = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
     model.save_pretrained(new, **kwargs)
     processor.save_pretrained(new)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
+    replace_folder(new, folder)
+
+
+def replace_folder(new: Path, place: Path) -> None:
+    """Rename a complete folder to its place, its files being on the disk before it is seen there."""
+    for path in [*new.rglob("*"), new]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    old = place.with_name(f"{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        place.rename(old)
+    new.rename(place)
+    descriptor = os.open(place.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -77,12 +95,6 @@ def _commit() -> str | None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON."""
     path.write_text(json.dumps(value, indent=2) + "\n")
-
-
-def append_history(path: Path, record: dict[str, Any]) -> None:
-    """Add one line of JSON to the run's history."""
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
 
 
 def write_config(path: Path, fields: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 from transformers import FlavaImageCodebook
 
+from gmdf_hf.checkpoint import replace_folder
 from gmdf_hf.config import UserError
 from gmdf_hf.modeling import DalleImageTokenizer, GMDFConfig, GMDFImageTokenizer, GMDFImageTokenizerConfig
 
@@ -67,7 +68,8 @@ def make_image_tokenizer(
     """Train or load the tokenizer that a detector's masked-image head predicts the codes of.
 
     Args:
-        source: `train`, `dalle` for the published codebook, or a folder or hub id with a trained tokenizer.
+        source: `train`, or load what this run trained before; `dalle` for the published codebook; or a folder or hub id
+            with a trained tokenizer.
         config: The detector's configuration.
         crops: Batches of the training images, at least `steps`; read by `train` alone.
         steps: Updates of the training.
@@ -81,6 +83,7 @@ def make_image_tokenizer(
         UserError: If the tokenizer does not fit the detector.
     """
     vision = config.vision_config
+    source = str(folder) if source == "train" and folder.exists() else source
     if source == "dalle":
         codebook = FlavaImageCodebook.from_pretrained(DALLE_CODEBOOK, use_safetensors=True)
         tokenizer = DalleImageTokenizer(codebook, vision.image_size // vision.patch_size)
@@ -90,7 +93,8 @@ def make_image_tokenizer(
         tokenizer = GMDFImageTokenizer(GMDFImageTokenizerConfig(codebook_size=config.codebook_size, **fields))
         batches = (batch.to(device) for batch in tqdm(crops, total=steps, desc="image tokenizer"))
         train_image_tokenizer(tokenizer.to(device), batches, steps)
-        tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(new := folder.with_name(f"{folder.name}.new"))
+        replace_folder(new, folder)
         return tokenizer
     else:
         tokenizer = GMDFImageTokenizer.from_pretrained(source, use_safetensors=True)

@@ -85,15 +85,27 @@ class TrainConfig(BaseModel):
         alignment_weight: Weight of L_sis in Eq. 11.
         mim_weight: Weight of L_mim in Eq. 11.
         source_weight: Weight of the source domains' own loss in the objective of theta_O (decision D16).
+        meta_gradient: `first_order`, or `second_order`: theta_O's gradient goes through Eq. 10, as in MAML (D9).
         outer_experts: Experts the meta-test batch meets: those of the `source` domains (decision D3), or `all`.
         align_gradient: Which features L_sis trains: `target`, or `both` (decision D12).
         image_tokenizer: Visual codes for L_mim: `train` one on the training crops, a folder with a trained one, or
             `dalle`, the published codebook.
         image_tokenizer_steps: Steps of that training.
-        mixed_precision: `no` or `bf16`.
+        max_grad_norm: Shrink the gradient of theta_O to at most this norm.
+        lr_scheduler: Course of `learning_rate`, a schedule of transformers: `constant`, `linear`, `cosine` and so on.
+        warmup_steps: Meta-iterations over which `learning_rate` rises from 0.
+        mixed_precision: `no`, `bf16` or `fp16`.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
+        attn_implementation: Attention of transformers: `sdpa`, `eager`, `flash_attention_2`.
+        torch_compile: Compile the model with `torch.compile`.
+        streaming: Read the training splits as streams: nothing is downloaded first. Needs `steps_per_epoch`.
+        steps_per_epoch: Meta-iterations that count as an epoch, if other than all videos of the largest domain.
         seed: Of initialisation, order, masks and flips.
         num_workers: Processes that decode images.
         output_dir: Folder of the run.
+        resume: Go on from the last checkpoint in `output_dir`, if there is one.
+        save_steps: Meta-iterations between checkpoints; besides, there is one at the end of every epoch.
+        keep: Checkpoints to keep.
         save_slim: Leave text tower and masked-image head out of the saved model (not with prompt P3).
         report_to: Tracker of accelerate, such as `tensorboard`.
     """
@@ -115,14 +127,28 @@ class TrainConfig(BaseModel):
     alignment_weight: float = Field(1.0, ge=0)
     mim_weight: float = Field(1.0, ge=0)
     source_weight: float = Field(0.0, ge=0)
+    meta_gradient: Literal["first_order", "second_order"] = "first_order"
     outer_experts: Literal["source", "all"] = "source"
     align_gradient: Literal["target", "both"] = "target"
     image_tokenizer: str = "train"
     image_tokenizer_steps: int = Field(1000, ge=1)
-    mixed_precision: Literal["no", "bf16"] = "no"
+    max_grad_norm: float | None = Field(None, gt=0)
+    lr_scheduler: Literal[
+        "constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "constant_with_warmup", "inverse_sqrt"
+    ] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    gradient_checkpointing: bool = False
+    attn_implementation: str = "sdpa"
+    torch_compile: bool = False
+    streaming: bool = False
+    steps_per_epoch: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0)
     num_workers: int = Field(0, ge=0)
     output_dir: Path = Path("runs/gmdf")
+    resume: bool = False
+    save_steps: int | None = Field(None, ge=1)
+    keep: int = Field(2, ge=1)
     save_slim: bool = True
     report_to: str | None = None
 
@@ -155,6 +181,25 @@ class TrainConfig(BaseModel):
                 f"training needs at least two source domains, found {len(self.train_domains)}: "
                 f"{', '.join(self.train_domains) or 'none'}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_what_excludes_each_other(self) -> TrainConfig:
+        if self.warmup_steps and self.lr_scheduler == "constant":
+            raise ValueError("warmup_steps needs another lr_scheduler than constant: constant_with_warmup, for example")
+        if self.streaming and self.steps_per_epoch is None:
+            raise ValueError("streaming needs steps_per_epoch: nobody knows how long a stream is")
+        if self.meta_gradient == "second_order":
+            # Each of these gives a wrong gradient without a word, or has no second derivative.
+            if self.gradient_checkpointing:
+                raise ValueError("second_order cannot be had with gradient_checkpointing: the gradient would be wrong")
+            if self.torch_compile:
+                raise ValueError("second_order cannot be had with torch_compile, which has no double backward")
+            if self.attn_implementation not in ("sdpa", "eager"):
+                raise ValueError(
+                    f"second_order needs attn_implementation sdpa or eager, found {self.attn_implementation!r}, which "
+                    "has no double backward"
+                )
         return self
 
     @property

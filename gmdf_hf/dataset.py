@@ -1,4 +1,4 @@
-"""Domains: frames with labels, from drawings, the hub, a folder or Parquet, and their pixels."""
+"""Domains: labelled frames from drawings, the hub, a folder or Parquet, not decoded yet."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import torch
-from transformers.image_processing_utils import BaseImageProcessor
 
 from gmdf_hf import drawings, forgeries, people, portraits
-from gmdf_hf.modeling.images_gmdf import ImageError, open_image
 from gmdf_hf.shards import FEATURES
 
 LABELS = ("real", "fake")
@@ -85,19 +82,8 @@ def load_domain(
     if path.startswith(DRAWN_PREFIX):
         frames = _draw(name, path.removeprefix(DRAWN_PREFIX), split, max_videos)
     else:
-        frames = _load(name, path, subset, revision, (splits or {}).get(split, split))
-    for ours, theirs in (columns or {}).items():
-        if theirs is None:
-            frames = frames.remove_columns([ours]) if ours in frames.column_names else frames
-            continue
-        if theirs not in frames.column_names:
-            raise DomainError(f"Domain {name!r}: no column {theirs!r} for {ours!r}; found {frames.column_names}.")
-        if ours != theirs:
-            frames = frames.remove_columns(ours) if ours in frames.column_names else frames
-            frames = frames.rename_column(theirs, ours)
-    for column in ("image", "label"):
-        if column not in frames.column_names:
-            raise DomainError(f"Domain {name!r}: no column {column!r}; found {frames.column_names}.")
+        frames = load_frames(name, path, subset, revision, (splits or {}).get(split, split))
+    frames = rename_columns(name, frames, columns or {})
     labels = _labels(name, frames)
     groups = _strings(frames, "group") or [f"{name}/{split}/{row}" for row in range(len(frames))]
     video_ids = _strings(frames, "video_id") or [
@@ -116,7 +102,7 @@ def load_domain(
     return Domain(
         name=name,
         split=split,
-        frames=frames.select_columns("image").cast_column("image", datasets.Image(decode=False)),
+        frames=frames.select_columns("image"),
         labels=labels,
         video_ids=video_ids,
         frame_numbers=np.asarray(numbers),
@@ -139,14 +125,21 @@ def _draw(name: str, drawn: str, split: str, max_videos: int | None) -> datasets
     )
 
 
-def _load(name: str, path: str, subset: str | None, revision: str | None, split: str) -> datasets.Dataset:
+def load_frames(
+    name: str, path: str, subset: str | None, revision: str | None, split: str, streaming: bool = False
+) -> datasets.Dataset | datasets.IterableDataset:
+    """One split as `datasets` gives it, from the hub, a folder or a Parquet file.
+
+    Raises:
+        DomainError: If it cannot be loaded.
+    """
     try:
         if Path(path).suffix == ".parquet":
-            return datasets.load_dataset("parquet", data_files={split: path}, split=split)
+            return datasets.load_dataset("parquet", data_files={split: path}, split=split, streaming=streaming)
         if Path(path).is_dir():
-            found = datasets.load_dataset(path)
+            found = datasets.load_dataset(path, streaming=streaming)
         else:
-            found = datasets.load_dataset(path, subset, revision=revision)
+            found = datasets.load_dataset(path, subset, revision=revision, streaming=streaming)
     except (FileNotFoundError, ConnectionError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DomainError(f"Domain {name!r}: cannot load {path!r}: {' '.join(str(error).split())[:300]}") from error
     if split not in found:
@@ -154,17 +147,54 @@ def _load(name: str, path: str, subset: str | None, revision: str | None, split:
     return found[split]
 
 
+def rename_columns(
+    name: str, frames: datasets.Dataset | datasets.IterableDataset, columns: dict[str, str | None]
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Give a data set's columns our names, and leave its images encoded.
+
+    Args:
+        name: Of the domain.
+        frames: Data set, in memory or streamed.
+        columns: Our column name to the data set's; None where a column of that name means something else there.
+
+    Raises:
+        DomainError: If a column is missing.
+    """
+    for ours, theirs in columns.items():
+        if theirs is not None and theirs not in frames.column_names:
+            raise DomainError(f"Domain {name!r}: no column {theirs!r} for {ours!r}; found {frames.column_names}.")
+        if ours != theirs:
+            frames = frames.remove_columns([ours]) if ours in frames.column_names else frames
+            frames = frames.rename_column(theirs, ours) if theirs is not None else frames
+    for column in ("image", "label"):
+        if column not in frames.column_names:
+            raise DomainError(f"Domain {name!r}: no column {column!r}; found {frames.column_names}.")
+    return frames.cast_column("image", datasets.Image(decode=False))
+
+
+def label_number(name: str, feature: object, value: int | str) -> int:
+    """0 for real and 1 for fake, whatever the data set writes.
+
+    Raises:
+        DomainError: If the two cannot be told apart.
+    """
+    # A folder's classes are numbered by the alphabet, fake before real: the names decide, not the numbers.
+    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
+    if names is not None and set(names) == set(LABELS):
+        return LABELS.index(names[value])
+    if value in LABELS:
+        return LABELS.index(value)
+    if value not in (0, 1):
+        raise DomainError(
+            f"Domain {name!r}: labels must be real and fake, or 0 and 1, found {names if names else repr(value)}."
+        )
+    return int(value)
+
+
 def _labels(name: str, frames: datasets.Dataset) -> np.ndarray:
     feature, values = frames.features["label"], frames["label"][:]
-    # A folder's classes are numbered by the alphabet, fake before real: the names decide, not the numbers.
-    if isinstance(feature, datasets.ClassLabel) and set(feature.names) == set(LABELS):
-        values = [LABELS.index(feature.names[value]) for value in values]
-    elif all(value in LABELS for value in set(values)):
-        values = [LABELS.index(value) for value in values]
-    elif not set(values) <= {0, 1}:
-        found = feature.names if isinstance(feature, datasets.ClassLabel) else sorted(set(values))[:5]
-        raise DomainError(f"Domain {name!r}: labels must be real and fake, or 0 and 1, found {found}.")
-    return np.asarray(values, dtype=np.int64)
+    numbers = {value: label_number(name, feature, value) for value in set(values)}
+    return np.asarray([numbers[value] for value in values], dtype=np.int64)
 
 
 def _strings(frames: datasets.Dataset, column: str) -> list[str] | None:
@@ -214,60 +244,3 @@ def check_leaks(splits: Iterable[Domain]) -> None:
                         f"Domain {domain.name!r}: {kind} {value!r} stands in the splits {home[kind, value]!r} and "
                         f"{domain.split!r}; expected one."
                     )
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """An image that could not be read, in place of a `Frame`."""
-
-    domain: str
-    row: int
-    reason: str
-
-
-class FrameReader(torch.utils.data.Dataset):
-    """Decodes and processes frames of several domains; an index is `(domain, row)`.
-
-    A broken image comes back as `Skipped`, for the caller to count and list; it is never replaced by another.
-
-    Args:
-        domains: Domains, in the order of their indices.
-        processor: Image processor of the model.
-    """
-
-    def __init__(self, domains: Sequence[Domain], processor: BaseImageProcessor):
-        self.domains = domains
-        self.processor = processor
-
-    def __getitem__(self, index: tuple[int, int]) -> dict | Skipped:
-        number, row = index
-        domain = self.domains[number]
-        stored = domain.frames[row]["image"]
-        name = f"{domain.name}, video {domain.video_ids[row]}, frame {domain.frame_numbers[row]}"
-        try:
-            if stored is None or (stored["bytes"] is None and not stored["path"]):
-                raise ImageError(f"{name}: no image is stored.")
-            image = open_image(stored["bytes"] if stored["bytes"] is not None else stored["path"], name=name)
-        except ImageError as error:
-            return Skipped(domain.name, row, str(error))
-        frame = {
-            "pixel_values": self.processor(images=image, return_tensors="pt")["pixel_values"][0],
-            "labels": int(domain.labels[row]),
-            "domain_ids": number,
-            "rows": row,
-        }
-        if domain.captions is not None:
-            frame["captions"] = domain.captions[row]
-        return frame
-
-
-def collate(items: Sequence[dict | Skipped]) -> dict:
-    """Stack frames into a batch; the unreadable ones are listed under `skipped`."""
-    frames = [item for item in items if not isinstance(item, Skipped)]
-    batch: dict = {"skipped": [item for item in items if isinstance(item, Skipped)]}
-    if frames:
-        batch["pixel_values"] = torch.stack([frame["pixel_values"] for frame in frames])
-        for key in ("labels", "domain_ids", "rows"):
-            batch[key] = torch.tensor([frame[key] for frame in frames])
-        batch["captions"] = [frame.get("captions", "") for frame in frames]
-    return batch

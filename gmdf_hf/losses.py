@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch.nn.functional import cross_entropy, l1_loss
+from torch.nn.utils.rnn import pad_sequence
 
 
-def classification_loss(logits: torch.Tensor, labels: torch.Tensor, domain_ids: torch.Tensor) -> torch.Tensor:
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """L_cls: cross-entropy, averaged over each domain's images and summed over domains (Eq. 9, decision D11).
 
     Eq. 9 lacks the minus sign of a cross-entropy. The sum over domains is what Algorithm 1's loop adds up.
@@ -16,13 +17,12 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, domain_ids: 
     Args:
         logits: Scores of real and fake, shape `(B, 2)`.
         labels: 0 real, 1 fake, shape `(B,)`.
-        domain_ids: Domain of each image, shape `(B,)`.
+        weights: One over the number of images of each image's domain, those of all processes counted, shape `(B,)`.
 
     Returns:
-        A scalar.
+        A scalar; the sum over processes is the loss.
     """
-    images_of_domain = torch.bincount(domain_ids)[domain_ids]
-    return (cross_entropy(logits.float(), labels, reduction="none") / images_of_domain).sum()
+    return (cross_entropy(logits.float(), labels, reduction="none") * weights).sum()
 
 
 def alignment_loss(sources: Sequence[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
@@ -48,14 +48,12 @@ def alignment_loss(sources: Sequence[torch.Tensor], target: torch.Tensor) -> tor
         raise ValueError(f"A covariance needs at least 2 images of each domain, found {smallest}.")
     with torch.autocast(target.device.type, enabled=False):
         b, target_mean = _centre(target)
-        distances = []
-        for source in sources:
-            a, source_mean = _centre(source)
-            cross = torch.linalg.svdvals(a @ b.T).sum()
-            distances.append(
-                (source_mean - target_mean).square().sum() + a.square().sum() + b.square().sum() - 2 * cross
-            )
-        return torch.stack(distances).mean()
+        centred, means = zip(*map(_centre, sources), strict=True)
+        # Rows of zeros change no singular value: one decomposition for all source domains, however many images each.
+        a = pad_sequence(list(centred), batch_first=True)  # (S, n, P)
+        cross = torch.linalg.svdvals(a @ b.T).sum(-1)
+        between_means = (torch.stack(means) - target_mean).square().sum(-1)
+        return (between_means + a.square().sum((1, 2)) + b.square().sum() - 2 * cross).mean()
 
 
 def _centre(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 from transformers.image_processing_utils import BaseImageProcessor
 
-from gmdf_hf.dataset import Domain, FrameReader, Skipped, collate
+from gmdf_hf.dataset import Domain
+from gmdf_hf.frames import FrameReader, Skipped, collate
 
 
 @torch.no_grad()
@@ -65,3 +66,9 @@ def score_domain(
         }
     )
     return table, skipped
+
+
+def score_domains(model: torch.nn.Module, domains: Sequence[Domain], **arguments) -> tuple[pd.DataFrame, list[Skipped]]:
+    """Scores of several domains in one table; the other arguments and the result are those of `score_domain`."""
+    parts = [score_domain(model, domain, **arguments) for domain in domains]
+    return pd.concat([table for table, _ in parts], ignore_index=True), [item for _, part in parts for item in part]

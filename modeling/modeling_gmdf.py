@@ -216,6 +216,7 @@ class GMDFModel(ExpertAdapterMixin, CLIPPreTrainedModel):
                 case of an unseen domain, aggregates the active experts.
             labels: 0 real, 1 fake, shape `(B,)`.
             bool_masked_pos: True where a patch is hidden, shape `(B, patches)`; asks for the masked-image predictions.
+                Left on the host, it costs a GPU no wait.
             prompt_ids: Class sentences of each image, shape `(B, 2, length)`: template P3 with its captions.
             active_experts: Experts the aggregated route may use; None for all.
             **kwargs: `output_hidden_states`, `output_attentions`, `output_expert_weights`, `return_dict`.
@@ -252,7 +253,8 @@ class GMDFModel(ExpertAdapterMixin, CLIPPreTrainedModel):
         logits = self.logit_scale.exp() * torch.einsum("bp,bcp->bc", image_embeds, text_embeds)
         codes, pixels = None, None
         if bool_masked_pos is not None:
-            codes, pixels = self.mim_head(vision.last_hidden_state[:, 1:][bool_masked_pos])
+            hidden = bool_masked_pos.flatten().nonzero().flatten().to(pixel_values.device, non_blocking=True)
+            codes, pixels = self.mim_head(vision.last_hidden_state[:, 1:].flatten(0, 1)[hidden])
         return GMDFOutput(
             loss=None if labels is None else cross_entropy(logits, labels),
             logits=logits,

@@ -56,7 +56,8 @@ class GMDFVisionEmbeddings(CLIPVisionEmbeddings):
                     f"`bool_masked_pos` must have shape {tuple(patches.shape[:2])}, "
                     f"found {tuple(bool_masked_pos.shape)}."
                 )
-            patches = torch.where(bool_masked_pos[..., None], mask_token.to(patches.dtype), patches)
+            hidden = bool_masked_pos.to(patches.device, non_blocking=True)
+            patches = torch.where(hidden[..., None], mask_token.to(patches.dtype), patches)
         classes = self.class_embedding.expand(patches.shape[0], 1, -1)
         return torch.cat([classes, patches], dim=1) + self.position_embedding(self.position_ids)
 

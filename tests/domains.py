@@ -1,5 +1,9 @@
-"""Small data sets to prepare, with faces that need no detector weights: they are drawn by the test."""
+"""Small data sets, to prepare and to train on, with pictures that the tests draw."""
 
+import io
+from pathlib import Path
+
+import datasets
 import numpy as np
 from PIL import Image
 
@@ -26,3 +30,42 @@ def build_folder(root, videos=8, frames=12, images=3):
                     folder / f"i{number}.png"
                 )
     return root
+
+
+def png(pixels=0) -> bytes:
+    """A picture of one grey value, or of rows of grey values."""
+    buffer = io.BytesIO()
+    grey = np.full((16, 16), pixels, np.uint8) if np.isscalar(pixels) else np.asarray(pixels, np.uint8)
+    Image.fromarray(np.repeat(grey[..., None], 3, axis=2)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_parquet(folder: Path, split: str = "train", rows: int = 8, **columns) -> Path:
+    """A split of grey pictures, real and fake in turn, in a Parquet file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = {
+        "image": [{"bytes": png(row), "path": None} for row in range(rows)],
+        "label": [row % 2 for row in range(rows)],
+    } | columns
+    datasets.Dataset.from_dict(data).to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+def write_domain(folder: Path, seed: int, broken: tuple[int, ...] = (), classes: int = 2) -> str:
+    """Noise pictures whose fakes are brighter, eight videos a split."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    for split in ("train", "validation", "test"):
+        images, labels = [], []
+        for row in range(16):
+            label = row % classes
+            pixels = rng.integers(0, 150, (64, 64, 3), dtype=np.uint8) + np.uint8(60 * label)
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "PNG")
+            data = b"not an image" if split == "train" and row in broken else buffer.getvalue()
+            images.append({"bytes": data, "path": None})
+            labels.append(label)
+        videos = [f"{split}-{row // 4}-{row % 2}" for row in range(16)]
+        columns = {"image": images, "label": labels, "video_id": videos, "caption": ["a noisy photo"] * 16}
+        datasets.Dataset.from_dict(columns).to_parquet(folder / f"{split}.parquet")
+    return str(folder)

@@ -36,14 +36,22 @@ DATAS_WAY = (
     "drawings",  # and the five domains of them
     "config",  # a run's settings, from recipe and command line
     "dataset",  # a domain's frames, from drawings, hub, folder or Parquet
-    "episodes",  # which frames make a meta-iteration
+    "frames",  # reading, mirroring and batching them
+    "processes",  # several processes as one
+    "episodes",  # which frames make a meta-iteration, and their tensors
+    "streams",  # the same for domains that are streamed
+    "loading",  # the domains of a run, and the loader of its episodes
     "losses",  # the three losses of Eq. 11
+    "checkpoint",  # what a run leaves behind
+    "training_state",  # and what it goes on from after a kill
     "codes",  # visual codes for masked-image modelling
     "meta",  # the two half steps of a meta-iteration
+    "health",  # what broke an iteration, and a run's curves
     "scoring",  # frames to a table of scores
     "metrics",  # a table of scores to figures
+    "setup",  # from a run's settings to what it trains with
+    "selection",  # which epoch is kept
     "report",  # figures for people to read
-    "checkpoint",  # what a run leaves behind
     "onnx_export",  # a detector as an ONNX file
     "hub",  # a run's way to the hub
     "overlays",  # verdicts drawn onto pictures
@@ -115,6 +123,7 @@ def test_no_module_is_long():
 
 def test_every_setting_of_a_run_is_read():
     """No option without effect."""
-    code = "".join(path.read_text() for path in [*(ROOT / "scripts").glob("*.py"), ROOT / "gmdf_hf" / "config.py"])
+    readers = [*(ROOT / "scripts").glob("*.py"), ROOT / "gmdf_hf" / "config.py", ROOT / "gmdf_hf" / "setup.py"]
+    code = "".join(path.read_text() for path in readers)
     for name in TrainConfig.model_fields:
         assert re.search(rf"(config|arguments|self)\.{name}\b", code), name

@@ -48,11 +48,11 @@ def test_odd_batches_and_single_classes_are_refused():
         balanced_batches(np.array([0, 0]), ["a", "b"], 2, (0,))
 
 
-def make_sampler(seed=0):
+def make_sampler(seed=0, batch_size=4, place=(0, 1)):
     sizes = [6, 20, 10]  # videos of each class
     labels = [np.repeat([0, 1], size) for size in sizes]
     videos = [[f"{row}" for row in range(2 * size)] for size in sizes]
-    return EpisodeSampler(labels, videos, 4, seed)
+    return EpisodeSampler(labels, videos, batch_size, seed, *place)
 
 
 def test_episodes_hold_out_each_domain_in_turn():
@@ -60,12 +60,12 @@ def test_episodes_hold_out_each_domain_in_turn():
     episodes = list(sampler)
     assert len(episodes) == len(sampler) == 10  # the largest domain: 20 videos of a class, 2 a batch
     for episode in episodes:
-        domains = [domain for domain, _ in episode]
+        domains = [draw.domain for draw in episode]
         assert Counter(domains) == {0: 4, 1: 4, 2: 4}
         held_out = domains[-1]
         assert domains[-4:] == [held_out] * 4
         assert domains[:-4] == sorted(domains[:-4])
-    held_out = [episode[-1][0] for episode in episodes]
+    held_out = [episode[-1].domain for episode in episodes]
     for i in range(0, 9, 3):
         assert sorted(held_out[i : i + 3]) == [0, 1, 2]
 
@@ -81,7 +81,7 @@ def test_order_is_a_function_of_seed_and_epoch():
 
 
 def test_small_domains_are_repeated_in_a_new_order():
-    small = [[row for domain, row in episode if domain == 0] for episode in make_sampler()]
+    small = [[draw.row for draw in episode if draw.domain == 0] for episode in make_sampler()]
     assert Counter(chain(*small)).most_common()[-1][1] >= 3  # 12 rows, 40 places
     assert small[:3] != small[3:6]
 
@@ -89,3 +89,33 @@ def test_small_domains_are_repeated_in_a_new_order():
 def test_one_domain_is_no_episode():
     with pytest.raises(ValueError, match="at least two domains, found 1"):
         EpisodeSampler([np.array([0, 1])], [["a", "b"]], 2, 0)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_draw_together_what_one_draws_with_larger_batches(processes):
+    """Decision D15: the joined batch is the same, frames and random numbers, and each part has both classes."""
+    alone = make_sampler(batch_size=4 * processes)
+    parts = [make_sampler(place=(index, processes)) for index in range(processes)]
+    assert {len(part) for part in parts} == {len(alone)}  # no process waits for another at the end
+    for joined, *episodes in zip(alone, *parts, strict=True):
+        assert sorted(chain(*episodes)) == sorted(joined)
+        for episode in episodes:
+            assert [draw.domain for draw in episode[::4]] == [draw.domain for draw in joined[:: 4 * processes]]
+            for start in range(0, 12, 4):
+                sizes = [6, 20, 10]
+                fakes = [draw.row >= sizes[draw.domain] for draw in episode[start : start + 4]]
+                assert sum(fakes) == 2
+
+
+def test_an_epoch_can_be_entered_in_the_middle():
+    sampler = make_sampler()
+    sampler.set_epoch(3)
+    whole = list(sampler)
+    sampler.set_epoch(3, start=4)
+    assert list(sampler) == whole[4:]
+
+
+def test_every_use_of_a_frame_has_a_random_number_of_its_own():
+    chances = [draw.chance for episode in make_sampler() for draw in episode]
+    assert len(set(chances)) == len(chances)
+    assert 0.3 < sum(chance % 2 for chance in chances) / len(chances) < 0.7

@@ -27,6 +27,14 @@ def test_alignment_equals_the_matrix_square_root(n, m, width, seed):
     assert float(ours) == pytest.approx(expected, abs=1e-4)
 
 
+def test_alignment_takes_source_domains_of_different_sizes():
+    rng = np.random.default_rng(0)
+    sources, target = [rng.normal(size=(n, 6)) for n in (3, 7, 4)], rng.normal(size=(5, 6))
+    expected = np.mean([frechet(source, target) for source in sources])
+    ours = alignment_loss([torch.tensor(source) for source in sources], torch.tensor(target))
+    assert float(ours) == pytest.approx(expected, abs=1e-6)
+
+
 def test_alignment_passes_gradcheck():
     torch.manual_seed(0)
     source = torch.randn(4, 6, dtype=torch.double, requires_grad=True)
@@ -62,7 +70,8 @@ def test_classification_is_the_sum_of_the_domains_means():
     logits, labels = torch.randn(7, 2), torch.tensor([0, 1, 0, 1, 1, 0, 1])
     ids = torch.tensor([0, 0, 2, 2, 2, 3, 3])
     expected = sum(cross_entropy(logits[ids == n], labels[ids == n]) for n in (0, 2, 3))
-    torch.testing.assert_close(classification_loss(logits, labels, ids), expected)
+    weights = torch.tensor([1 / 2, 1 / 2, 1 / 3, 1 / 3, 1 / 3, 1 / 2, 1 / 2])
+    torch.testing.assert_close(classification_loss(logits, labels, weights), expected)
 
 
 def test_masked_image_loss_is_cross_entropy_plus_l1():

@@ -3,8 +3,9 @@ import torch
 from torch.nn.functional import cross_entropy, l1_loss
 
 from gmdf_hf import GMDFModel
+from gmdf_hf.episodes import Episode
 from gmdf_hf.losses import alignment_loss
-from gmdf_hf.meta import Episode, inner_loss, outer_losses, update_experts
+from gmdf_hf.meta import inner_loss, keep_experts, outer_losses, update_experts
 from gmdf_hf.modeling import GMDFImageTokenizer, GMDFImageTokenizerConfig
 from gmdf_hf.modeling.configuration_gmdf import DIL_VARIANTS
 from gmdf_hf.modeling.mim_gmdf import draw_mask, patchify
@@ -17,7 +18,12 @@ BETA = 0.1
 def episode():
     generator = torch.Generator().manual_seed(2)
     images = torch.randn(12, 3, 32, 32, generator=generator)
-    return Episode(images, torch.tensor([0, 0, 1, 1] * 3), torch.tensor([0] * 4 + [2] * 4 + [1] * 4), num_source=8)
+    return Episode.of(
+        images,
+        torch.tensor([0, 0, 1, 1] * 3),
+        torch.tensor([0] * 4 + [2] * 4 + [1] * 4),
+        mask=draw_mask(4, 4, 0.2, generator=torch.Generator().manual_seed(5)),
+    )
 
 
 @pytest.fixture
@@ -28,10 +34,11 @@ def tokenizer():
 
 
 def test_parts_of_an_episode(episode):
-    source, target = episode.part(meta_test=False), episode.part(meta_test=True)
-    assert source.domain_ids.tolist() == [0] * 4 + [2] * 4
-    assert target.domain_ids.tolist() == [1] * 4
-    assert episode.source_domains == [0, 2]
+    assert episode.domain_ids[episode.source].tolist() == [0] * 4 + [2] * 4
+    assert episode.domain_ids[episode.target].tolist() == [1] * 4
+    assert episode.domains == (0, 2, 1)
+    assert episode.source_domains == (0, 2)
+    assert episode.weights.tolist() == [0.25] * 12
 
 
 @pytest.mark.parametrize("dil", DIL_VARIANTS)
@@ -39,8 +46,8 @@ def test_batched_inner_step_equals_the_literal_loop(episode, dil):
     """Algorithm 1: for each meta-train domain, evaluate its loss and update theta_E (decision D10)."""
     batched, literal = tiny_model(dil=dil).double(), tiny_model(dil=dil).double()
     images = episode.pixel_values.double()
-    loss, _ = inner_loss(batched, Episode(images, episode.labels, episode.domain_ids, 8))
-    update_experts(batched, loss, BETA)
+    loss, _ = inner_loss(batched, Episode.of(images, episode.labels, episode.domain_ids))
+    keep_experts(batched, update_experts(batched, loss, BETA))
 
     total = 0.0
     for domain in (0, 2):
@@ -65,7 +72,7 @@ def test_inner_step_moves_the_source_experts_and_nothing_else(episode):
     model = tiny_model()
     before = {name: p.clone() for name, p in model.named_parameters()}
     loss, _ = inner_loss(model, episode)
-    update_experts(model, loss, BETA)
+    keep_experts(model, update_experts(model, loss, BETA))
     experts = model.expert_parameters()
     for name, parameter in model.named_parameters():
         if name not in experts:
@@ -85,9 +92,9 @@ def test_every_expert_parameter_moves_from_its_initial_zero(episode, dil, clip_f
     ).double()  # the first of these steps are too small for single precision
     before = {name: p.clone() for name, p in model.expert_parameters().items()}
     for _ in range(4):
-        images = Episode(episode.pixel_values.double(), episode.labels, episode.domain_ids, episode.num_source)
+        images = Episode.of(episode.pixel_values.double(), episode.labels, episode.domain_ids)
         loss, _ = inner_loss(model, images)
-        update_experts(model, loss, BETA)
+        keep_experts(model, update_experts(model, loss, BETA))
     for name, parameter in model.expert_parameters().items():
         for domain in (0, 2):
             assert not torch.equal(parameter[domain], before[name][domain]), f"{name} of domain {domain}"
@@ -98,7 +105,7 @@ def test_outer_step_moves_every_shared_parameter_and_nothing_else(episode, token
     optimizer = torch.optim.Adam(model.shared_parameters().values(), lr=1e-3)
     before = {name: p.clone() for name, p in model.named_parameters()}
     _, embeds = inner_loss(model, episode)
-    losses = outer_losses(model, episode, embeds.detach(), tokenizer, torch.Generator())
+    losses = outer_losses(model, episode, embeds.detach(), tokenizer)
     sum(losses.values()).backward(inputs=list(model.shared_parameters().values()))
     optimizer.step()
     shared = model.shared_parameters()
@@ -109,13 +116,13 @@ def test_outer_step_moves_every_shared_parameter_and_nothing_else(episode, token
 def test_outer_losses_are_those_of_the_formulas(episode, tokenizer):
     model = tiny_model()
     _, embeds = inner_loss(model, episode)
-    losses = outer_losses(model, episode, embeds.detach(), tokenizer, torch.Generator().manual_seed(5))
+    losses = outer_losses(model, episode, embeds.detach(), tokenizer)
     target, labels = episode.pixel_values[8:], episode.labels[8:]
     clean = model(target, active_experts=[0, 2])  # decision D3: without the meta-test domain's own expert
     torch.testing.assert_close(losses["classification"], cross_entropy(clean.logits, labels), atol=1e-5, rtol=1e-5)
     expected = alignment_loss([embeds[:4], embeds[4:]], clean.image_embeds)
     torch.testing.assert_close(losses["alignment"], expected, atol=1e-5, rtol=1e-4)
-    mask = draw_mask(4, 4, 0.2, generator=torch.Generator().manual_seed(5))
+    mask = episode.mask
     masked = model(target, bool_masked_pos=mask, active_experts=[0, 2])
     codes = cross_entropy(masked.mim_code_logits, tokenizer.encode(target)[mask])
     pixels = l1_loss(masked.mim_pixels, patchify(target, 8)[mask])
@@ -125,7 +132,7 @@ def test_outer_losses_are_those_of_the_formulas(episode, tokenizer):
 def test_outer_step_can_use_all_experts_and_leave_losses_out(episode):
     model = tiny_model()
     _, embeds = inner_loss(model, episode)
-    losses = outer_losses(model, episode, embeds, None, torch.Generator(), align=False, all_experts=True)
+    losses = outer_losses(model, episode, embeds, None, align=False, all_experts=True)
     assert losses.keys() == {"classification"}
     expected = cross_entropy(model(episode.pixel_values[8:]).logits, episode.labels[8:])
     torch.testing.assert_close(losses["classification"], expected)
@@ -134,8 +141,7 @@ def test_outer_step_can_use_all_experts_and_leave_losses_out(episode):
 def test_masked_image_loss_reads_hidden_patches_only(episode, tokenizer):
     """Changing the pixels that are not hidden may change features, but never the targets of the losses."""
     model = tiny_model()
-    mask = draw_mask(4, 4, 0.2, generator=torch.Generator().manual_seed(5))
-    target = episode.pixel_values[8:]
+    mask, target = episode.mask, episode.pixel_values[8:]
     _, embeds = inner_loss(model, episode)
     read = {}
 
@@ -145,7 +151,7 @@ def test_masked_image_loss_reads_hidden_patches_only(episode, tokenizer):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gmdf_hf.meta.masked_image_loss", spy)
-        outer_losses(model, episode, embeds, tokenizer, torch.Generator().manual_seed(5))
+        outer_losses(model, episode, embeds, tokenizer)
     hidden = int(mask.sum())
     assert read["rows"] == read["pixel_rows"] == hidden == 4 * 3
     assert torch.equal(read["patches"], patchify(target, 8)[mask])

@@ -1,45 +1,23 @@
 """The training script as a user runs it, in miniature."""
 
-import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from accelerate.state import AcceleratorState
-from PIL import Image
 
 from gmdf_hf import GMDFModel
 from gmdf_hf.config import TrainConfig, load_recipe
 from gmdf_hf.metrics import domain_metrics
 from scripts import meta_train
+from tests.domains import write_domain
 
 ROOT = Path(__file__).parent.parent
-
-
-def write_domain(folder: Path, seed: int, broken: tuple[int, ...] = (), classes: int = 2) -> str:
-    """Noise pictures whose fakes are brighter, eight videos a split."""
-    rng = np.random.default_rng(seed)
-    folder.mkdir(parents=True)
-    for split in ("train", "validation", "test"):
-        images, labels = [], []
-        for row in range(16):
-            label = row % classes
-            pixels = rng.integers(0, 150, (64, 64, 3), dtype=np.uint8) + np.uint8(60 * label)
-            buffer = io.BytesIO()
-            Image.fromarray(pixels).save(buffer, "PNG")
-            data = b"not an image" if split == "train" and row in broken else buffer.getvalue()
-            images.append({"bytes": data, "path": None})
-            labels.append(label)
-        videos = [f"{split}-{row // 4}-{row % 2}" for row in range(16)]
-        columns = {"image": images, "label": labels, "video_id": videos, "caption": ["a noisy photo"] * 16}
-        datasets.Dataset.from_dict(columns).to_parquet(folder / f"{split}.parquet")
-    return str(folder)
 
 
 def miniature(tmp_path: Path, **fields) -> TrainConfig:
@@ -77,6 +55,8 @@ def test_a_run_leaves_all_that_is_needed_to_repeat_it(tmp_path):
         "train_config.yaml",
         "environment.json",
         "history.jsonl",
+        "history.png",
+        "checkpoints",
         "scores.parquet",
         "skipped.csv",
         "results.json",

@@ -1,0 +1,177 @@
+"""From a run's settings to what it trains with: the one place of the library that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
+
+import gmdf_hf
+from gmdf_hf.codes import make_image_tokenizer
+from gmdf_hf.config import TrainConfig, UserError
+from gmdf_hf.dataset import Domain
+from gmdf_hf.episodes import Episode, EpisodeSampler, episode_of_batch
+from gmdf_hf.frames import Skipped, caption_encoder
+from gmdf_hf.loading import load_domains, make_loader, training_crops
+from gmdf_hf.modeling import GMDFImageProcessor, GMDFModel
+from gmdf_hf.processes import same_on_all
+from gmdf_hf.scoring import score_domains
+from gmdf_hf.streams import EpisodeStream, Stream
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run trains with.
+
+    Attributes:
+        accelerator: Device, precision, processes.
+        train: Training splits of the source domains.
+        validation: Their validation splits.
+        test: Test splits of all domains, the unseen ones last.
+        model: The detector.
+        processor: Its image processor.
+        slim: Whether it is saved without what classification does not need.
+        episode_of: Makes an episode of the loader's batch.
+        score: Scores of domains by a model, and the frames that could not be read.
+        sampler: Sets the loader's epoch.
+        loader: Batches of episodes.
+        image_tokenizer: Visual codes for L_mim; None without it.
+    """
+
+    accelerator: Accelerator
+    train: list[Domain] | list[Stream]
+    validation: list[Domain]
+    test: list[Domain]
+    model: GMDFModel
+    processor: GMDFImageProcessor
+    slim: bool
+    episode_of: Callable[[dict], Episode]
+    score: Callable[[GMDFModel, list[Domain]], tuple[pd.DataFrame, list[Skipped]]]
+    sampler: EpisodeSampler | EpisodeStream
+    loader: DataLoader
+    image_tokenizer: torch.nn.Module | None
+
+
+def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
+    """Make what a run trains with.
+
+    Raises:
+        UserError: If the run is not possible as asked.
+        DomainError: If a domain cannot be used.
+    """
+    set_seed(config.seed)
+    sources = {name: source.model_dump() for name, source in config.train_domains.items()}
+    unseen = {name: source.model_dump() for name, source in config.test_only_domains.items()}
+    with accelerator.main_process_first():
+        train, validation, test = load_domains(sources, unseen, config.streaming)
+    model = start_model(
+        config.backbone,
+        [domain.name for domain in train],
+        config.model | {"image_size": config.image_size, "attn_implementation": config.attn_implementation},
+        train_experts=config.method == "gmdf",
+        gradient_checkpointing=config.gradient_checkpointing,
+        compiled=config.torch_compile,
+    ).to(accelerator.device)
+    same_on_all(model.parameters())
+    processor = GMDFImageProcessor.of_size(model.config.vision_config.image_size)
+    encode_captions = caption_encoder(backbone_path(config.backbone)) if model.config.prompt == "P3" else None
+
+    sampler, loader = make_loader(
+        train,
+        processor,
+        config.batch_size,
+        config.seed,
+        config.steps_per_epoch,
+        num_workers=config.num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    image_tokenizer = None
+    if config.method == "gmdf" and config.mim_weight > 0:
+        with accelerator.main_process_first():  # it trains the tokenizer, the others load it
+            image_tokenizer = make_image_tokenizer(
+                config.image_tokenizer,
+                model.config,
+                training_crops(sampler, loader, config.epochs),
+                config.image_tokenizer_steps,
+                accelerator.device,
+                config.output_dir / "image_tokenizer",
+            )
+    episode_of = partial(
+        episode_of_batch,
+        num_domains=len(train),
+        config=model.config,
+        hide_patches=image_tokenizer is not None,
+        encode_captions=encode_captions,
+        device=accelerator.device,
+    )
+    score = partial(
+        score_domains,
+        processor=processor,
+        batch_size=2 * config.batch_size,
+        num_workers=config.num_workers,
+        encode_captions=encode_captions,
+    )
+    # Template P3 needs the text tower whenever an image brings a caption.
+    slim = config.save_slim and encode_captions is None
+    return Setup(
+        accelerator,
+        train,
+        validation,
+        test,
+        model,
+        processor,
+        slim,
+        episode_of,
+        score,
+        sampler,
+        loader,
+        image_tokenizer,
+    )
+
+
+def backbone_path(backbone: str) -> str:
+    """Hub id or folder of a CLIP; `tiny_clip` is the one in this package."""
+    return str(gmdf_hf.TINY_CLIP) if backbone == "tiny_clip" else backbone
+
+
+def start_model(
+    backbone: str,
+    domains: Sequence[str],
+    fields: dict[str, Any],
+    train_experts: bool = True,
+    gradient_checkpointing: bool = False,
+    compiled: bool = False,
+) -> GMDFModel:
+    """Make a detector that starts as a pre-trained CLIP.
+
+    Args:
+        backbone: Hub id or folder of a CLIP checkpoint, or `tiny_clip`.
+        domains: Names of the source domains.
+        fields: Further arguments of `GMDFModel.from_clip`.
+        train_experts: False leaves the experts at their zero effect: the model stays a CLIP.
+        gradient_checkpointing: Recompute activations in the backward pass.
+        compiled: Compile it with `torch.compile`.
+
+    Raises:
+        UserError: If the backbone cannot be used.
+    """
+    try:
+        model = GMDFModel.from_clip(backbone_path(backbone), domains=domains, **fields)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"The backbone {backbone!r} cannot be used: {' '.join(str(error).split())}") from error
+    if not train_experts:
+        for parameter in model.expert_parameters().values():
+            parameter.requires_grad_(False)
+    if gradient_checkpointing:
+        # The reentrant form does not allow gradients of chosen inputs, as both half steps take them.
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if compiled:
+        model.compile()
+    return model

@@ -1,0 +1,229 @@
+"""Episodes from streamed domains: nothing is downloaded, listed or counted before training begins.
+
+A stream has no index, so what `EpisodeSampler` does by looking videos up is done here as they pass: some frames at
+random of every run of frames of one video, real and fake ones each through a buffer of their own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+import torch
+from datasets.distributed import split_dataset_by_node
+from transformers.image_processing_utils import BaseImageProcessor
+
+from gmdf_hf.dataset import (
+    DRAWN_PREFIX,
+    LABELS,
+    Domain,
+    DomainError,
+    label_number,
+    load_domain,
+    load_frames,
+    rename_columns,
+)
+from gmdf_hf.episodes import held_out_domains
+from gmdf_hf.frames import Draw, Skipped, read_frame
+from gmdf_hf.modeling.images_gmdf import ImageError
+
+# One frame of a video at a time, as `EpisodeSampler` takes, would read 32 to use one; so many keep videos with more
+# frames than others from counting more, and the reading within bounds.
+FRAMES_OF_A_VIDEO = 8
+BUFFER_SIZE = 512  # encoded frames of one class of one domain, of 64 videos or more: some tens of megabytes
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The training split of a domain, read from beginning to end, again and again.
+
+    Attributes:
+        name: Name of the domain.
+        frames: Rows with our column names, images not decoded.
+        kept_apart: Videos and groups of the other splits; a frame of one of them is a leak.
+    """
+
+    name: str
+    frames: datasets.IterableDataset
+    kept_apart: frozenset[tuple[str, str]]
+
+
+def load_stream(
+    name: str,
+    others: Sequence[Domain],
+    path: str,
+    subset: str | None = None,
+    revision: str | None = None,
+    columns: dict[str, str | None] | None = None,
+    splits: dict[str, str] | None = None,
+    max_videos: int | None = None,
+) -> Stream:
+    """Open a domain's training split as a stream; the arguments are those of `load_domain`.
+
+    Args:
+        name: What the domain is called.
+        others: Its validation and test splits: no video or group of theirs may come through the stream.
+        path: Hub id, local folder or Parquet file, or `drawn:<domain>`.
+        subset: Configuration of a hub data set.
+        revision: Commit, branch or tag of a hub data set.
+        columns: Our column name to the data set's.
+        splits: Our split name to the data set's.
+        max_videos: Not possible with a stream, unless it is of drawings.
+
+    Raises:
+        DomainError: If the split or a column is missing.
+    """
+    if path.startswith(DRAWN_PREFIX):
+        domain = load_domain(name, "train", path, max_videos=max_videos)
+        rows = domain.frames.add_column("label", domain.labels).add_column("video_id", domain.video_ids)
+        frames = rows.add_column("caption", domain.captions).to_iterable_dataset(num_shards=8)
+    elif max_videos is not None:
+        raise DomainError(f"Domain {name!r}: `max_videos` needs the whole domain, which a stream does not have.")
+    else:
+        frames = load_frames(name, path, subset, revision, (splits or {}).get("train", "train"), streaming=True)
+        if frames.features is None:
+            raise DomainError(
+                f"Domain {name!r}: the columns of {path!r} are not known before it is read: not a stream."
+            )
+        frames = rename_columns(name, frames, columns or {})
+    apart = {("video", video) for other in others for video in other.video_ids}
+    return Stream(name, frames, frozenset(apart | {("group", group) for other in others for group in other.groups}))
+
+
+class EpisodeStream(torch.utils.data.IterableDataset):
+    """Meta-iterations from streams: for each, the frames of every domain, the meta-test domain's last.
+
+    Every process and worker reads its own share of each stream; which domain is the meta-test one is the same for all.
+    Batches hold real and fake frames in equal number. Order is a function of seed, epoch, process and worker.
+
+    Args:
+        streams: The domains.
+        processor: Image processor of the model.
+        batch_size: Frames of each domain in an iteration of one process; even.
+        seed: Of the order.
+        length: Iterations that count as an epoch.
+        process_index: This process's number.
+        num_processes: How many there are.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        processor: BaseImageProcessor,
+        batch_size: int,
+        seed: int,
+        length: int,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ):
+        self.streams, self.processor = streams, processor
+        self.batch_size, self.seed, self.length = batch_size, seed, length
+        self.process_index, self.num_processes = process_index, num_processes
+        # Shared with the worker processes, which live as long as the loader.
+        self._epoch_and_start = torch.zeros(2, dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch whose order the next iteration has, and how many episodes it leaves out (not decoded)."""
+        self._epoch_and_start[:] = torch.tensor([epoch, start])
+
+    def __len__(self) -> int:
+        return self.length
+
+    def useful_workers(self, wanted: int) -> int:
+        """Worker processes that all get a shard of every stream, at most `wanted`."""
+        return min(wanted, *(self._part(stream).num_shards for stream in self.streams))
+
+    def __iter__(self) -> Iterator[list[dict | Skipped]]:
+        epoch, start = self._epoch_and_start.tolist()
+        worker = torch.utils.data.get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        rng = np.random.default_rng((self.seed, epoch, self.process_index, number))
+        classes = [
+            [self._frames_of(index, label, epoch, number) for label in (0, 1)] for index in range(len(self.streams))
+        ]
+        meta_tests = held_out_domains(len(self.streams), (self.seed, epoch, len(self.streams)))
+        for iteration, meta_test in zip(range(self.length), meta_tests, strict=False):
+            if iteration % workers != number:  # loaders take from their workers in turn
+                continue
+            order = [index for index in range(len(self.streams)) if index != meta_test] + [meta_test]
+            rows = [(index, label) for index in order for label in (0, 1) for _ in range(self.batch_size // 2)]
+            chances = rng.integers(2**62, size=len(rows)).tolist()
+            drawn = [next(classes[index][label]) for index, label in rows]
+            if iteration >= start:
+                yield [
+                    self._read(row, Draw(index, -1, chance), label)
+                    for row, (index, label), chance in zip(drawn, rows, chances, strict=True)
+                ]
+
+    def _part(self, stream: Stream) -> datasets.IterableDataset:
+        return split_dataset_by_node(stream.frames, self.process_index, self.num_processes)
+
+    def _frames_of(self, index: int, label: int, epoch: int, worker: int) -> Iterator[dict]:
+        """Frames of one class of one domain, without end."""
+        stream = self.streams[index]
+        for visit in itertools.count():
+            # The shards alone are shuffled, for the frames of a video to stay together, and alike in all processes.
+            rng = np.random.default_rng((self.seed, epoch, index, label, visit))
+            shuffled = stream.frames.shuffle(int(rng.integers(2**31)), buffer_size=1, max_buffer_input_shards=1)
+            part = self._part(Stream(stream.name, shuffled, stream.kept_apart))
+            rng = np.random.default_rng((self.seed, epoch, index, label, visit, self.process_index, worker))
+            found = False
+            for frame in _shuffled(_some_of_each_video(self._of_class(stream, part, label), rng), rng):
+                found = True
+                yield frame
+            if not found:
+                raise DomainError(
+                    f"Domain {stream.name!r}: process {self.process_index}, worker {worker} found no {LABELS[label]} "
+                    "frame in its share of the stream; fewer processes or workers have larger shares."
+                )
+
+    def _of_class(self, stream: Stream, frames: Iterable[dict], label: int) -> Iterator[dict]:
+        feature = stream.frames.features["label"]
+        for number, row in enumerate(frames):
+            if label_number(stream.name, feature, row["label"]) != label:
+                continue
+            group = str(row.get("group", ""))
+            video = str(row.get("video_id", f"{group or number}/{LABELS[label]}"))
+            for kind, value in (("video", video), ("group", group)):
+                if (kind, value) in stream.kept_apart:
+                    raise DomainError(
+                        f"Domain {stream.name!r}: {kind} {value!r} stands in the training split and in another; "
+                        "expected one."
+                    )
+            yield row | {"video_id": video}
+
+    def _read(self, row: dict, draw: Draw, label: int) -> dict | Skipped:
+        name = self.streams[draw.domain].name
+        where = f"{name}, video {row['video_id']}, frame {row.get('frame', 0)}"
+        try:
+            return read_frame(row["image"], where, label, draw, self.processor, str(row.get("caption", "")))
+        except ImageError as error:
+            return Skipped(name, draw.row, str(error))
+
+
+def _some_of_each_video(rows: Iterable[dict], rng: np.random.Generator) -> Iterator[dict]:
+    """At most `FRAMES_OF_A_VIDEO` frames at random of each run of frames of one video."""
+    for _, run in itertools.groupby(rows, key=lambda row: row["video_id"]):
+        chosen: list[dict] = []
+        for seen, row in enumerate(run):
+            if seen < FRAMES_OF_A_VIDEO:
+                chosen.append(row)
+            elif (place := int(rng.integers(seen + 1))) < FRAMES_OF_A_VIDEO:  # reservoir sampling
+                chosen[place] = row
+        yield from chosen
+
+
+def _shuffled(rows: Iterable[dict], rng: np.random.Generator) -> Iterator[dict]:
+    """Rows in random order as far as a buffer of `BUFFER_SIZE` of them allows."""
+    buffer: list[dict] = []
+    for row in rows:
+        if len(buffer) < BUFFER_SIZE:
+            buffer.append(row)
+            continue
+        place = int(rng.integers(BUFFER_SIZE))
+        yield buffer[place]
+        buffer[place] = row
+    yield from (buffer[place] for place in rng.permutation(len(buffer)))

@@ -1,0 +1,160 @@
+import itertools
+from collections import Counter
+
+import datasets
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader
+
+from gmdf_hf import GMDFImageProcessor, streams
+from gmdf_hf.dataset import DomainError, load_domain
+from gmdf_hf.frames import Skipped, collate
+from gmdf_hf.loading import load_domains, make_loader
+from gmdf_hf.streams import EpisodeStream, load_stream
+from tests.domains import png, write_domain, write_parquet
+
+PROCESSOR = GMDFImageProcessor.of_size(8)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def write_shards(folder, name, shards=4, videos=6, frames=3, first=0):
+    """Shards of real videos and of fake ones, one after the other, as an importer would write them."""
+    folder.mkdir()
+    for shard in range(shards):
+        rows = [
+            (label, f"{name}-{label}-{first + shard * videos + video}", frame)
+            for label in (0, 1)
+            for video in range(videos)
+            for frame in range(frames)
+        ]
+        data = {
+            "image": [{"bytes": png(50 * label + frame), "path": None} for label, _, frame in rows],
+            "label": ["real" if label == 0 else "fake" for label, _, _ in rows],
+            "video_id": [video for _, video, _ in rows],
+            "frame": [frame for _, _, frame in rows],
+        }
+        datasets.Dataset.from_dict(data).to_parquet(folder / f"train-{shard:05d}-of-{shards:05d}.parquet")
+    return str(folder)
+
+
+@pytest.fixture
+def three(tmp_path):
+    return [
+        load_stream(name, [], write_shards(tmp_path / name, name, videos=4 + 2 * n)) for n, name in enumerate("abc")
+    ]
+
+
+def episodes(three, length=12, **arguments):
+    return EpisodeStream(three, PROCESSOR, 4, 0, length, **arguments)
+
+
+def names(episode):
+    return [frame["names"] for frame in episode]
+
+
+def test_episodes_are_balanced_and_hold_out_each_domain_in_turn(three):
+    found = list(episodes(three))
+    assert len(found) == 12
+    for episode in found:
+        ids = [frame["domain_ids"] for frame in episode]
+        assert Counter(ids) == {0: 4, 1: 4, 2: 4}
+        assert [frame["labels"] for frame in episode] == [0, 0, 1, 1] * 3
+        assert all(f"-{frame['labels']}-" in frame["names"] for frame in episode)
+    held_out = [episode[-1]["domain_ids"] for episode in found]
+    assert all(sorted(held_out[i : i + 3]) == [0, 1, 2] for i in range(0, 12, 3))
+
+
+def test_a_pass_visits_every_video(three, monkeypatch):
+    monkeypatch.setattr(streams, "FRAMES_OF_A_VIDEO", 1)
+    videos = 4 * 4  # shards times videos of a class in the first domain
+    found = list(itertools.chain(*map(names, episodes(three, length=videos // 2))))
+    visits = Counter(name.split(", frame")[0] for name in found if name.startswith("a, "))
+    assert len(visits) == 2 * videos and set(visits.values()) == {1}
+
+
+def test_no_video_counts_more_than_eight_frames(tmp_path):
+    rows = [{"video_id": "long", "frame": n} for n in range(100)] + [
+        {"video_id": "short", "frame": n} for n in range(3)
+    ]
+    counts = Counter(row["video_id"] for row in streams._some_of_each_video(rows, np.random.default_rng(0)))
+    assert counts == {"long": 8, "short": 3}
+
+
+def test_order_is_a_function_of_seed_and_epoch_and_can_be_entered_in_the_middle(three):
+    stream = episodes(three)
+    first = [names(episode) for episode in stream]
+    assert [names(episode) for episode in episodes(three)] == first
+    stream.set_epoch(0, start=5)
+    assert [names(episode) for episode in stream] == first[5:]
+    stream.set_epoch(1)
+    assert [names(episode) for episode in stream] != first
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_the_videos_and_agree_on_the_held_out_domain(three, processes):
+    """Four shards go evenly to two processes; three of them take every third row instead."""
+    parts = [list(episodes(three, process_index=index, num_processes=processes)) for index in range(processes)]
+    for together in zip(*parts, strict=True):
+        assert len({episode[-1]["domain_ids"] for episode in together}) == 1
+    frames = [set(itertools.chain(*map(names, part))) for part in parts]
+    for one, other in itertools.combinations(frames, 2):
+        assert not one & other
+
+
+def test_workers_share_the_shards_and_keep_the_order(three):
+    stream = episodes(three)
+    assert stream.useful_workers(8) == 4
+    loader = DataLoader(stream, batch_size=None, num_workers=2, collate_fn=collate, persistent_workers=True)
+    first = [batch["names"] for batch in loader]
+    assert len(first) == 12
+    assert [batch["names"] for batch in loader] == first
+    stream.set_epoch(1)
+    assert [batch["names"] for batch in loader] != first
+    held_out = [episode[-1]["domain_ids"] for episode in episodes(three)]
+    stream.set_epoch(0)
+    assert [int(batch["domain_ids"][-1]) for batch in loader] == held_out
+
+
+def test_a_stream_without_a_class_is_an_error_and_no_endless_loop(tmp_path):
+    alone = load_stream("d", [], str(write_parquet(tmp_path / "d", label=["real"] * 8)))
+    with pytest.raises(DomainError, match="found no fake frame in its share"):
+        next(iter(EpisodeStream([alone, alone], PROCESSOR, 2, 0, 3)))
+
+
+def test_a_leak_is_found_when_it_comes_by(tmp_path):
+    folder = tmp_path / "d"
+    for split in ("train", "test"):
+        write_parquet(folder, split, video_id=[f"{split}-{row}" for row in range(7)] + ["both"])
+    path = str(folder)
+    stream = load_stream("d", [load_domain("d", "test", path)], path)
+    with pytest.raises(DomainError, match="video 'both' stands in the training split and in another"):
+        list(EpisodeStream([stream, stream], PROCESSOR, 2, 0, 9))
+
+
+def test_columns_are_renamed_and_broken_images_listed(tmp_path):
+    images = [{"bytes": b"no image" if row == 3 else png(row), "path": None} for row in range(8)]
+    write_parquet(tmp_path / "d", picture=images)
+    stream = load_stream("d", [], str(tmp_path / "d"), columns={"image": "picture"})
+    items = list(itertools.chain(*EpisodeStream([stream, stream], PROCESSOR, 2, 0, 12)))
+    skipped = {item for item in items if isinstance(item, Skipped)}
+    assert {item.domain for item in skipped} == {"d"}
+    assert all("d, video" in item.reason for item in skipped)
+    with pytest.raises(DomainError, match="no column 'nothing' for 'image'"):
+        load_stream("d", [], str(tmp_path / "d"), columns={"image": "nothing"})
+    with pytest.raises(DomainError, match="`max_videos` needs the whole domain"):
+        load_stream("d", [], str(tmp_path / "d"), max_videos=3)
+
+
+def test_a_runs_loader_reads_streams_and_drawings(tmp_path):
+    sources = {"x": {"path": write_domain(tmp_path / "x", 0)}, "y": {"path": "drawn:swap", "max_videos": 4}}
+    train, validation, test = load_domains(sources, {}, streaming=True)
+    assert [domain.name for domain in validation] == [domain.name for domain in test] == ["x", "y"]
+    sampler, loader = make_loader(train, PROCESSOR, 4, seed=0, length=3)
+    batches = list(loader)
+    assert len(sampler) == len(batches) == 3
+    assert {len(batch["labels"]) for batch in batches} == {8}
+    assert any(batch["captions"][0] for batch in batches)
