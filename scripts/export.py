@@ -83,9 +83,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
 
 def show(rows: list[dict]) -> None:
     """Print the rows as a table."""
-    table = Table(
-        "variant", "MB", "largest difference", "images/s", "speed", *(["AUC %", "ACC %"] if "auc" in rows[0] else [])
-    )
+    table = Table("variant", "MB", "largest difference", *(["AUC %", "ACC %"] if "auc" in rows[0] else []))
     for row in rows:
         rates = [f"{100 * row[name]:.2f}" for name in ("auc", "accuracy") if name in row]
         table.add_row(

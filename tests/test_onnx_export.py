@@ -91,7 +91,8 @@ def test_the_script_measures_what_it_writes(exported, tmp_path, capsys):
     assert rows[1]["difference"] <= 1e-4 < rows[2]["difference"]
     assert rows[1]["auc"] == pytest.approx(rows[0]["auc"], abs=1e-3)
     assert rows[2]["bytes"] < rows[1]["bytes"]
-    assert "ONNX int8" in capsys.readouterr().out
+    cells = [[cell.strip() for cell in line.split("│")] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert cells[0][-3:-1] == [f"{100 * rows[0]['auc']:.2f}", f"{100 * rows[0]['accuracy']:.2f}"]
 
 
 def test_benchmark_counts_faces_a_second():
