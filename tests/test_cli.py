@@ -2,8 +2,10 @@
 
 import csv
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -161,3 +163,26 @@ def test_real_videos_and_odd_files(model, real_data, tmp_path):
     videos = {name: line for name, line in found.items() if name.endswith(".mp4")}
     assert {name for name, line in videos.items() if cli.verdict(line) == "no face"} == {"no_face.mp4"}
     assert {name for name, line in videos.items() if line["error"] is not None} == {"broken.mp4"}
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on_without_a_gap_or_a_double(model, tmp_path):
+    folder, output = tmp_path / "many", tmp_path / "out.csv"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(1500):
+        pixels = rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:04}.png", compress_level=1)
+    options = ["predict", str(folder), "--model", model, "--detector", "none", "--csv", "--output", str(output)]
+    code = "from gmdf_hf.cli import main; main()"
+    process = subprocess.Popen([sys.executable, "-c", code, *options], stderr=subprocess.PIPE)
+    while process.poll() is None and (not output.exists() or output.stat().st_size < 5000):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    assert process.returncode == cli.INTERRUPTED
+    written = len(output.read_text().splitlines())
+    assert 1 < written < 1501
+    assert gmdf(*options).exit_code == 0
+    rows = list(csv.DictReader(output.read_text().splitlines()))
+    assert [Path(row["source"]).name for row in rows] == [f"{number:04}.png" for number in range(1500)]
