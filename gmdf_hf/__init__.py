@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gmdf_hf.modeling import GMDFConfig, GMDFImageProcessor, GMDFModel, GMDFOutput
+    from gmdf_hf.modeling import DeepfakeDetectionPipeline, GMDFConfig, GMDFImageProcessor, GMDFModel, GMDFOutput
 
 # A CLIP small enough to ship, pre-trained on drawn faces by scripts/pretrain_tiny_clip.py.
 TINY_CLIP = Path(str(files("gmdf_hf") / "assets" / "tiny_clip"))
 
 __version__ = "0.1.0"
 
-__all__ = ["TINY_CLIP", "GMDFConfig", "GMDFImageProcessor", "GMDFModel", "GMDFOutput"]
+__all__ = ["TINY_CLIP", "DeepfakeDetectionPipeline", "GMDFConfig", "GMDFImageProcessor", "GMDFModel", "GMDFOutput"]
 
 
 def __getattr__(name: str) -> object:

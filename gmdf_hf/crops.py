@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from gmdf_hf import images, video
 from gmdf_hf.archives import is_archive, read_members
 from gmdf_hf.faces import DETECTION_SIDE, Detector, Face, reduce_to, whole_picture
-from gmdf_hf.images import ImageError, open_image
+from gmdf_hf.modeling import images_gmdf as images
+from gmdf_hf.modeling import video_gmdf as video
 from gmdf_hf.modeling.geometry_gmdf import crop_aligned, crop_box
+from gmdf_hf.modeling.images_gmdf import ImageError, open_image
 from gmdf_hf.sources.record import Record
 from gmdf_hf.tracking import Candidate, Scene, follow, look, scene
 
@@ -139,16 +140,12 @@ def make_crops(
         if isinstance(picture, ImageError):
             lost.append((number, str(picture)))
             continue
-        small, factor = reduce_to(picture, DETECTION_SIDE)
-        faces = sorted(detector(small), key=lambda face: -face.side * face.score)[:MAX_FACES]
+        found, summary = find_candidates(picture, detector)
         image = Image.fromarray(picture)
-        cut = [_crop(image, face.scaled(factor), settings) for face in faces]
         numbers.append(number)
-        crops.append(cut)
-        # Looks are compared on the box: an aligned crop shows less around the face and is turned with every landmark.
-        looks = [look(crop_box(image, face.scaled(factor).box, 64)) for face in faces]
-        candidates.append([Candidate(face, seen) for face, seen in zip(faces, looks, strict=True)])
-        scenes.append(scene(Image.fromarray(small)))
+        crops.append([_crop(image, candidate.face, settings) for candidate in found])
+        candidates.append(found)
+        scenes.append(summary)
     # Pictures that are crops of one face already may be of any size.
     chosen = [frame[0] for frame in candidates] if detector is whole_picture else follow(candidates, scenes)
     rows = []
@@ -159,6 +156,17 @@ def make_crops(
             crop = cut[next(index for index, other in enumerate(frame) if other is candidate)]
             rows.append((number, _encode(crop, settings.format), perceptual_hash(crop)))
     return Crops(rows, lost)
+
+
+def find_candidates(picture: np.ndarray, detector: Detector) -> tuple[list[Candidate], Scene]:
+    """Find at most `MAX_FACES` faces in an RGB picture, the largest first, with what following them needs."""
+    small, factor = reduce_to(picture, DETECTION_SIDE)
+    faces = sorted(detector(small), key=lambda face: -face.side * face.score)[:MAX_FACES]
+    image = Image.fromarray(picture)
+    own_pixels = [face.scaled(factor) for face in faces]
+    # Looks are compared on the box: an aligned crop shows less around the face and is turned with every landmark.
+    candidates = [Candidate(face, look(crop_box(image, face.box, 64))) for face in own_pixels]
+    return candidates, scene(Image.fromarray(small))
 
 
 def perceptual_hash(image: Image.Image) -> int:

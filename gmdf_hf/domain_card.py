@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from huggingface_hub import HfApi
 
+from gmdf_hf.manifests import parquet_digest
 from gmdf_hf.sources.record import SPLITS
 
 CARD = """\
@@ -67,16 +66,12 @@ def domain_card(summary: dict[str, Any], files: list[Path]) -> str:
         summary: What `prepare` returns.
         files: All Parquet files of the domain.
     """
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        # The footer has the compressed size of every column chunk; reading it takes no time even for a large domain.
-        digest.update(f"{file.name} {file.stat().st_size} {pq.read_metadata(file).to_dict()}".encode())
     present = [split for split in SPLITS if any(file.name.startswith(f"{split}-") for file in files)]
     splits, settings = summary["splits"], summary["settings"]
     duplicates = [f"{number} between {pair}" for pair, number in summary["near_duplicate_videos"].items()]
     return CARD.format(
         source=settings["source"],
-        digest=f"sha256-{digest.hexdigest()}",
+        digest=f"sha256-{parquet_digest(files)}",
         data_files="\n".join(f"  - split: {name}\n    path: data/{name}-*.parquet" for name in present),
         splits="\n".join(
             f"| {name} | {c['rows']} | {c['real_videos']} | {c['fake_videos']} | {c['groups']} |"

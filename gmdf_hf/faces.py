@@ -102,7 +102,8 @@ def find_weights(file: HubFile, path: str | Path | None = None) -> Path:
         raise DetectorError(
             f"Detector weights {file.repo}/{file.name} are neither in the hub's cache nor can they be fetched. Fetch "
             f"https://huggingface.co/{file.repo}/resolve/{file.revision}/{file.name} where there is a connection and "
-            "pass it with --detector_weights PATH, or copy that machine's hub cache and set HF_HOME to it."
+            "pass it with --detector_weights PATH (in Python: detector_weights=PATH), or copy that machine's hub cache "
+            "and set HF_HOME to it."
         ) from error
     digest = hashlib.sha256(found.read_bytes()).hexdigest()
     if digest != file.sha256:

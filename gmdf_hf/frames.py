@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 from transformers.image_processing_utils import BaseImageProcessor
 
 from gmdf_hf.dataset import Domain
-from gmdf_hf.images import ImageError, open_image
 from gmdf_hf.modeling.configuration_gmdf import PROMPT_TEMPLATES
+from gmdf_hf.modeling.images_gmdf import ImageError, open_image
 
 
 class Draw(NamedTuple):

@@ -28,7 +28,7 @@ from gmdf_hf.dataset import (
 )
 from gmdf_hf.episodes import held_out_domains
 from gmdf_hf.frames import Draw, Skipped, read_frame
-from gmdf_hf.images import ImageError
+from gmdf_hf.modeling.images_gmdf import ImageError
 
 # One frame of a video at a time, as `EpisodeSampler` takes, would read 32 to use one; so many keep videos with more
 # frames than others from counting more, and the reading within bounds.

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import cv2
 
-from gmdf_hf import images
 from gmdf_hf.archives import ArchiveError, is_archive
 from gmdf_hf.crops import Crops, CropSettings, make_crops, read_archive, read_pictures
 from gmdf_hf.faces import Detector, load_detector
+from gmdf_hf.modeling import images_gmdf as images
+from gmdf_hf.modeling.video_gmdf import VideoError
 from gmdf_hf.parts import Part, Skip, read_part, write_part
 from gmdf_hf.sources.record import SPLITS, Record, some
-from gmdf_hf.video import VideoError
 
 ENGINES = ("processes", "ray")
 # Single images are done in batches, so that starting and finishing a unit costs nothing.

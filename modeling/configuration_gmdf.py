@@ -47,6 +47,8 @@ class GMDFConfig(PreTrainedConfig):
         mask_ratio: Share of the patches that masked-image modelling hides, in (0, 1).
         mask_strategy: `random` patches or `block`-wise.
         codebook_size: Codes T that the masked-image head tells apart.
+        threshold: Probability of fake from which a face is called fake; training sets it to the one chosen on the
+            source domains' validation videos.
         slim: Whether text tower and masked-image head are left out: what classification does not need.
 
     Raises:
@@ -75,6 +77,7 @@ class GMDFConfig(PreTrainedConfig):
     mask_ratio: float = 0.2
     mask_strategy: str = "random"
     codebook_size: int = 512
+    threshold: float | int = 0.5
     slim: bool = False
 
     def __post_init__(self, **kwargs):
@@ -82,6 +85,9 @@ class GMDFConfig(PreTrainedConfig):
             self.id2label = {0: "real", 1: "fake"}
         if self.label2id is None and self.id2label is not None:
             self.label2id = {label: int(number) for number, label in self.id2label.items()}
+        if not type(self).__module__.startswith("transformers_modules."):
+            # The package registers its own pipeline, which needs no trust in a saved folder's.
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)  # turns the sub-configs into objects
         self.domains = list(self.domains)
         if self.prompt_ids is None:
@@ -111,6 +117,8 @@ class GMDFConfig(PreTrainedConfig):
             )
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"`mask_ratio` must lie between 0 and 1, found {self.mask_ratio}.")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"`threshold` must lie in [0, 1], found {self.threshold}.")
         if len(self.id2label) != 2:
             raise ValueError(f"GM-DF has two classes, real and fake; found {len(self.id2label)} labels.")
         if len(self.prompt_ids) != 2 or len({len(ids) for ids in self.prompt_ids}) != 1:

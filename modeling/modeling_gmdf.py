@@ -11,6 +11,7 @@ from transformers import initialization as init
 from transformers.models.clip.modeling_clip import CLIPPreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
+from .adapters_gmdf import EXPERT_PARAMETERS, ExpertAdapterMixin
 from .configuration_gmdf import GMDFConfig
 from .experts_gmdf import check_routing
 from .mim_gmdf import MaskedImageHead
@@ -18,12 +19,11 @@ from .outputs_gmdf import GMDFOutput
 from .text_gmdf import DomainTextAffine
 from .vision_gmdf import GMDFVisionModel
 
-# theta_E of Algorithm 1: what the inner step trains. All else is theta_O.
-EXPERT_PARAMETERS = (".experts.", "domain_prompts", "text_affine.")
+TRAINING_ONLY = ("text_model.", "text_projection.", "mim_head.")  # what the slim form leaves out
 LOADING_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "subfolder", "dtype", "attn_implementation")
 
 
-class GMDFModel(CLIPPreTrainedModel):
+class GMDFModel(ExpertAdapterMixin, CLIPPreTrainedModel):
     """One detector for many deepfake domains (GM-DF, arXiv 2406.20078).
 
     A model fresh from `from_clip` *is* CLIP: its features and zero-shot logits are `CLIPModel`'s on every route, for
@@ -159,27 +159,10 @@ class GMDFModel(CLIPPreTrainedModel):
         model.update_prompt_embeds()
         return model
 
-    def expert_parameters(self) -> dict[str, nn.Parameter]:
-        """theta_E of Algorithm 1 by name: experts, their DILs and alphas, prompt vectors, text affines."""
-        return {n: p for n, p in self.named_parameters() if any(part in n for part in EXPERT_PARAMETERS)}
-
     def shared_parameters(self) -> dict[str, nn.Parameter]:
         """theta_O of Algorithm 1 by name: every other parameter that is not frozen."""
         experts = self.expert_parameters()
         return {n: p for n, p in self.named_parameters() if n not in experts and p.requires_grad}
-
-    def domain_id(self, domain: str) -> int:
-        """Index of a source domain's expert.
-
-        Args:
-            domain: Name of the domain.
-
-        Raises:
-            ValueError: If the model was not trained on that domain.
-        """
-        if domain not in self.config.domains:
-            raise ValueError(f"This model knows the domains {self.config.domains}, found {domain!r}.")
-        return self.config.domains.index(domain)
 
     def encode_prompts(self, prompt_ids: torch.LongTensor) -> torch.Tensor:
         """Unit features of class sentences, through the text tower.
@@ -249,7 +232,7 @@ class GMDFModel(CLIPPreTrainedModel):
         Raises:
             ValueError: If shapes, domain ids or experts are not the model's.
         """
-        check_routing(self.config.domains, len(pixel_values), domain_ids, active_experts)
+        check_routing(self.config.domains, pixel_values.shape[0], domain_ids, active_experts)
         if bool_masked_pos is not None and self.config.slim:
             raise ValueError("The slim form of a checkpoint has no masked-image head: load the full form for masks.")
         vision = self.vision_model(
@@ -263,7 +246,9 @@ class GMDFModel(CLIPPreTrainedModel):
         )
         image_embeds = normalize(self.visual_projection(vision.pooler_output), dim=-1)
         sentences = self.class_features() if prompt_ids is None else self.encode_prompts(prompt_ids)
-        views = self.text_affine(sentences, self.domain_prompts).expand(len(pixel_values), -1, -1, -1)  # (B, E, 2, P)
+        views = self.text_affine(sentences, self.domain_prompts).expand(
+            pixel_values.shape[0], -1, -1, -1
+        )  # (B, E, 2, P)
         if domain_ids is not None:
             text_embeds = views[torch.arange(len(views), device=views.device), domain_ids]
         else:
@@ -295,24 +280,27 @@ class GMDFModel(CLIPPreTrainedModel):
             slim: Leave out text tower and masked-image head; the logits do not change (decision D8).
             **kwargs: As in `PreTrainedModel.save_pretrained`.
         """
+        from .pipeline_gmdf import CUSTOM_PIPELINES  # here, so that loading a model does not import the pipeline
+
         if self._prompt_embeds_stale:
             self.update_prompt_embeds()
-        # The saved folder must answer both auto classes, and `register_for_auto_class` writes only one of them.
+        # The saved folder must answer both auto classes and the pipeline; transformers writes only one of them.
         self.config.auto_map = {
             "AutoConfig": "configuration_gmdf.GMDFConfig",
             "AutoModel": "modeling_gmdf.GMDFModel",
             "AutoModelForImageClassification": "modeling_gmdf.GMDFModel",
         }
+        self.config.custom_pipelines = CUSTOM_PIPELINES
         was_slim = self.config.slim
         if slim and not was_slim:
-            dropped = ("text_model.", "text_projection.", "mim_head.")
             state = kwargs.pop("state_dict", None) or self.state_dict()
-            kwargs["state_dict"] = {key: value for key, value in state.items() if not key.startswith(dropped)}
+            kwargs["state_dict"] = {key: value for key, value in state.items() if not key.startswith(TRAINING_ONLY)}
         self.config.slim = was_slim or slim
         try:
             super().save_pretrained(save_directory, **kwargs)
         finally:
             self.config.slim = was_slim
+            del self.config.custom_pipelines
 
 
 GMDFConfig.register_for_auto_class()

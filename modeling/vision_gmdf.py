@@ -58,7 +58,7 @@ class GMDFVisionEmbeddings(CLIPVisionEmbeddings):
                 )
             hidden = bool_masked_pos.to(patches.device, non_blocking=True)
             patches = torch.where(hidden[..., None], mask_token.to(patches.dtype), patches)
-        classes = self.class_embedding.expand(len(patches), 1, -1)
+        classes = self.class_embedding.expand(patches.shape[0], 1, -1)
         return torch.cat([classes, patches], dim=1) + self.position_embedding(self.position_ids)
 
 

@@ -24,9 +24,9 @@ import numpy as np
 
 from gmdf_hf.crops import CropSettings, make_crops, read_pictures
 from gmdf_hf.faces import DETECTION_SIDE, MIN_SCORE, load_detector
+from gmdf_hf.modeling.video_gmdf import even_indices, frame_times
 from gmdf_hf.prepare import prepare
 from gmdf_hf.sources.record import Listing, Record
-from gmdf_hf.video import even_indices, frame_times
 
 FRAMES = 32
 

@@ -52,6 +52,7 @@ class Repository:
 
     private: bool
     commits: dict[str, dict[str, File]] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
 
     def commit(self, files: dict[str, File]) -> str:
         entries = sorted((path, file.oid) for path, file in files.items())
@@ -97,25 +98,29 @@ class Handler(BaseHTTPRequestHandler):
     def handle_any(self) -> None:
         url = urlsplit(self.path)
         self.query = {name: values[-1] for name, values in parse_qs(url.query).items()}
-        data = self.body() if self.command in ("POST", "PUT") else b""
+        data = self.body() if self.command in ("POST", "PUT", "DELETE") else b""
         method = "GET" if self.command == "HEAD" else self.command
         self.authorized = self.headers.get("Authorization") == f"Bearer {self.hub.token}"
         for wanted, pattern, action in ROUTES:
             match = re.fullmatch(pattern, url.path)
+            if wanted == method and match and action.__name__ in self.hub.failing:
+                return self.fail(self.hub.failing[action.__name__], "Refused", "refused by the test")
             if wanted == method and match:
                 if method == "POST" and action not in (Handler.lfs_batch, Handler.validate) and not self.authorized:
                     return self.fail(401, "Unauthorized", "Invalid username or password.")
                 return action(self, data, **{name: unquote(value or "") for name, value in match.groupdict().items()})
         return self.fail(404, "NotFound", f"no route for {self.command} {url.path}")
 
-    do_GET = do_HEAD = do_POST = do_PUT = handle_any
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_any
 
     def find(self, kind: str, repo: str, revision: str = "main") -> tuple[Repository, str, dict[str, File]] | None:
         repository = self.hub.repositories.get(f"{kind or 'models'}/{repo}")
         if repository is None or (repository.private and not self.authorized):
             self.fail(404, "RepoNotFound", "Repository not found")
             return None
-        sha = repository.head if revision in ("", "main", "refs/heads/main") else revision
+        sha = (
+            repository.head if revision in ("", "main", "refs/heads/main") else repository.tags.get(revision, revision)
+        )
         if sha not in repository.commits:
             self.fail(404, "RevisionNotFound", f"Invalid rev id: {revision}")
             return None
@@ -128,7 +133,45 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer(200, {"type": "user", "name": "user", "fullname": "user", "orgs": [], "auth": access})
 
     def validate(self, data: bytes) -> None:
-        self.answer(200, {"errors": [], "warnings": []})
+        """The rules of the hub for the header of a model's card that are documented."""
+        text = json.loads(data)["content"]
+        header = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+        card = (yaml.safe_load(header[1]) if header else None) or {}
+        errors = []
+        if not isinstance(card.get("tags", []), list):
+            errors.append('"tags" must be an array')
+        if card.get("pipeline_tag", "image-classification") not in PIPELINE_TAGS:
+            errors.append(f'"pipeline_tag" must be one of {PIPELINE_TAGS}')
+        for model in card.get("model-index", []):
+            if not isinstance(model.get("name"), str) or not model.get("results"):
+                errors.append('"model-index[].name" and "results" are required')
+            for result in model.get("results", []):
+                if not result.get("task", {}).get("type") or not {"name", "type"} <= set(result.get("dataset", {})):
+                    errors.append('"task.type", "dataset.name" and "dataset.type" are required')
+                metrics = result.get("metrics", [])
+                if not all(isinstance(m.get("type"), str) and isinstance(m.get("value"), float) for m in metrics):
+                    errors.append('"metrics[].type" and a numeric "value" are required')
+        self.answer(400 if errors else 200, {"errors": [{"message": text} for text in errors], "warnings": []})
+
+    def delete(self, data: bytes) -> None:
+        wish = json.loads(data)
+        repo = f"{wish.get('type') or 'model'}s/{wish.get('organization') or 'user'}/{wish['name']}"
+        if self.hub.repositories.pop(repo, None) is None:
+            return self.fail(404, "RepoNotFound", "Repository not found")
+        return self.answer(200, {})
+
+    def refs(self, data: bytes, kind: str, repo: str) -> None:
+        if (found := self.find(kind, repo)) is None:
+            return
+        tags = [{"name": name, "ref": f"refs/tags/{name}", "targetCommit": sha} for name, sha in found[0].tags.items()]
+        branch = {"name": "main", "ref": "refs/heads/main", "targetCommit": found[0].head}
+        self.answer(200, {"branches": [branch], "tags": tags, "converts": []})
+
+    def tag(self, data: bytes, kind: str, repo: str, revision: str) -> None:
+        if (found := self.find(kind, repo, revision)) is None:
+            return
+        found[0].tags[json.loads(data)["tag"]] = found[1]
+        self.answer(200, {})
 
     def create(self, data: bytes) -> None:
         wish = json.loads(data)
@@ -246,11 +289,15 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer(200)
 
 
+PIPELINE_TAGS = ("image-classification", "zero-shot-image-classification", "video-classification")
 KIND, REPO, REVISION = r"(?P<kind>models|datasets)", r"(?P<repo>[^/]+/[^/]+)", r"(?P<revision>[^/]+)"
 ROUTES = [
     ("GET", r"/api/whoami-v2", Handler.whoami),
     ("POST", r"/api/validate-yaml", Handler.validate),
     ("POST", r"/api/repos/create", Handler.create),
+    ("DELETE", r"/api/repos/delete", Handler.delete),
+    ("GET", rf"/api/{KIND}/{REPO}/refs", Handler.refs),
+    ("POST", rf"/api/{KIND}/{REPO}/tag/{REVISION}", Handler.tag),
     ("GET", rf"/api/{KIND}/{REPO}", Handler.info),
     ("GET", rf"/api/{KIND}/{REPO}/revision/{REVISION}", Handler.info),
     ("GET", rf"/api/{KIND}/{REPO}/tree/{REVISION}(?P<path>/.*)?", Handler.tree),
@@ -269,6 +316,7 @@ class HubServer:
         self.token = token
         self.repositories: dict[str, Repository] = {}
         self.blobs: dict[str, bytes] = {}
+        self.failing: dict[str, int] = {}  # name of a `Handler` method to the status it answers with
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": self}))
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"

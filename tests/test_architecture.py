@@ -14,18 +14,18 @@ ROOT = Path(__file__).parent.parent
 
 # A module imports only from those before it. The README prints this list; nowhere else does it stand.
 DATAS_WAY = (
-    "images",  # opening image files that nobody vouches for
-    "video",  # evenly spaced frames of a video
     "archives",  # reading zip and tar files from strangers
     "sources",  # what the official data sets hold: one importer a file
     "faces",  # face detectors and their weights
     "retinaface",  # the network of one of them
     "tracking",  # following one person through a video
     "crops",  # a record's frames to encoded face crops
+    "finding",  # the faces of a picture and the people of a video, for the pipeline
     "parts",  # the file that a unit of work leaves
     "units",  # units of work, over processes or Ray
     "shards",  # the Parquet files of a prepared domain
     "duplicates",  # near-duplicate pictures between splits
+    "manifests",  # what identifies the data of a domain
     "domain_card",  # a prepared domain's card, and its way to the hub
     "prepare",  # records in, a prepared domain out
     "contact_sheet",  # a prepared domain at a glance
@@ -63,6 +63,11 @@ DATAS_WAY = (
     "setup",  # from a run's settings to what it trains with
     "selection",  # which epoch is kept
     "report",  # figures for people to read
+    "onnx_export",  # a detector as an ONNX file
+    "hub",  # a run's way to the hub
+    "overlays",  # verdicts drawn onto pictures
+    "demo",  # a page to drop a picture or a video on
+    "cli",  # the command `gmdf`
 )
 
 

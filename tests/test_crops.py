@@ -15,7 +15,7 @@ from gmdf_hf.crops import (
     wanted_members,
 )
 from gmdf_hf.faces import Face, whole_picture
-from gmdf_hf.images import ImageError
+from gmdf_hf.modeling.images_gmdf import ImageError
 from gmdf_hf.sources.record import Record
 from tests.media import number_of, numbered, write_video
 

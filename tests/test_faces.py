@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from gmdf_hf import faces
 from gmdf_hf.faces import DetectorError, Face, HubFile, find_weights, load_detector, reduce_to
+from gmdf_hf.modeling.video_gmdf import read_frames
 from gmdf_hf.retinaface import RetinaFace, RetinaFaceDetector, anchors, decode, suppress
-from gmdf_hf.video import read_frames
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,11 @@
 from pathlib import Path
 
+import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from gmdf_hf.report import markdown_table, print_results, write_model_card
+from gmdf_hf.manifests import manifest_digest
+from gmdf_hf.report import caveat, data_rows, markdown_table, print_results, public_recipe, write_model_card
 
 TEMPLATE = Path(__file__).parent.parent / "model_card.md"
 FIGURES = {"real": 3, "fake": 5, "acc": 0.5, "auc": 0.75, "ap": 0.8, "eer": 0.25, "m": 0.3}
@@ -48,3 +50,48 @@ def test_card_is_filled_and_valid(tmp_path):
         assert yaml.safe_load(card.text.split("```yaml\n")[1].split("```")[0]) == recipe
         first = card.text.strip().splitlines()[2]
         assert ("Trained on drawings" in first) is drawn
+
+
+def test_recipe_shown_names_no_place_of_a_machine():
+    recipe = {
+        "source_domains": {"x": {"path": "/home/me/faces", "splits": {}}, "y": "user/faces"},
+        "backbone": "~/clip",
+        "output_dir": "runs/x",
+        "windows": "C:\\Users\\me\\faces",
+        "hold_out": ("../up/z",),
+        "learning_rate": 0.1,
+    }
+    assert public_recipe(recipe) == {
+        "source_domains": {"x": {"path": "faces", "splits": {}}, "y": "user/faces"},
+        "backbone": "clip",
+        "output_dir": "runs/x",
+        "windows": "faces",
+        "hold_out": ["z"],
+        "learning_rate": 0.1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("sources", "drawn", "words"),
+    [
+        ({"x": "drawn:swap"}, True, "Trained on drawings"),
+        ({"x": "/data/for/tests/faces/dfdc"}, False, "small set of test data"),
+        ({"x": {"path": "user/faces", "splits": {"train": "test"}}}, False, "test split"),
+        ({"x": {"path": "user/faces", "splits": {"test": "test"}}}, False, None),
+        ({"x": "user/faces", "held": {"path": "user/other", "splits": {"train": "test"}}}, False, None),
+    ],
+)
+def test_a_model_that_learned_from_no_training_data_says_so(monkeypatch, sources, drawn, words):
+    monkeypatch.setenv("GMDF_REAL_DATA", "/data/for/tests")
+    found = caveat({"source_domains": sources, "hold_out": ["held"]}, drawn)
+    assert found is None if words is None else words in found
+
+
+def test_data_of_a_run_are_identified(tmp_path):
+    (tmp_path / "faces").mkdir()
+    (tmp_path / "faces" / "1.png").write_bytes(b"x")
+    pinned = {"path": "user/faces", "revision": "abc"}
+    rows = data_rows({"source_domains": {"x": str(tmp_path / "faces"), "y": pinned, "z": "drawn:swap"}})
+    assert rows[0] == ("x", "faces", f"sha256 of the manifest {manifest_digest(tmp_path / 'faces')}")
+    assert rows[1] == ("y", "user/faces", "revision abc")
+    assert rows[2][2].startswith("drawn by gmdf-hf ")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gmdf_hf import images, video
+from gmdf_hf.modeling import images_gmdf as images
+from gmdf_hf.modeling import video_gmdf as video
 from gmdf_hf.sources.record import (
     FAKE,
     REAL,

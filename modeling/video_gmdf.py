@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import av
 import numpy as np
 
-from gmdf_hf.images import MAX_PIXELS
+from .images_gmdf import MAX_PIXELS
+
+try:
+    import av
+except ImportError:  # a saved model is loaded where only pictures are looked at
+    av = None
 
 MAX_FRAMES = 1_000_000
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts")
@@ -60,20 +66,22 @@ def frame_times(path: str | Path) -> list[int]:
     return sorted(times)
 
 
-def read_frames(path: str | Path, count: int) -> Iterator[tuple[int, np.ndarray]]:
+def read_frames(path: str | Path, count: int, max_seconds: float | None = None) -> Iterator[tuple[int, np.ndarray]]:
     """Decode `count` frames spread evenly over the whole video, holding one at a time.
 
     Args:
         path: Video file.
         count: Number of frames; a shorter video gives all it has.
+        max_seconds: Longest time to take, that of whoever takes the frames included; None for any.
 
     Yields:
         Frame number and upright RGB picture of shape `(height, width, 3)`, in order of time.
 
     Raises:
         VideoError: If the file cannot be opened or decoded, if a frame is larger than `MAX_PIXELS`, or if a wanted
-            frame does not come out of the decoder.
+            frame does not come out of the decoder, or if it takes too long.
     """
+    deadline = math.inf if max_seconds is None else time.monotonic() + max_seconds
     times = frame_times(path)
     indices = even_indices(len(times), count)
     wanted = {times[index]: index for index in indices}
@@ -82,6 +90,8 @@ def read_frames(path: str | Path, count: int) -> Iterator[tuple[int, np.ndarray]
         for packet in container.demux(stream):
             # A frame that no other refers to is decoded only if it is wanted: about a third of the time is saved.
             context.skip_frame = "DEFAULT" if not packet.size or _time(packet) in wanted else "NONREF"
+            if time.monotonic() > deadline:
+                raise VideoError(f"{path}: not read within {max_seconds:g} seconds, {len(times)} frames.")
             for frame in packet.decode():
                 index = wanted.pop(frame.pts if frame.pts is not None else frame.dts, None)
                 if index is not None:
@@ -95,13 +105,15 @@ def read_frames(path: str | Path, count: int) -> Iterator[tuple[int, np.ndarray]
 def _open(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     if not Path(path).is_file():
         raise VideoError(f"{path}: no such file.")
+    if av is None:
+        raise VideoError(f"{path}: reading videos needs the package PyAV (`pip install av`).")
     try:
         # An absolute path: FFmpeg would take `concat:a|b` for a protocol.
         # Titles in some old encoding are no reason to refuse a video.
         with av.open(str(Path(path).absolute()), options=_OPTIONS, metadata_errors="replace") as container:
             stream = container.streams.best("video")
-            if stream is None:
-                raise VideoError(f"{path}: no video stream.")
+            if stream is None or stream.codec_context is None:  # of an unknown codec
+                raise VideoError(f"{path}: no video stream that can be decoded.")
             _check_size(stream.codec_context.width, stream.codec_context.height, path)
             # Work is spread over processes; one thread also makes `skip_frame` exact.
             stream.thread_type = "NONE"

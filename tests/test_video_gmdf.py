@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gmdf_hf.video import VideoError, even_indices, frame_times, read_frames
+from gmdf_hf.modeling.video_gmdf import VideoError, even_indices, frame_times, read_frames
 from tests.media import number_of, numbered, write_video
 
 
@@ -124,11 +124,11 @@ def test_damaged_stream_is_refused_or_read_but_never_hangs(tmp_path):
 
 def test_too_many_pixels_or_frames(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mp4", numbered(20))
-    monkeypatch.setattr("gmdf_hf.video.MAX_PIXELS", 64 * 96 - 1)
+    monkeypatch.setattr("gmdf_hf.modeling.video_gmdf.MAX_PIXELS", 64 * 96 - 1)
     with pytest.raises(VideoError, match="frames of 96x64 pixels"):
         list(read_frames(path, 4))
     monkeypatch.undo()
-    monkeypatch.setattr("gmdf_hf.video.MAX_FRAMES", 19)
+    monkeypatch.setattr("gmdf_hf.modeling.video_gmdf.MAX_FRAMES", 19)
     with pytest.raises(VideoError, match="more than 19 frames"):
         list(read_frames(path, 4))
 
@@ -140,3 +140,17 @@ def test_memory_does_not_grow_with_the_video(tmp_path):
     for _ in read_frames(path, 100):
         pass
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40_000  # 100 frames are 270,000 KiB
+
+
+def test_unknown_codec_is_refused(tmp_path):
+    path = write_video(tmp_path / "video.mkv", numbered(3))
+    path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_MPEG9/ISO/XYZ"))
+    with pytest.raises(VideoError, match=r"video\.mkv: no video stream"):
+        list(read_frames(path, 2))
+
+
+def test_time_is_bounded(tmp_path):
+    path = write_video(tmp_path / "video.mp4", numbered(20))
+    assert len(list(read_frames(path, 2, max_seconds=60))) == 2
+    with pytest.raises(VideoError, match=r"video\.mp4: not read within 0 seconds, 20 frames"):
+        list(read_frames(path, 2, max_seconds=0))

@@ -55,9 +55,7 @@ def open_image(source: str | Path | bytes, name: str | None = None, max_pixels: 
     data = source if isinstance(source, bytes) else _read(Path(source), name)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(image, name, max_pixels)
-            image.load()
-            return _to_rgb(_upright(image), name)
+            return upright_rgb(image, name, max_pixels)
     except ImageError:
         raise
     except Image.UnidentifiedImageError as error:
@@ -65,6 +63,22 @@ def open_image(source: str | Path | bytes, name: str | None = None, max_pixels: 
     # Pillow's parsers meet damaged files with many types of exception (OSError, SyntaxError, struct.error, ...).
     except Exception as error:
         raise ImageError(f"{name}: damaged or unsupported image ({type(error).__name__}: {error}).") from error
+
+
+def upright_rgb(image: Image.Image, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Turn an opened image into upright 8-bit RGB, as `open_image` does.
+
+    Args:
+        image: Image whose pixels need not be loaded yet.
+        name: What messages call the image.
+        max_pixels: Largest accepted width x height.
+
+    Raises:
+        ImageError: If the image is larger than `max_pixels` or its pixels have no agreed white.
+    """
+    _check_size(image, name, max_pixels)
+    image.load()
+    return _to_rgb(_upright(image), name)
 
 
 def _read(path: Path, name: str) -> bytes:

@@ -1,0 +1,120 @@
+"""A detector as an ONNX file: pixels in, logits out, no domain known."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import onnx
+import onnxruntime
+import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import nn
+from torch.nn.functional import normalize
+from transformers.image_processing_utils import BaseImageProcessor
+
+from gmdf_hf.modeling import GMDFModel
+
+INPUT, OUTPUT = "pixel_values", "logits"
+
+
+class AggregatedRoute(nn.Module):
+    """The part of a detector that an image of no known domain passes through.
+
+    The class features of that route are the same for every image, so they are one constant matrix here, the
+    temperature in it: no text tower, no text affine, no prompt token is left.
+
+    Args:
+        model: Detector, in evaluation mode.
+    """
+
+    def __init__(self, model: GMDFModel) -> None:
+        super().__init__()
+        self.vision_model, self.visual_projection = model.vision_model, model.visual_projection
+        self.domain_prompts = model.domain_prompts
+        side = model.config.vision_config.image_size
+        with torch.no_grad():
+            text = model(torch.zeros(1, 3, side, side, dtype=model.dtype)).text_embeds[0]
+            self.register_buffer("classes", (model.logit_scale.exp() * text).T.contiguous())  # (P, 2)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Logits of real and fake, shape `(B, 2)`, of images of shape `(B, 3, side, side)`."""
+        pooled = self.vision_model(pixel_values, domain_prompts=self.domain_prompts).pooler_output
+        return normalize(self.visual_projection(pooled), dim=-1) @ self.classes
+
+
+def export_program(model: GMDFModel) -> torch.export.ExportedProgram:
+    """Return the aggregated route as `torch.export` sees it, for any number of images."""
+    side = model.config.vision_config.image_size
+    example = (torch.zeros(2, 3, side, side, dtype=model.dtype),)
+    return torch.export.export(
+        AggregatedRoute(model.eval()), example, dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}}
+    )
+
+
+def export_onnx(model: GMDFModel, processor: BaseImageProcessor, path: Path) -> None:
+    """Write a detector as one ONNX file, which also holds threshold, domains and how pixels are normalised.
+
+    Args:
+        model: Detector in single precision.
+        processor: Its image processor.
+        path: File to write.
+    """
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # operators of torchvision, which nothing here needs
+    program = torch.onnx.export(
+        export_program(model), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
+    )
+    program.save(path)
+    written = onnx.load(path)
+    facts = {
+        "threshold": model.config.threshold,
+        "labels": ["real", "fake"],
+        "domains": model.config.domains,
+        "image_mean": list(processor.image_mean),
+        "image_std": list(processor.image_std),
+        "image_size": model.config.vision_config.image_size,
+    }
+    for name, value in facts.items():
+        written.metadata_props.add(key=name, value=json.dumps(value))
+    onnx.save(written, path)
+
+
+def quantize(path: Path, output: Path) -> None:
+    """Write a variant with weights of 8 bits; activations are scaled as they come, so it needs no calibration data.
+
+    Args:
+        path: File that `export_onnx` wrote.
+        output: File to write.
+    """
+    prepared = output.with_suffix(".prepared.onnx")
+    quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+    # The patch embedding is a convolution: it stays as it is, for what it loses no later layer gets back.
+    quantize_dynamic(
+        prepared, output, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]
+    )
+    prepared.unlink()
+
+
+class OnnxDetector(nn.Module):
+    """An exported detector that scores like the model it came from (see `score_domain`).
+
+    Args:
+        path: File that `export_onnx` or `quantize` wrote.
+        threads: Processor threads to use.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        super().__init__()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.register_parameter("place", nn.Parameter(torch.empty(0)))  # says `cpu` to whoever asks where the model is
+
+    @torch.no_grad()
+    def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
+        """Object whose `logits` have shape `(B, 2)`."""
+        (logits,) = self.session.run([OUTPUT], {INPUT: pixel_values.numpy()})
+        return SimpleNamespace(logits=torch.from_numpy(logits))

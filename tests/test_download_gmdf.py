@@ -1,0 +1,130 @@
+"""Fetching addresses from a server of the test's own, and not fetching those of the machine's network."""
+
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from gmdf_hf.modeling import download_gmdf
+from gmdf_hf.modeling.download_gmdf import DownloadError, downloaded
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/loop":
+            self.send_response(302)
+            self.send_header("Location", "/loop")
+            self.end_headers()
+        elif self.path == "/to-file":
+            self.send_response(302)
+            self.send_header("Location", "file:///etc/hostname")
+            self.end_headers()
+        elif self.path == "/missing":
+            self.send_error(404)
+        elif self.path == "/slow":
+            self.send_response(200)
+            self.end_headers()
+            for _ in range(50):
+                self.wfile.write(b"x")
+                time.sleep(0.1)
+        else:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"x" * 1000)
+
+    def log_message(self, *args):
+        """Print nothing."""
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def fetch(url: str, **kwargs) -> bytes:
+    with downloaded(url, **kwargs) as path:
+        return path.read_bytes()
+
+
+def test_a_file_is_fetched_and_gone_afterwards(server):
+    with downloaded(f"{server}/face.png?size=3", private=True) as path:
+        assert path.suffix == ".png"
+        assert path.read_bytes() == b"x" * 1000
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost:{port}/face.png",
+        "http://127.0.0.1:{port}/",
+        "http://127.1:{port}/",
+        "http://0x7f000001:{port}/",
+        "http://[::1]:{port}/",
+        "http://[::ffff:127.0.0.1]:{port}/",
+        "http://0.0.0.0:{port}/",
+        "http://169.254.169.254/latest/meta-data/",
+        "http://10.0.0.1/",
+        "http://192.168.1.1/",
+        "https://127.0.0.1:{port}/",
+        "http://user:pass@127.0.0.1:{port}/",
+    ],
+)
+def test_addresses_inside_of_the_network_are_not_asked(server, url, monkeypatch):
+    connected = []
+    monkeypatch.setattr(socket, "create_connection", lambda *args: connected.append(args))
+    with pytest.raises(DownloadError, match=r"not an address of the public internet|cannot be fetched"):
+        fetch(url.format(port=server.rsplit(":", 1)[1]))
+    assert connected == []
+
+
+@pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://example.org/x", "gopher://example.org/", "data://x"])
+def test_other_kinds_of_address_are_refused(url):
+    with pytest.raises(DownloadError, match="only http: and https: addresses"):
+        fetch(url, private=True)
+
+
+def test_a_redirection_leads_nowhere_else(server):
+    with pytest.raises(DownloadError, match="302"):
+        fetch(f"{server}/to-file", private=True)
+    with pytest.raises(DownloadError, match="302"):
+        fetch(f"{server}/loop", private=True)
+
+
+def test_a_public_name_that_redirects_inside_is_refused(server, monkeypatch):
+    """The first connection is let through as if it were public; the redirection's is checked again."""
+    checks = []
+    check = download_gmdf._connect_public
+
+    def first_is_public(address, *args):
+        checks.append(address)
+        return socket.create_connection(address, *args) if len(checks) == 1 else check(address, *args)
+
+    monkeypatch.setattr(download_gmdf, "_connect_public", first_is_public)
+    with pytest.raises(DownloadError, match="public internet"):
+        fetch(f"{server}/loop")
+    assert len(checks) == 2
+
+
+def test_size_and_time_are_bounded(server, monkeypatch):
+    with pytest.raises(DownloadError, match="more than 999 bytes"):
+        fetch(f"{server}/big", private=True, max_bytes=999)
+    monkeypatch.setattr(download_gmdf, "MAX_SECONDS", 0.3)
+    started = time.monotonic()
+    with pytest.raises(DownloadError, match=r"not there after 0\.3 seconds"):
+        fetch(f"{server}/slow", private=True)
+    assert time.monotonic() - started < 2
+
+
+def test_what_the_server_says_is_told(server):
+    with pytest.raises(DownloadError, match="answered 404"):
+        fetch(f"{server}/missing", private=True)
+    with pytest.raises(DownloadError, match="cannot be fetched"):
+        fetch("http://127.0.0.1:9/", private=True)
