@@ -76,8 +76,9 @@ class TrainConfig(BaseModel):
         backbone: Hub id or folder of a CLIP checkpoint; `tiny_clip` is the one in this package.
         image_size: Side of the images in pixels, if other than the backbone's.
         model: Fields of `GMDFConfig` to set.
-        method: `gmdf`, or a baseline on the same CLIP (see `gmdf_hf.baselines`): `direct_merge`, `balanced_erm`,
-            `merged_losses`, `mldg`, `linear_probe`.
+        method: `gmdf`; a baseline on the same CLIP (see `gmdf_hf.baselines`): `direct_merge`, `balanced_erm`,
+            `merged_losses`, `mldg`, `linear_probe`; or `add_domain`: the backbone is a trained detector, which learns
+            one more domain, all it knew being untouched.
         epochs: Passes over the videos of the largest domain.
         max_steps: Stop after so many meta-iterations.
         batch_size: Images of each domain in a meta-iteration, half of them real.
@@ -108,6 +109,7 @@ class TrainConfig(BaseModel):
         save_steps: Meta-iterations between checkpoints; besides, there is one at the end of every epoch.
         keep: Checkpoints to keep.
         save_slim: Leave text tower and masked-image head out of the saved model (not with prompt P3).
+        push_to_hub: Publish the run there, as `user/name`, when it is done; a new repository is private.
         report_to: Tracker of accelerate, such as `tensorboard`.
     """
 
@@ -119,7 +121,9 @@ class TrainConfig(BaseModel):
     backbone: str = "openai/clip-vit-base-patch16"
     image_size: int | None = Field(None, ge=8)
     model: dict[str, Any] = {}
-    method: Literal["gmdf", "direct_merge", "balanced_erm", "merged_losses", "mldg", "linear_probe"] = "gmdf"
+    method: Literal["gmdf", "direct_merge", "balanced_erm", "merged_losses", "mldg", "linear_probe", "add_domain"] = (
+        "gmdf"
+    )
     epochs: int = Field(40, ge=1)
     max_steps: int | None = Field(None, ge=1)
     batch_size: int = Field(32, ge=2, multiple_of=2)
@@ -151,6 +155,7 @@ class TrainConfig(BaseModel):
     save_steps: int | None = Field(None, ge=1)
     keep: int = Field(2, ge=1)
     save_slim: bool = True
+    push_to_hub: str | None = None
     report_to: str | None = None
 
     @field_validator("model")
@@ -177,11 +182,12 @@ class TrainConfig(BaseModel):
                 raise ValueError(f"hold_out names {name!r}; the source domains are {', '.join(self.source_domains)}")
         if twice := sorted(set(self.source_domains) & set(self.unseen_domains)):
             raise ValueError(f"{twice[0]!r} is both a source and an unseen domain")
-        if len(self.train_domains) < 2:
-            raise ValueError(
-                f"training needs at least two source domains, found {len(self.train_domains)}: "
-                f"{', '.join(self.train_domains) or 'none'}"
-            )
+        found = f"found {len(self.train_domains)}: {', '.join(self.train_domains) or 'none'}"
+        if self.method == "add_domain":
+            if len(self.train_domains) != 1:
+                raise ValueError(f"add_domain trains exactly one source domain, {found}")
+        elif len(self.train_domains) < (2 if self.method in ("gmdf", "merged_losses", "mldg") else 1):
+            raise ValueError(f"training needs at least two source domains, {found}")
         return self
 
     @model_validator(mode="after")

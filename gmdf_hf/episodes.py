@@ -66,7 +66,8 @@ class EpisodeSampler(Sampler):
     """Meta-iterations: a batch of every domain, the meta-test domain's last (Algorithm 1).
 
     The meta-test domain is drawn at random, each domain once in N iterations. An epoch is over when the domain with the
-    most batches is; the others start again, in a new order.
+    most batches is; the others start again, in a new order. Of one domain alone, these are plain batches, for the
+    methods that hold nothing out.
 
     Several processes draw the same joined batches and take their parts of them, so that they see together what one
     process with larger batches sees, and all have the same number of iterations (decisions D14, D15).
@@ -81,7 +82,7 @@ class EpisodeSampler(Sampler):
         length: Iterations that count as an epoch, if other than that.
 
     Raises:
-        ValueError: If there are fewer than two domains.
+        ValueError: If there is no domain.
     """
 
     def __init__(
@@ -94,8 +95,8 @@ class EpisodeSampler(Sampler):
         num_processes: int = 1,
         length: int | None = None,
     ):
-        if len(labels) < 2:
-            raise ValueError(f"An episode needs at least two domains, found {len(labels)}.")
+        if not labels:
+            raise ValueError("An episode needs a domain, found none.")
         self.labels, self.video_ids = labels, video_ids
         self.joined_size, self.seed = batch_size * num_processes, seed
         half = batch_size // 2

@@ -20,7 +20,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from gmdf_hf.dataset import Domain
 from gmdf_hf.frames import FrameReader, Skipped, collate
-from gmdf_hf.images import open_image
+from gmdf_hf.modeling.images_gmdf import open_image
 
 REAL_NAMES = {"real", "genuine", "authentic", "original", "pristine", "bonafide", "human", "realism", "realface"}
 FAKE_NAMES = {"fake", "deepfake", "forged", "forgery", "manipulated", "synthetic", "artificial", "ai", "fakeface"}

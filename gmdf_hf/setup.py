@@ -21,7 +21,7 @@ from gmdf_hf.dataset import Domain
 from gmdf_hf.episodes import Episode, EpisodeSampler, episode_of_batch
 from gmdf_hf.frames import Skipped, caption_encoder
 from gmdf_hf.loading import load_domains, make_loader, training_crops
-from gmdf_hf.modeling import GMDFImageProcessor, GMDFModel
+from gmdf_hf.modeling import GMDFImageProcessor, GMDFModel, GMDFOutput
 from gmdf_hf.processes import same_on_all
 from gmdf_hf.scoring import score_domains
 from gmdf_hf.streams import EpisodeStream, Stream
@@ -37,6 +37,7 @@ class Setup:
         validation: Their validation splits.
         test: Test splits of all domains, the unseen ones last.
         model: The detector.
+        parameters: What the optimizer updates.
         processor: Its image processor.
         slim: Whether it is saved without what classification does not need.
         episode_of: Makes an episode of the loader's batch.
@@ -51,10 +52,11 @@ class Setup:
     validation: list[Domain]
     test: list[Domain]
     model: GMDFModel
+    parameters: list[torch.nn.Parameter]
     processor: GMDFImageProcessor
     slim: bool
     episode_of: Callable[[dict], Episode]
-    score: Callable[[GMDFModel, list[Domain]], tuple[pd.DataFrame, list[Skipped]]]
+    score: Callable[[torch.nn.Module, list[Domain]], tuple[pd.DataFrame, list[Skipped]]]
     sampler: EpisodeSampler | EpisodeStream
     loader: DataLoader
     image_tokenizer: torch.nn.Module | None
@@ -72,20 +74,27 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
     unseen = {name: source.model_dump() for name, source in config.test_only_domains.items()}
     with accelerator.main_process_first():
         train, validation, test = load_domains(sources, unseen, config.streaming)
-    model = start_model(
-        config.backbone,
-        [domain.name for domain in train],
-        config.model | {"image_size": config.image_size, "attn_implementation": config.attn_implementation},
-        train_experts=config.method == "gmdf",
-        gradient_checkpointing=config.gradient_checkpointing,
-        compiled=config.torch_compile,
-    ).to(accelerator.device)
+    names = [domain.name for domain in train]
+    if config.method == "add_domain":
+        model = grown_model(config.backbone, names[0], config.attn_implementation)
+    else:
+        fields = {"image_size": config.image_size, "attn_implementation": config.attn_implementation}
+        model = start_model(config.backbone, names, config.model | fields, train_experts=config.method == "gmdf")
+    model.to(accelerator.device)
+    if config.gradient_checkpointing:
+        # The reentrant form does not allow gradients of chosen inputs, as both half steps take them.
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.torch_compile:
+        model.compile()
     if config.method == "linear_probe":
         freeze_all_but_the_head(model)
+    parameters = model.train_only_domain(names[0]) if config.method == "add_domain" else model.shared_parameters()
+    parameters = list(parameters.values())
     same_on_all(model.parameters())
     processor = GMDFImageProcessor.of_size(model.config.vision_config.image_size)
-    encode_captions = caption_encoder(backbone_path(config.backbone)) if model.config.prompt == "P3" else None
-
+    # A grown detector keeps the sentences it was saved with.
+    captions = model.config.prompt == "P3" and config.method != "add_domain"
+    encode_captions = caption_encoder(backbone_path(config.backbone)) if captions else None
     sampler, loader = make_loader(
         train,
         processor,
@@ -124,18 +133,19 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
     # Template P3 needs the text tower whenever an image brings a caption.
     slim = config.save_slim and encode_captions is None
     return Setup(
-        accelerator,
-        train,
-        validation,
-        test,
-        model,
-        processor,
-        slim,
-        episode_of,
-        score,
-        sampler,
-        loader,
-        image_tokenizer,
+        accelerator=accelerator,
+        train=train,
+        validation=validation,
+        test=test,
+        model=model,
+        parameters=parameters,
+        processor=processor,
+        slim=slim,
+        episode_of=episode_of,
+        score=score,
+        sampler=sampler,
+        loader=loader,
+        image_tokenizer=image_tokenizer,
     )
 
 
@@ -144,14 +154,7 @@ def backbone_path(backbone: str) -> str:
     return str(gmdf_hf.TINY_CLIP) if backbone == "tiny_clip" else backbone
 
 
-def start_model(
-    backbone: str,
-    domains: Sequence[str],
-    fields: dict[str, Any],
-    train_experts: bool = True,
-    gradient_checkpointing: bool = False,
-    compiled: bool = False,
-) -> GMDFModel:
+def start_model(backbone: str, domains: Sequence[str], fields: dict[str, Any], train_experts: bool = True) -> GMDFModel:
     """Make a detector that starts as a pre-trained CLIP.
 
     Args:
@@ -159,8 +162,6 @@ def start_model(
         domains: Names of the source domains.
         fields: Further arguments of `GMDFModel.from_clip`.
         train_experts: False leaves the experts at their zero effect: the model stays a CLIP.
-        gradient_checkpointing: Recompute activations in the backward pass.
-        compiled: Compile it with `torch.compile`.
 
     Raises:
         UserError: If the backbone cannot be used.
@@ -172,9 +173,41 @@ def start_model(
     if not train_experts:
         for parameter in model.expert_parameters().values():
             parameter.requires_grad_(False)
-    if gradient_checkpointing:
-        # The reentrant form does not allow gradients of chosen inputs, as both half steps take them.
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    if compiled:
-        model.compile()
     return model
+
+
+def grown_model(detector: str, domain: str, attn_implementation: str) -> GMDFModel:
+    """Load a trained detector and grow it by a domain.
+
+    Args:
+        detector: Hub id or folder.
+        domain: Name of the new domain.
+        attn_implementation: Attention of transformers.
+
+    Raises:
+        UserError: If it cannot be loaded, or has that domain.
+    """
+    try:
+        model = GMDFModel.from_pretrained(detector, attn_implementation=attn_implementation)
+        model.add_domain(domain)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"The detector {detector!r} cannot be grown: {' '.join(str(error).split())}") from error
+    return model
+
+
+class KnownDomain(torch.nn.Module):
+    """A detector that is told the domain of its images: they go through that domain's own expert.
+
+    Args:
+        model: The detector.
+        domain: Name of the domain.
+    """
+
+    def __init__(self, model: GMDFModel, domain: str):
+        super().__init__()
+        self.model, self.index = model, model.domain_id(domain)
+
+    def forward(self, pixel_values: torch.Tensor, **arguments) -> GMDFOutput:
+        """Score images of shape `(B, 3, image_size, image_size)`."""
+        domain_ids = torch.full((len(pixel_values),), self.index, device=pixel_values.device)
+        return self.model(pixel_values, domain_ids=domain_ids, **arguments)

@@ -4,6 +4,8 @@ accelerate launch --quiet scripts/meta_train.py                                 
 accelerate launch --quiet scripts/meta_train.py --recipe scripts/recipes/paper.yaml    # the paper's setting
 accelerate launch --quiet scripts/meta_train.py --seed 1 --hold_out '[swap]'           # any field of the recipe
 accelerate launch --quiet scripts/meta_train.py --resume true                          # after a kill: go on
+accelerate launch --quiet scripts/meta_train.py --method add_domain --backbone runs/x/model \
+    --source_domains '{new: user/data}' --unseen_domains '{}'                          # one more domain's expert
 """
 
 from __future__ import annotations
@@ -29,13 +31,14 @@ from gmdf_hf.dataset import DRAWN_PREFIX, DomainError
 from gmdf_hf.episodes import Episode
 from gmdf_hf.frames import FrameReader
 from gmdf_hf.health import expert_gains, expert_use, plot_history, record_failure
+from gmdf_hf.hub import publish, published_files
 from gmdf_hf.meta import keep_experts, meta_step
 from gmdf_hf.metrics import domain_metrics
 from gmdf_hf.modeling import GMDFModel
 from gmdf_hf.processes import agree, process_index, sum_gradients, wait_for_all
 from gmdf_hf.report import print_results, write_model_card
 from gmdf_hf.selection import select
-from gmdf_hf.setup import Setup, set_up
+from gmdf_hf.setup import KnownDomain, Setup, set_up
 from gmdf_hf.training_state import History, Progress, Stopped, StopSignal, load_state, open_run, save_state
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "drawn.yaml"
@@ -82,9 +85,9 @@ def main(config: TrainConfig) -> dict[str, Any]:
 def train(config: TrainConfig, setup: Setup, checkpoint: Path | None, stop: StopSignal) -> Progress:
     """The loop: iterations, checkpoints, and after every epoch the choice of the best model."""
     accelerator, model, sampler = setup.accelerator, setup.model, setup.sampler
-    shared = list(model.shared_parameters().values())
+    parameters = setup.parameters
     steps = min(config.max_steps or config.epochs * len(sampler), config.epochs * len(sampler))
-    optimizer = accelerator.prepare_optimizer(torch.optim.Adam(shared, lr=config.learning_rate))
+    optimizer = accelerator.prepare_optimizer(torch.optim.Adam(parameters, lr=config.learning_rate))
     scheduler = get_scheduler(config.lr_scheduler, optimizer.optimizer, config.warmup_steps, steps)
     states = {"scheduler": scheduler} | ({"scaler": accelerator.scaler} if accelerator.scaler else {})
     joined_batch = config.batch_size * accelerator.num_processes
@@ -114,9 +117,9 @@ def train(config: TrainConfig, setup: Setup, checkpoint: Path | None, stop: Stop
                 episode = setup.episode_of(batch)
                 experts = {name: parameter.detach().clone() for name, parameter in model.expert_parameters().items()}
                 losses = take_step(config, setup, episode)
-                sum_gradients(shared)
+                sum_gradients(parameters)
                 accelerator.unscale_gradients(optimizer)
-                norm = torch.nn.utils.clip_grad_norm_(shared, config.max_grad_norm or math.inf)
+                norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
                 values, stopped = agree(losses, norm, stop.received)
                 # A gradient scaler tries a norm that is not finite again with a smaller scale.
                 if not all(math.isfinite(values[name]) for name in (losses if accelerator.scaler else values)):
@@ -162,6 +165,8 @@ def take_step(config: TrainConfig, setup: Setup, episode: Episode) -> dict[str, 
         return merged_losses_step(model, episode, accelerator, setup.image_tokenizer, *weights)
     if config.method == "mldg":
         return mldg_step(model, episode, accelerator, config.inner_learning_rate)
+    if config.method == "add_domain":
+        return merged_step(KnownDomain(model, setup.train[0].name), episode, accelerator, equal_shares(1))
     if config.method != "gmdf":
         shares = equal_shares(len(setup.train))
         if config.method == "direct_merge" and not config.streaming:
@@ -184,7 +189,7 @@ def take_step(config: TrainConfig, setup: Setup, episode: Episode) -> dict[str, 
 
 def choose(config: TrainConfig, setup: Setup, progress: Progress, history: History) -> None:
     """Score the source domains' validation splits, and save the model if no epoch before was better."""
-    scores, unread = setup.score(setup.model, setup.validation)
+    scores, unread = setup.score(routed(config, setup, setup.model), setup.validation)
     progress.skipped += unread
     mean_auc, threshold = select(scores)
     record = {"step": progress.step, "epoch": progress.epoch, "validation_auc": mean_auc}
@@ -195,8 +200,16 @@ def choose(config: TrainConfig, setup: Setup, progress: Progress, history: Histo
     setup.accelerator.log({"validation_auc": mean_auc}, step=progress.step)
     if mean_auc > progress.best:
         progress.best, progress.threshold = mean_auc, threshold
+        setup.model.config.threshold = min(threshold, 1.0)
         if setup.accelerator.is_main_process:
             save_model(config.output_dir / "model", setup.model, setup.processor, slim=setup.slim)
+            if config.method == "add_domain":
+                setup.model.save_expert(setup.train[0].name, config.output_dir / "expert")
+
+
+def routed(config: TrainConfig, setup: Setup, model: GMDFModel) -> torch.nn.Module:
+    """How images are scored: their domain unknown, as unseen ones are met; an added domain's by its own expert."""
+    return KnownDomain(model, setup.train[0].name) if config.method == "add_domain" else model
 
 
 def evaluate(config: TrainConfig, setup: Setup, progress: Progress) -> dict[str, Any]:
@@ -204,7 +217,7 @@ def evaluate(config: TrainConfig, setup: Setup, progress: Progress) -> dict[str,
     wait_for_all()
     run, main = config.output_dir, setup.accelerator.is_main_process
     model = GMDFModel.from_pretrained(run / "model").to(setup.accelerator.device)
-    scores, unread = setup.score(model, setup.test)
+    scores, unread = setup.score(routed(config, setup, model), setup.test)
     skipped = sorted(set(gather_object(progress.skipped + unread)))
     results = {
         "method": config.method,
@@ -232,6 +245,8 @@ def evaluate(config: TrainConfig, setup: Setup, progress: Progress) -> dict[str,
             drawn=any(source.path.startswith(DRAWN_PREFIX) for source in config.train_domains.values()),
         )
         write_json(run / "results.json", results)
+        if config.push_to_hub is not None:
+            print(publish(published_files(run, config.push_to_hub), config.push_to_hub, f"Publish {run.name}"))
     return results
 
 

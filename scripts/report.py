@@ -31,8 +31,8 @@ from gmdf_hf import plots
 from gmdf_hf.attention import attention_maps
 from gmdf_hf.config import DomainSource, TrainConfig, UserError
 from gmdf_hf.dataset import Domain, DomainError, load_domain
-from gmdf_hf.images import ImageError
 from gmdf_hf.intervals import measure
+from gmdf_hf.modeling.images_gmdf import ImageError
 from gmdf_hf.report_page import Face, Part, Section, html_page, markdown_page
 from gmdf_hf.score_table import DomainScores, read_scores, split_domains
 from gmdf_hf.scoring import read_picture

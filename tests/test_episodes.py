@@ -86,9 +86,11 @@ def test_small_domains_are_repeated_in_a_new_order():
     assert small[:3] != small[3:6]
 
 
-def test_one_domain_is_no_episode():
-    with pytest.raises(ValueError, match="at least two domains, found 1"):
-        EpisodeSampler([np.array([0, 1])], [["a", "b"]], 2, 0)
+def test_one_domain_gives_plain_batches_and_none_is_refused():
+    batches = list(EpisodeSampler([np.array([0, 1, 0, 1])], [["a", "b", "c", "d"]], 2, 0))
+    assert sorted(draw.row for batch in batches for draw in batch) == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="needs a domain, found none"):
+        EpisodeSampler([], [], 2, 0)
 
 
 @pytest.mark.parametrize("processes", [2, 3])

@@ -8,6 +8,7 @@ from pathlib import Path
 import datasets
 import pandas as pd
 import pytest
+import torch
 import yaml
 from accelerate.state import AcceleratorState
 
@@ -115,7 +116,6 @@ def test_a_run_leaves_all_that_is_needed_to_repeat_it(tmp_path):
         "no_extra_losses",
         "captions",
         "streaming",
-        "compiled",
         "hold_out",
     ],
 )
@@ -135,6 +135,35 @@ def test_settings_run_and_learn_something(tmp_path, fields):
         assert list((tmp_path / "run" / "gmdf").rglob("events.out.*"))
         assert results["unseen_domains"] == ["y", "z"]
         assert model.config.vision_config.image_size == 32
+
+
+def test_a_trained_detector_learns_one_more_domain(tmp_path, monkeypatch):
+    published = []
+    monkeypatch.setattr(meta_train, "publish", lambda files, repo, message: published.append((repo, sorted(files))))
+    first = meta_train.main(miniature(tmp_path, epochs=1, push_to_hub="user/base"))
+    assert published[0][0] == "user/base" and {"model.safetensors", "README.md", "results.json"} <= set(published[0][1])
+    base = GMDFModel.from_pretrained(tmp_path / "run" / "model").eval()
+    assert base.config.threshold == pytest.approx(min(first["threshold"], 1))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    fields = {
+        "method": "add_domain",
+        "backbone": str(tmp_path / "run" / "model"),
+        "source_domains": {"w": write_domain(tmp_path / "w", 5)},
+        "unseen_domains": {},
+        "learning_rate": 1e-2,
+        "output_dir": tmp_path / "grown",
+    }
+    results = meta_train.main(miniature(tmp_path / "again", **fields))
+    assert list(results["domains"]) == ["w"]
+    grown = GMDFModel.from_pretrained(tmp_path / "grown" / "model").eval()
+    assert grown.config.domains == ["x", "y", "w"]
+    images, old, new = torch.randn(2, 3, 64, 64), torch.tensor([0, 1]), torch.tensor([2, 2])
+    with torch.no_grad():
+        assert torch.equal(grown(images, domain_ids=old).logits, base(images, domain_ids=old).logits)
+        expected = grown(images, domain_ids=new).logits
+        assert not torch.equal(expected, grown(images, domain_ids=old).logits)
+        assert base.load_expert(tmp_path / "grown" / "expert") == 2
+        assert torch.equal(base(images, domain_ids=new).logits, expected)
 
 
 def test_broken_images_are_listed(tmp_path):
