@@ -1,0 +1,68 @@
+"""The commands of README and docs: their files exist, and their options are ones the programs take."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from gmdf_hf import cli
+from gmdf_hf.config import parse_command_line
+from scripts import evaluate, export, prepare, publish
+from scripts.meta_train import DEFAULT_RECIPE
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands(page: Path) -> list[list[str]]:
+    text = "".join(blocks(page, "bash")).replace("\\\n", " ")
+    lines = [part for line in text.splitlines() for part in line.split(" && ")]
+    found = [shlex.split(line, comments=True) for line in lines]
+    return [[word for word in words if "=" not in word or word.startswith(("-", "{"))] for words in found if words]
+
+
+ALL = [pytest.param(words, id=f"{page.stem}-{number}") for page in PAGES for number, words in enumerate(commands(page))]
+
+
+@pytest.mark.parametrize("words", ALL)
+def test_commands_can_be_given(words, monkeypatch, capsys):
+    monkeypatch.setenv("GMDF_REAL_DATA", "/data")
+    monkeypatch.setenv("GMDF_DOMAINS", "/domains")
+    scripts = [word for word in words if re.fullmatch(r"(scripts|tests)/\w+\.py", word)]
+    for name in scripts:
+        assert (ROOT / name).is_file(), name
+    if "scripts/meta_train.py" in scripts:
+        arguments = words[words.index("scripts/meta_train.py") + 1 :]
+        config = parse_command_line([word for word in arguments if word != "…"], "", DEFAULT_RECIPE)
+        assert config.train_domains
+    for name, program in (("evaluate", evaluate), ("export", export), ("prepare", prepare), ("publish", publish)):
+        if f"scripts/{name}.py" in scripts:
+            source = (ROOT / "scripts" / f"{name}.py").read_text()
+            given = words[words.index(f"scripts/{name}.py") + 1 :]
+            for option in (word.split("=")[0] for word in given if word.startswith("--")):
+                assert f'"{option}"' in source, f"{name}.py has no {option}"
+            assert program.__doc__
+    if words[0] == "gmdf":
+        command = get_command(cli.app).commands[words[1]]
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        assert {word.split("=")[0] for word in words if word.startswith("--")} <= known | {"--help"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python_can_be_read_and_imports_what_there_is(page):
+    for block in blocks(page, "python"):
+        imports = [node for node in ast.parse(block).body if isinstance(node, ast.ImportFrom | ast.Import)]
+        exec(compile(ast.Module(imports, []), str(page), "exec"), {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
