@@ -96,9 +96,9 @@ def test_the_script_measures_what_it_writes(exported, tmp_path, capsys):
 
 
 def test_benchmark_counts_faces_a_second():
-    from scripts import benchmark
+    from scripts import benchmark_predict
 
     variants = {"slow": lambda pixels: time.sleep(0.02), "fast": lambda pixels: time.sleep(0.005)}
-    rates = benchmark.faces_per_second(variants, torch.zeros(4, 1), rounds=3, seconds=0.1)
+    rates = benchmark_predict.faces_per_second(variants, torch.zeros(4, 1), rounds=3, seconds=0.1)
     assert rates["slow"] == pytest.approx(4 / 0.02, rel=0.3)
     assert 2 < rates["fast"] / rates["slow"] < 5
