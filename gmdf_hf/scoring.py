@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
+from accelerate.utils import gather_object
 from PIL import Image
 from torch.utils.data import DataLoader
 from transformers.image_processing_utils import BaseImageProcessor
@@ -21,6 +22,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from gmdf_hf.dataset import Domain
 from gmdf_hf.frames import FrameReader, Skipped, collate
 from gmdf_hf.modeling.images_gmdf import open_image
+from gmdf_hf.processes import num_processes, process_index
 
 REAL_NAMES = {"real", "genuine", "authentic", "original", "pristine", "bonafide", "human", "realism", "realface"}
 FAKE_NAMES = {"fake", "deepfake", "forged", "forgery", "manipulated", "synthetic", "artificial", "ai", "fakeface"}
@@ -168,6 +170,8 @@ def score_domain(
 ) -> tuple[pd.DataFrame, list[Skipped]]:
     """Score every readable frame of a domain, its own identity unknown to the model (the aggregated route).
 
+    Several processes share the batches and all get the whole table; they must come here together.
+
     Args:
         model: Classifier whose output has `logits` of shape `(B, 2)`.
         domain: Frames to score.
@@ -182,8 +186,13 @@ def score_domain(
         read.
     """
     batches = fixed_batches(domain, batch_size)
-    scored = score_batches(model, domain, batches, processor, batch_size, num_workers, encode_captions, fake)
-    rows, scores, skipped = zip(*scored, strict=True)
+    numbers = range(process_index(), len(batches), num_processes())
+    mine = [batches[number] for number in numbers]
+    scored = score_batches(model, domain, mine, processor, batch_size, num_workers, encode_captions, fake)
+    parts = [(number, *part) for number, part in zip(numbers, scored, strict=True)]
+    if num_processes() > 1:
+        parts = sorted(gather_object(parts), key=lambda part: part[0])
+    _, rows, scores, skipped = zip(*parts, strict=True)
     table = score_rows(domain, np.concatenate(rows), np.concatenate(scores))
     return table, [item for of_batch in skipped for item in of_batch]
 

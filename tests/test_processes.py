@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -159,4 +161,9 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path, order):
         assert ours.keys() == theirs.keys()
         for name in ours.keys() & {"source", "classification", "alignment", "masked_image", "gradient_norm"}:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3), name
+    # The processes share the scoring, and no frame is lost or doubled.
+    scores = [pd.read_parquet(tmp_path / run / "scores.parquet") for run in ("one", "two")]
+    columns = ["domain", "video_id", "frame", "label"]
+    assert scores[0][columns].equals(scores[1][columns]) and len(scores[0]) == 3 * 16
+    np.testing.assert_allclose(scores[0]["score"], scores[1]["score"], atol=1e-3)
     assert (tmp_path / "one" / "skipped.csv").read_text() == (tmp_path / "two" / "skipped.csv").read_text()
