@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,6 +27,7 @@ MAX_SECONDS = 60  # on the frames of one video
 MAX_WAITING = 20  # visitors; the next ones wait in Gradio's queue, and so many more are told to come back
 NUM_FRAMES = 16
 SHOWN_SIDE = 720  # pixels of the longer side of a picture in the answer
+DELETE_AFTER = 20.0  # seconds from an answer to the deletion of its file
 FORGET_AFTER = 300  # seconds until an upload that nobody asked about is deleted
 
 LIMITS = """\
@@ -36,7 +38,7 @@ those, on strong compression and on small faces; it may err more often for some 
 knows nothing of sound, text, the rest of the picture, or who is shown. A low score does not prove that a picture is
 real. Do not let a score alone decide about a person.
 
-Pictures and videos are deleted as soon as they have been looked at.
+Pictures and videos are deleted within half a minute of being looked at.
 """
 
 
@@ -145,7 +147,7 @@ def _message(text: str) -> str:
 
 
 class Visits:
-    """Looks at one visitor's file at a time, and deletes a file when the last one who waits for it has his answer.
+    """Looks at one visitor's file at a time, and deletes it soon after the last one who waits for it has his answer.
 
     Gradio stores uploads of equal content once, so the first answer must not take the file from the second visitor.
     Whoever waits does so here, where it is known who waits for what, and not in Gradio's queue.
@@ -158,6 +160,8 @@ class Visits:
         self.detect = detect
         self.turn, self.lock = threading.Lock(), threading.Lock()
         self.waiting: Counter[str] = Counter()
+        self.answered: dict[str, float] = {}
+        threading.Thread(target=self._sweep_forever, daemon=True).start()
 
     def look(self, upload: str | None, address: str) -> str:
         """Answer one visitor, who gave a file or an address."""
@@ -175,11 +179,26 @@ class Visits:
         finally:
             with self.lock:
                 self.waiting[upload] -= 1
-                if not self.waiting[upload]:
-                    del self.waiting[upload]
+                self.answered[upload] = time.monotonic()
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Delete the files answered `DELETE_AFTER` seconds ago that nobody waits for.
+
+        Not at once: another visitor may have sent the same content and not asked about it yet.
+        """
+        with self.lock:
+            for upload, moment in list(self.answered.items()):
+                if not self.waiting[upload] and time.monotonic() - moment >= DELETE_AFTER:
+                    del self.answered[upload], self.waiting[upload]
                     Path(upload).unlink(missing_ok=True)
                     with suppress(OSError):  # not empty
                         Path(upload).parent.rmdir()  # its name is a hash of the content
+
+    def _sweep_forever(self) -> None:
+        while True:
+            time.sleep(1)
+            self.sweep()
 
 
 def build(detect: Pipeline) -> gradio.Blocks:
