@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from huggingface_hub.utils import validate_repo_id
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gmdf_hf.modeling import GMDFConfig
@@ -168,6 +169,16 @@ class TrainConfig(BaseModel):
             GMDFConfig(**value)
         except Exception as error:  # strict dataclasses have error types of their own, one per kind of mistake
             raise ValueError(str(error).splitlines()[-1].strip()) from error
+        return value
+
+    @field_validator("push_to_hub")
+    @classmethod
+    def _check_repository(cls, value: str | None) -> str | None:
+        # Now, and not after the training.
+        if value is not None:
+            validate_repo_id(value)
+            if value.count("/") != 1:
+                raise ValueError(f"a repository is user/name, found {value!r}")
         return value
 
     @field_validator("hold_out", mode="before")

@@ -81,7 +81,7 @@ def expert_use(model: GMDFModel, frames: FrameReader, images: int = 32) -> dict[
 
     Args:
         model: The detector.
-        frames: Domains to look at, by the first images of evenly spaced videos.
+        frames: Domains to look at, by evenly spaced images.
         images: How many of each domain.
 
     Returns:

@@ -40,8 +40,8 @@ The score is the model's opinion, not evidence; see the base's card for what it 
 def published_files(run: Path, repo: str) -> dict[str, Path | bytes]:
     """What a run publishes: name in the repository to file, or to content that differs from the file's.
 
-    Code, weights and settings of `model/` are taken as they are but for the decision threshold, which is that of the
-    results. Paths of this machine are cut from the recipe, and the card says where the model is.
+    Code, weights and settings of `model/` are taken as they are. Paths of this machine are cut from the recipe, and the
+    card says where the model is.
 
     Args:
         run: Folder that `meta_train.py` left.
@@ -58,13 +58,9 @@ def published_files(run: Path, repo: str) -> dict[str, Path | bytes]:
     missing = [name for name in needed if not (run / name).is_file()]
     if missing:
         raise UserError(f"{run} is not the folder of a finished run: it lacks {', '.join(missing)}.")
-    results = json.loads((run / "results.json").read_text())
     files: dict[str, Path | bytes] = {
         path.name: path for path in sorted(model.iterdir()) if path.is_file() and path.suffix in MODEL_SUFFIXES
     }
-    config = json.loads((model / "config.json").read_text())
-    config["threshold"] = min(1.0, results["threshold"])
-    files["config.json"] = _json(config)
     files["README.md"] = (model / "README.md").read_text().replace(PLACEHOLDER, repo).encode()
     files["results.json"] = run / "results.json"
     recipe = public_recipe(yaml.safe_load((run / "train_config.yaml").read_text()))

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
-from literal import literal_iteration
+from benchmark_literal import literal_iteration
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (

@@ -55,8 +55,7 @@ class Evaluation:
         revision: Commit, branch or tag of a model on the hub.
         trust_remote_code: Whether the model's own code may run.
         fake_label: Name of the model's fake class, where `real` and `fake` are not what its classes are called.
-        threshold: Scores of at least this are called fake; None takes the one that the model's run chose on
-            validation videos, and 0.5 where there is none.
+        threshold: Scores of at least this are called fake; None takes the model's own, and 0.5 where it has none.
         real_share: Prior P_real of Eq. 13; None for each domain's own share.
         distortion: `<kind>:<level>` of Table 10, applied to every image.
         batch_size: Images at a time.
@@ -201,7 +200,9 @@ def results_of(evaluation: Evaluation, scores: pd.DataFrame, model: torch.nn.Mod
     """What `results.json` holds; a figure that has no value is null there."""
     threshold, source = evaluation.threshold, "given"
     if threshold is None:
-        threshold, source = chosen_threshold(evaluation.model)
+        # A detector of ours carries the one that its run chose on validation videos of its source domains.
+        own = getattr(model.config, "threshold", None)
+        threshold, source = (0.5, "default") if own is None else (own, "the model's own, chosen on validation videos")
     known = list(getattr(model.config, "domains", None) or [])
     results = {
         "model": evaluation.model,
@@ -218,16 +219,6 @@ def results_of(evaluation: Evaluation, scores: pd.DataFrame, model: torch.nn.Mod
         # What to give as `threshold` when scoring the test split.
         results["crossing_threshold"] = crossing(scores["label"].to_numpy(), scores["score"].to_numpy()).threshold
     return null_for_nan(results)
-
-
-def chosen_threshold(model: str) -> tuple[float, str]:
-    """Threshold that the model's run chose on its source domains' validation videos; 0.5 where there is no run."""
-    results = Path(model).parent / "results.json"
-    if Path(model).is_dir() and results.exists():
-        threshold = json.loads(results.read_text()).get("threshold")
-        if threshold is not None:
-            return threshold, f"validation videos of the source domains ({results})"
-    return 0.5, "default"
 
 
 def null_for_nan(value: Any) -> Any:
@@ -280,7 +271,7 @@ def parse_command_line(arguments: list[str] | None = None) -> Evaluation:
     parser.add_argument("--revision", help="commit, branch or tag of a model on the hub")
     parser.add_argument("--trust_remote_code", action="store_true", help="let the model's own code run")
     parser.add_argument("--fake_label", help="name of the model's fake class, if it is not a word for fake")
-    parser.add_argument("--threshold", type=float, help="scores of at least this are called fake (default: what the run chose on validation videos, else 0.5)")  # fmt: skip  # noqa: E501
+    parser.add_argument("--threshold", type=float, help="scores of at least this are called fake (default: the model's own, else 0.5)")  # fmt: skip  # noqa: E501
     parser.add_argument("--real_share", type=float, help="prior P_real of Eq. 13 (default: each domain's share)")
     parser.add_argument("--distortion", metavar="KIND:LEVEL", help="of Table 10, applied to every image")
     parser.add_argument("--batch_size", type=int, default=Evaluation.batch_size, help="images at a time")

@@ -173,9 +173,9 @@ def take_step(config: TrainConfig, setup: Setup, episode: Episode) -> dict[str, 
             shares = size_shares([len(domain) for domain in setup.train])
         return merged_step(model, episode, accelerator, shares)
     return meta_step(
-        setup.model,
+        model,
         episode,
-        setup.accelerator,
+        accelerator,
         setup.image_tokenizer,
         inner_learning_rate=config.inner_learning_rate,
         source_weight=config.source_weight,
@@ -200,7 +200,8 @@ def choose(config: TrainConfig, setup: Setup, progress: Progress, history: Histo
     setup.accelerator.log({"validation_auc": mean_auc}, step=progress.step)
     if mean_auc > progress.best:
         progress.best, progress.threshold = mean_auc, threshold
-        setup.model.config.threshold = min(threshold, 1.0)
+        if config.method != "add_domain":  # whose threshold is that of one route, not of the detector
+            setup.model.config.threshold = min(threshold, 1.0)
         if setup.accelerator.is_main_process:
             save_model(config.output_dir / "model", setup.model, setup.processor, slim=setup.slim)
             if config.method == "add_domain":

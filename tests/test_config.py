@@ -46,6 +46,7 @@ def test_held_out_domains_become_unseen(tmp_path):
     ("fields", "message"),
     [
         ({"warmup_steps": 5}, "warmup_steps needs another lr_scheduler than constant"),
+        ({"push_to_hub": "name"}, "a repository is user/name, found 'name'"),
         ({"streaming": True}, "streaming needs steps_per_epoch"),
         ({"meta_gradient": "second_order", "gradient_checkpointing": True}, "the gradient would be wrong"),
         ({"meta_gradient": "second_order", "torch_compile": True}, "has no double backward"),

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 def run(tmp_path) -> Path:
     """The folder of a finished run, as `meta_train.py` leaves it."""
     folder = tmp_path / "secret_place" / "run"
-    save_model(folder / "model", tiny_model(), GMDFImageProcessor.of_size(32), slim=True)
+    save_model(folder / "model", tiny_model(threshold=RESULTS["threshold"]), GMDFImageProcessor.of_size(32), slim=True)
     recipe = {
         "source_domains": {"x": {"path": str(tmp_path / "secret_place" / "faces")}, "y": "user/faces"},
         "backbone": str(tmp_path / "secret_place" / "clip"),

@@ -157,6 +157,8 @@ def test_a_trained_detector_learns_one_more_domain(tmp_path, monkeypatch):
     assert list(results["domains"]) == ["w"]
     grown = GMDFModel.from_pretrained(tmp_path / "grown" / "model").eval()
     assert grown.config.domains == ["x", "y", "w"]
+    assert grown.config.threshold == base.config.threshold
+    assert "added to a trained detector" in (tmp_path / "grown" / "model" / "README.md").read_text()
     images, old, new = torch.randn(2, 3, 64, 64), torch.tensor([0, 1]), torch.tensor([2, 2])
     with torch.no_grad():
         assert torch.equal(grown(images, domain_ids=old).logits, base(images, domain_ids=old).logits)

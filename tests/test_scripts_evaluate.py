@@ -35,8 +35,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("evaluate")
     for seed, name in enumerate(("c", "z")):
         write_domain(folder / name, seed)
-    save_model(folder / "run" / "model", tiny_model(), GMDFImageProcessor.of_size(32))
-    (folder / "run" / "results.json").write_text('{"threshold": 0.25}')
+    save_model(folder / "run" / "model", tiny_model(threshold=0.25), GMDFImageProcessor.of_size(32))
     return folder
 
 
@@ -64,7 +63,7 @@ def test_results_are_functions_of_the_scores(folder, scored):
     assert scores["domain"].tolist() == ["c"] * 16 + ["z"] * 16
     results = json.loads((scored / "results.json").read_text())
     assert results["threshold"] == 0.25
-    assert results["threshold_source"].startswith("validation videos of the source domains")
+    assert results["threshold_source"].startswith("the model's own")
     assert results["source_domains"] == ["a", "b", "c"]
     assert results["unseen_domains"] == ["z"]
     for key, value in measure(scores, 0.25, replicates=20).items():
