@@ -73,12 +73,15 @@ class Protocol(_Strict):
 class Scale(_Strict):
     """What the domains of protocols are, and the recipe that their runs start from.
 
-    `max_settings` keeps a protocol's first settings only, for a trial.
+    `max_settings` keeps a protocol's first settings only, for a trial. With `pretraining_steps` every row of a setting
+    starts from the recipe's backbone pre-trained, for so many steps, on the unlabelled faces of the setting's training
+    domains (`scripts/pretrain_faces.py`): for machines that have no CLIP of the web.
     """
 
     recipe: str
     set: dict[str, Any] = {}
     domains: dict[str, Any]
+    pretraining_steps: int | None = None
     replicates: int = 1000
     max_settings: int | None = None
     note: str = ""
@@ -167,6 +170,8 @@ def plan(protocol: Protocol, scale: Scale, recipe: Path, seeds: Sequence[int], f
             fields = _merged(base, scale.set, setting.set, row.set)
             fields["source_domains"] = {name: sources[name] for name in setting.train}
             fields["unseen_domains"] = {name: sources[name] for name in setting.test if name not in setting.train}
+            if scale.pretraining_steps is not None:
+                fields["backbone"] = str(folder.parent / "backbones" / "+".join(setting.train))
             try:
                 config = TrainConfig(**fields)
             except ValidationError as error:

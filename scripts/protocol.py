@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from accelerate import PartialState
 from PIL import ImageOps
 from rich.console import Console
@@ -54,7 +55,7 @@ from gmdf_hf.score_table import DomainScores, read_scores, split_domains
 from gmdf_hf.scoring import read_picture
 from gmdf_hf.tables import markdown, percent, percent_interval, rich_table
 from gmdf_hf.training_state import Stopped
-from scripts import evaluate, meta_train
+from scripts import evaluate, meta_train, pretrain_faces
 
 RECIPES = Path(__file__).parent / "recipes"
 PICTURES = 1  # of each class and test domain, in attention maps
@@ -82,6 +83,10 @@ def main(name: str, scale_name: str, seeds: Sequence[int], folder: Path) -> list
     runs = plan(protocol, scale, RECIPES / "scales" / scale.recipe, seeds, folder / "runs")
     for number, run in enumerate(runs, start=1):
         if run.config is not None and not run.done:
+            if scale.pretraining_steps is not None and not (Path(run.config.backbone) / "config.json").exists():
+                of_recipe = yaml.safe_load((RECIPES / "scales" / scale.recipe).read_text())["backbone"]
+                start = run.config.model_copy(update={"backbone": of_recipe, "seed": 0})
+                pretrain_faces.pretrain(start, Path(run.config.backbone), scale.pretraining_steps)
             print(
                 f"{name}: run {number} of {len(runs)}, {run.row.label}, {run.setting.label}, seed {run.seed}",
                 flush=True,

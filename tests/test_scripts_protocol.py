@@ -1,11 +1,13 @@
 """Every protocol from end to end, on drawn domains with one step a run; the runs are shared as in real use."""
 
 import csv
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from gmdf_hf.protocol import Protocol, columns_of, paper_results, read_yaml
@@ -75,3 +77,19 @@ def test_data_that_are_not_there_are_one_sentence(tmp_path, monkeypatch):
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert result.stderr.strip().splitlines()[-1].startswith("protocol.py: The data of domain ")
+
+
+def test_a_scale_may_pretrain_the_backbone_of_each_setting(tmp_path, monkeypatch):
+    scale = yaml.safe_load((protocol.RECIPES / "scales" / "mini.yaml").read_text()) | {"pretraining_steps": 1}
+    real = protocol.read_yaml
+    monkeypatch.setattr(
+        protocol, "read_yaml", lambda path, kind: kind(**scale) if path.stem == "mini" else real(path, kind)
+    )
+    protocol.main("real_joint", "mini", [0], tmp_path)
+    backbone = tmp_path / "backbones" / "dfdc+stylegan+photoshop"
+    configs = [yaml.safe_load(path.read_text()) for path in (tmp_path / "runs").glob("*/*/train_config.yaml")]
+    assert {config["backbone"] for config in configs} == {str(backbone)}
+    assert len(configs) == 5
+    monkeypatch.setattr(protocol.pretrain_faces, "pretrain", lambda *_: pytest.fail("pre-trained twice"))
+    shutil.rmtree(configs[0]["output_dir"])
+    protocol.main("real_joint", "mini", [0], tmp_path)
