@@ -6,7 +6,8 @@ The interval of the difference sees that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -38,7 +39,8 @@ def auc_replicates(
         first = samples[0][0]
         if not all(videos.equals(first) for videos, _ in samples):
             raise ValueError(f"The tables to compare hold other videos of domain {domain!r}: nothing to pair.")
-        rng = np.random.default_rng((seed, len(means)))
+        # By name: the same videos are drawn for a domain wherever it stands, and others for another domain.
+        rng = np.random.default_rng((seed, zlib.crc32(domain.encode())))
         edges = [bin_edges([scores], 0.5) for _, scores in samples]
         binned = [bin_samples(scores, edge) for (_, scores), edge in zip(samples, edges, strict=True)]
         videos = [counts.shape[1] for counts in binned[0].counts]
@@ -68,22 +70,19 @@ def _auc(counts: Sequence, weights: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def compare(
-    method: Sequence[pd.DataFrame],
-    other: Sequence[pd.DataFrame],
-    domains: Sequence[str],
+    settings: Iterable[tuple[Sequence[pd.DataFrame], Sequence[pd.DataFrame], Sequence[str]]],
     replicates: int = 1000,
     seed: int = 0,
     coverage: float = 0.95,
 ) -> dict[str, float | list[float]]:
-    """Mean AUC over seeds of two methods and of their difference, with intervals.
+    """Mean AUC over settings, domains and seeds of two methods and of their difference, with intervals.
 
     A replicate draws the videos, the same for all tables, and of each method as many seeds as it has, with replacement:
     the intervals hold what other test videos and what other seeds would have changed.
 
     Args:
-        method: Tables of scores of one method, one a seed.
-        other: Tables of the other method.
-        domains: Domains over whose AUC the mean is taken.
+        settings: For each the tables of scores of one method, one a seed, those of the other method, and the domains
+            over whose AUC the mean is taken.
         replicates: Number of draws.
         seed: Of the draws.
         coverage: Share of the replicates that an interval holds.
@@ -94,16 +93,19 @@ def compare(
     Raises:
         ValueError: As `auc_replicates`.
     """
-    means, drawn = auc_replicates([*method, *other], domains, replicates, seed)
     rng = np.random.default_rng((seed, 1))
-    values, replicated = {}, {}
-    for name, rows in (("method", slice(len(method))), ("other", slice(len(method), None))):
-        values[name] = float(means[rows].mean())
-        of_method = drawn[rows]
-        picked = rng.integers(len(of_method), size=of_method.shape)
-        replicated[name] = np.take_along_axis(of_method, picked, 0).mean(0)
-    values["difference"] = values["method"] - values["other"]
-    replicated["difference"] = replicated["method"] - replicated["other"]
-    tails = [(1 - coverage) / 2, (1 + coverage) / 2]
-    intervals = {f"{name}_interval": np.quantile(of, tails).tolist() for name, of in replicated.items()}
-    return values | intervals
+    values, replicated = [], []
+    for method, other, domains in settings:
+        means, drawn = auc_replicates([*method, *other], domains, replicates, seed)
+        for rows in (slice(len(method)), slice(len(method), None)):
+            picked = rng.integers(len(drawn[rows]), size=drawn[rows].shape)
+            values.append(means[rows].mean())
+            replicated.append(np.take_along_axis(drawn[rows], picked, 0).mean(0))
+    values = np.reshape(values, (-1, 2)).mean(0)
+    replicated = np.reshape(replicated, (-1, 2, replicates)).mean(0)
+    found = {}
+    for name, weights in {"method": (1, 0), "other": (0, 1), "difference": (1, -1)}.items():
+        found[name] = float(weights @ values)
+        ends = np.quantile(weights @ replicated, [(1 - coverage) / 2, (1 + coverage) / 2])
+        found[f"{name}_interval"] = ends.tolist()
+    return found

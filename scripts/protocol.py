@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import yaml
 from accelerate import PartialState
@@ -186,15 +185,25 @@ def comparisons(protocol: Protocol, runs: Sequence[Run], replicates: int) -> lis
     """Each row's AUC against that of the row it is compared with, over the same drawn videos and over seeds."""
     if protocol.compare is None:
         return []
+    paths: dict[tuple[str, str], list[Path]] = {}
+    for run in runs:
+        if run.config is not None:
+            path = run.config.output_dir / "scores.parquet"
+            paths.setdefault((run.row.label, run.setting.label), []).append(path)
     rows = [["", "training data", "AUC", "95 %", f"minus {protocol.compare}", "95 %"]]
-    for setting in protocol.settings:
-        tables: dict[str, list[pd.DataFrame]] = {}
-        for run in runs:
-            if run.setting == setting and run.config is not None:
-                tables.setdefault(run.row.label, []).append(read_scores(run.config.output_dir / "scores.parquet"))
-        for label in [*tables] if protocol.compare in tables else []:
-            found = compare(tables[label], tables[protocol.compare], setting.test or setting.train, replicates)
-            row = [label, setting.label, percent(found["method"]), percent_interval(found["method_interval"])]
+    settings = [[setting] for setting in protocol.settings]
+    for chosen in [*settings, list(protocol.settings)] if len(settings) > 1 else settings:
+        for label in [row.label for row in protocol.rows]:
+            pairs = [((label, setting.label), (protocol.compare, setting.label), setting) for setting in chosen]
+            if not all(own in paths and other in paths for own, other, _ in pairs):
+                continue
+            tables = (  # read when they are needed: all at once may be many
+                ([*map(read_scores, paths[own])], [*map(read_scores, paths[other])], setting.test or setting.train)
+                for own, other, setting in pairs
+            )
+            found = compare(tables, replicates)
+            row = [label, chosen[0].label if len(chosen) == 1 else "mean", percent(found["method"])]
+            row.append(percent_interval(found["method_interval"]))
             if label != protocol.compare:
                 row += [percent(found["difference"]), percent_interval(found["difference_interval"])]
             rows.append(row + [""] * (6 - len(row)))

@@ -43,16 +43,28 @@ def test_one_runs_interval_is_that_of_measure():
 
 
 def test_a_difference_is_seen_though_the_intervals_overlap():
-    found = compare(draw_tables(1.3, 3), draw_tables(0.9, 3, first_seed=10), ["x", "y"], replicates=300)
+    found = compare([(draw_tables(1.3, 3), draw_tables(0.9, 3, first_seed=10), ["x", "y"])], replicates=300)
     assert found["difference"] == pytest.approx(found["method"] - found["other"])
     assert found["method_interval"][0] < found["other_interval"][1]
     assert 0 < found["difference_interval"][0] < found["difference"] < found["difference_interval"][1]
-    again = compare(draw_tables(1.3, 3), draw_tables(0.9, 3, first_seed=10), ["x", "y"], replicates=300)
+    again = compare([(draw_tables(1.3, 3), draw_tables(0.9, 3, first_seed=10), ["x", "y"])], replicates=300)
     assert again == found
 
 
+def test_a_mean_over_settings_is_known_better_than_one_of_them():
+    settings = [(draw_tables(1.3, 2), draw_tables(0.9, 2, first_seed=10), [domain]) for domain in ("x", "y")]
+    alone = [compare([setting], replicates=300) for setting in settings]
+    both = compare(iter(settings), replicates=300)
+    for name in ("method", "other", "difference"):
+        assert both[name] == pytest.approx(np.mean([found[name] for found in alone]))
+    widths = [found["method_interval"][1] - found["method_interval"][0] for found in (*alone, both)]
+    assert widths[2] < 0.85 * min(widths[:2])  # the domains are drawn independently of each other
+    same = compare([settings[0], settings[0]], replicates=300)["method_interval"]
+    assert same[1] - same[0] > 0.9 * widths[0]  # the same videos are drawn wherever a domain stands
+
+
 def test_no_difference_is_none():
-    found = compare(draw_tables(1.0, 3), draw_tables(1.0, 3, first_seed=10), ["x"], replicates=300)
+    found = compare([(draw_tables(1.0, 3), draw_tables(1.0, 3, first_seed=10), ["x"])], replicates=300)
     low, high = found["difference_interval"]
     assert low < 0 < high
 
@@ -60,13 +72,13 @@ def test_no_difference_is_none():
 def test_seeds_widen_the_interval():
     apart = [draw_tables(0.6, 1)[0], draw_tables(1.4, 1)[0]]
     alike = [draw_tables(1.0, 1)[0], draw_tables(1.0, 1)[0]]
-    wide, narrow = (compare(tables, tables, ["x"], replicates=300)["method_interval"] for tables in (apart, alike))
+    wide, narrow = (compare([(tables, tables, ["x"])], replicates=300)["method_interval"] for tables in (apart, alike))
     assert wide[1] - wide[0] > 1.5 * (narrow[1] - narrow[0])
 
 
 def test_other_videos_cannot_be_compared():
     table, other = draw_tables(1.0, 2)
     with pytest.raises(ValueError, match="hold other videos of domain 'x'"):
-        compare([table], [other[other["video_id"] != "003"]], ["x"])
+        compare([([table], [other[other["video_id"] != "003"]], ["x"])])
     with pytest.raises(ValueError, match="has no domain 'z'"):
-        compare([table], [other], ["z"])
+        compare([([table], [other], ["z"])])
