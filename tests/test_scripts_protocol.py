@@ -5,12 +5,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from PIL import Image
 
-from gmdf_hf.protocol import Protocol, columns_of, paper_results, read_yaml
+from gmdf_hf.protocol import Protocol, Run, columns_of, paper_results, read_yaml
 from scripts import meta_train, protocol
 
 ROOT = Path(__file__).parent.parent
@@ -93,3 +96,30 @@ def test_a_scale_may_pretrain_the_backbone_of_each_setting(tmp_path, monkeypatch
     monkeypatch.setattr(protocol.pretrain_faces, "pretrain", lambda *_: pytest.fail("pre-trained twice"))
     shutil.rmtree(configs[0]["output_dir"])
     protocol.main("real_joint", "mini", [0], tmp_path)
+
+
+def test_methods_are_compared_in_each_setting_and_over_all(tmp_path):
+    described = read_yaml(ROOT / "scripts" / "recipes" / "protocols" / "real_leave_one_out.yaml", Protocol)
+    rows, runs, rng = [described.rows[1], described.rows[4]], [], np.random.default_rng(0)
+    for row, gain in zip(rows, (0.5, 2.0), strict=True):
+        for setting in described.settings:
+            for seed in range(2):
+                config = SimpleNamespace(output_dir=tmp_path / f"{row.label}-{setting.label}-{seed}")
+                config.output_dir.mkdir()
+                labels = np.arange(200) % 2
+                table = {"domain": setting.test[0], "video_id": np.arange(200).astype(str), "label": labels}
+                scores = 1 / (1 + np.exp(-rng.normal(size=200) - gain * labels))
+                pd.DataFrame(table | {"score": scores}).to_parquet(config.output_dir / "scores.parquet")
+                runs.append(Run(row, setting, seed, config))
+    text, table = protocol.comparisons(described, runs, 200)
+    assert "the mean over test domains and seeds" in text
+    found = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert [(row[0], row[1]) for row in found[::2]] == [
+        ("CLIP", label) for label in (*(setting.label for setting in described.settings), "mean")
+    ]
+    aucs = np.array([float(row[2]) for row in found]).reshape(4, 2)
+    np.testing.assert_allclose(aucs[:3].mean(0), aucs[3], atol=0.02)
+    assert [row[4] == "" for row in found] == [True, False] * 4
+    low, high = (float(end) for end in found[-1][5].split(" to "))
+    assert 0 < low < float(found[-1][4]) < high
+    assert len(protocol.comparisons(described, runs[:-2], 200)[1].splitlines()) == 2 + 2 + 2 + 1 + 1
