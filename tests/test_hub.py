@@ -40,7 +40,7 @@ def run(tmp_path) -> Path:
     (folder / "train_config.yaml").write_text(yaml.safe_dump(recipe))
     write_json(folder / "results.json", RESULTS)
     write_json(folder / "environment.json", {"packages": {"torch": "2"}, "command": [str(folder / "meta_train.py")]})
-    write_model_card(TEMPLATE, folder / "model", RESULTS, recipe, 32, drawn=False)
+    write_model_card(TEMPLATE, folder / "model", RESULTS, recipe, 32, "gmdf", drawn=False)
     (folder / "model" / "optimizer.bin").write_bytes(b"not to be published")
     return folder
 
