@@ -261,6 +261,17 @@ def incomplete(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
+def test_running_statistics_of_an_old_checkpoint_need_no_count(tmp_path):
+    file = Path(save_backbone("resnet", tmp_path)) / "model.safetensors"
+    tensors = {name: tensor for name, tensor in load_file(file).items() if "num_batches" not in name}
+    save_file(tensors, file, {"format": "pt"})
+    load_classifier(str(tmp_path), ["x", "y"])
+    tensors.pop("resnet.embedder.embedder.normalization.running_var")
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"it lacks weights, .*: resnet.embedder.embedder.normalization.running_var"):
+        load_classifier(str(tmp_path), ["x", "y"])
+
+
 def of_another_kind(folder: Path) -> None:
     BertConfig().save_pretrained(folder)
 

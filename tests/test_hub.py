@@ -75,6 +75,19 @@ def test_an_unfinished_run_is_refused(run):
         published_files(run, "user/name")
 
 
+def test_a_baseline_is_published_with_what_its_kind_has(run):
+    model = run / "model"
+    for file in [*model.glob("*.py"), model / "preprocessor_config.json"]:
+        file.unlink()
+    with pytest.raises(UserError, match=r"lacks model/preprocessor_config\.json, model/pipeline_gmdf\.py"):
+        published_files(run, "user/name")
+    write_json(model / "config.json", {"model_type": "vit"})
+    with pytest.raises(UserError, match=r"lacks model/preprocessor_config\.json\.$"):
+        published_files(run, "user/name")
+    write_json(model / "config.json", {"model_type": "timm_wrapper", "pretrained_cfg": {}})  # its processor's settings
+    assert "model.safetensors" in published_files(run, "user/name")
+
+
 def launch(hub: HubServer, home: Path, *arguments: str, **changes: str) -> subprocess.CompletedProcess:
     environment = os.environ | hub.environment(home) | changes
     command = [sys.executable, str(ROOT / "scripts" / "publish.py"), *arguments]
