@@ -11,7 +11,8 @@ Each step leaves the gradient of what trains in `.grad` and returns its losses, 
 - `mldg`: Li et al. 2018, first order: the gradient on the meta-train domains, and that on the meta-test domain after a
   step on them. Experts take no part; GM-DF's episodes without GM-DF's model.
 
-Any image classifier of transformers can stand in for CLIP in `linear_probe`, `direct_merge` and `balanced_erm`.
+Any image classifier of transformers can stand in for CLIP in `linear_probe`, `direct_merge` and `balanced_erm`: see
+`gmdf_hf.classifiers`.
 """
 
 from __future__ import annotations
@@ -21,71 +22,13 @@ from collections.abc import Sequence
 import torch
 from accelerate import Accelerator
 from torch.nn.functional import cross_entropy
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
-from transformers.image_processing_utils import BaseImageProcessor
 
-from gmdf_hf.config import UserError
 from gmdf_hf.episodes import Episode
 from gmdf_hf.meta import inner_loss, outer_losses
 from gmdf_hf.modeling import GMDFModel
 from gmdf_hf.processes import num_processes, sum_over_processes
 
 Losses = dict[str, torch.Tensor]
-
-
-def load_classifier(name_or_path: str, **options) -> tuple[torch.nn.Module, BaseImageProcessor]:
-    """An image classifier of transformers with a new head for real and fake, and its own image processor.
-
-    Args:
-        name_or_path: Hub id or folder: ViT, ConvNeXt, or a timm model such as Xception through `TimmWrapper`.
-        **options: `revision`, `trust_remote_code` and the like of `from_pretrained`.
-
-    Raises:
-        UserError: If it cannot be loaded; the message names what is missing.
-    """
-    labels = {"id2label": {0: "real", 1: "fake"}, "label2id": {"real": 0, "fake": 1}}
-    try:
-        config = AutoConfig.from_pretrained(name_or_path, **labels, **options)
-        model = AutoModelForImageClassification.from_pretrained(
-            name_or_path, config=config, ignore_mismatched_sizes=True, **options
-        )
-        processor = AutoImageProcessor.from_pretrained(name_or_path, **options)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"The backbone {name_or_path!r} cannot be used: {' '.join(str(error).split())}") from error
-    head = head_parameters(model)
-    for name, module in model.named_modules():
-        # Made anew even where there was one for two classes: they were other ones, or stood in another order.
-        if isinstance(module, torch.nn.Linear) and f"{name}.weight" in head:
-            module.reset_parameters()
-    return model, processor
-
-
-def head_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """By name: what a linear probe trains, everything else being frozen.
-
-    For a GM-DF or CLIP these are the projection of the image features and the temperature: real and fake are then told
-    apart by the sign of a linear function of the frozen features, and training starts at CLIP's own zero-shot decision.
-
-    Raises:
-        ValueError: If the model has no head of a known name.
-    """
-    names = ("visual_projection.", "logit_scale") if isinstance(model, GMDFModel) else ("classifier.", "head.", "fc.")
-    parts = tuple(f".{name}" for name in names)
-    found = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if name.startswith(names) or any(part in name for part in parts if not isinstance(model, GMDFModel))
-    }
-    if not found:
-        raise ValueError(f"{type(model).__name__} has no parameters named {', '.join(names)}: no head to train.")
-    return found
-
-
-def freeze_all_but_the_head(model: torch.nn.Module) -> None:
-    """Make a model a linear probe: `requires_grad` is True for `head_parameters` alone."""
-    head = head_parameters(model)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in head)
 
 
 def size_shares(images: Sequence[int]) -> torch.Tensor:

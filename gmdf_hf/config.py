@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from gmdf_hf.modeling import GMDFConfig
 
+Method = Literal["gmdf", "direct_merge", "balanced_erm", "merged_losses", "mldg", "linear_probe", "add_domain"]
 # Fields of GMDFConfig that a recipe may set; the rest follows from backbone and domains.
 MODEL_FIELDS = (
     "dil",
@@ -74,12 +75,14 @@ class TrainConfig(BaseModel):
         source_domains: Domains to train on, by name.
         unseen_domains: Domains to score once, after training.
         hold_out: Source domains to treat as unseen instead.
-        backbone: Hub id or folder of a CLIP checkpoint; `tiny_clip` is the one in this package.
+        backbone: Hub id or folder of a CLIP checkpoint; `tiny_clip` is the one in this package. Or of any other image
+            classifier of transformers, as a baseline: its own configuration says what it is.
         image_size: Side of the images in pixels, if other than the backbone's.
-        model: Fields of `GMDFConfig` to set.
+        model: Fields of `GMDFConfig` to set; they mean nothing to another image classifier.
         method: `gmdf`; a baseline on the same CLIP (see `gmdf_hf.baselines`): `direct_merge`, `balanced_erm`,
-            `merged_losses`, `mldg`, `linear_probe`; or `add_domain`: the backbone is a trained detector, which learns
-            one more domain, all it knew being untouched.
+            `merged_losses`, `mldg`, `linear_probe`, of which another image classifier can have the first two and the
+            last; or `add_domain`: the backbone is a trained detector, which learns one more domain, all it knew being
+            untouched.
         epochs: Passes over the videos of the largest domain.
         max_steps: Stop after so many meta-iterations.
         batch_size: Images of each domain in a meta-iteration, half of them real.
@@ -122,9 +125,7 @@ class TrainConfig(BaseModel):
     backbone: str = "openai/clip-vit-base-patch16"
     image_size: int | None = Field(None, ge=8)
     model: dict[str, Any] = {}
-    method: Literal["gmdf", "direct_merge", "balanced_erm", "merged_losses", "mldg", "linear_probe", "add_domain"] = (
-        "gmdf"
-    )
+    method: Method = "gmdf"
     epochs: int = Field(40, ge=1)
     max_steps: int | None = Field(None, ge=1)
     batch_size: int = Field(32, ge=2, multiple_of=2)
@@ -170,6 +171,11 @@ class TrainConfig(BaseModel):
         except Exception as error:  # strict dataclasses have error types of their own, one per kind of mistake
             raise ValueError(str(error).splitlines()[-1].strip()) from error
         return value
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _accept_the_no_of_yaml(cls, value: Any) -> Any:
+        return "no" if value is False else value
 
     @field_validator("push_to_hub")
     @classmethod

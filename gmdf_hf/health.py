@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import gather_object
 from matplotlib.figure import Figure
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
 
 from gmdf_hf.checkpoint import write_json
 from gmdf_hf.episodes import Episode
@@ -20,29 +21,39 @@ from gmdf_hf.processes import process_index
 
 
 @torch.no_grad()
-def broken_images(model: GMDFModel, episode: Episode, names: Sequence[str]) -> list[str]:
+def put_back(tensors: Sequence[torch.Tensor], before: Sequence[torch.Tensor]) -> None:
+    """Undo the half of an iteration that is done."""
+    for tensor, value in zip(tensors, before, strict=True):
+        tensor.copy_(value)
+
+
+@torch.no_grad()
+def broken_images(model: torch.nn.Module, episode: Episode, names: Sequence[str]) -> list[str]:
     """Images of an episode whose pixels or whose own loss are not finite.
 
     Args:
-        model: The detector, with the parameters it had before the iteration.
+        model: The detector, as it was before the iteration; it is left in evaluation mode.
         episode: Images of all domains.
         names: What each image is called.
     """
     finite = episode.pixel_values.isfinite().flatten(1).all(1)
     if finite.all():
-        output = model(episode.pixel_values, domain_ids=episode.domain_ids, prompt_ids=episode.prompt_ids)
+        ours = isinstance(model, GMDFModel)
+        route = {"domain_ids": episode.domain_ids, "prompt_ids": episode.prompt_ids} if ours else {}
+        # In training, batch normalisation would carry what one image has to all others.
+        output = model.eval()(pixel_values=episode.pixel_values, **route)
         finite = cross_entropy(output.logits.float(), episode.labels, reduction="none").isfinite()
     return [name for name, fine in zip(names, finite.tolist(), strict=True) if not fine]
 
 
 def record_failure(
-    path: Path, model: GMDFModel, episode: Episode, names: Sequence[str], step: int, values: Mapping[str, float]
+    path: Path, model: PreTrainedModel, episode: Episode, names: Sequence[str], step: int, values: Mapping[str, float]
 ) -> str:
     """Write down an iteration that gave a number that is not finite; all processes come here together.
 
     Args:
         path: JSON file to write.
-        model: The detector, with the parameters it had before the iteration.
+        model: The detector, as it was before the iteration.
         episode: Images of all domains.
         names: What each image is called.
         step: Number of the iteration.

@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from gmdf_hf.config import UserError
+from gmdf_hf.modeling import GMDFConfig
 from gmdf_hf.modeling.adapters_gmdf import DESCRIPTION_NAME, WEIGHTS_NAME
 from gmdf_hf.report import public_recipe
 
@@ -53,8 +54,7 @@ def published_files(run: Path, repo: str) -> dict[str, Path | bytes]:
     _check_name(repo)
     model = run / "model"
     needed = ["results.json", "train_config.yaml"]
-    needed += [f"model/{name}" for name in ("config.json", "model.safetensors", "preprocessor_config.json")]
-    needed += ["model/README.md", "model/pipeline_gmdf.py"]
+    needed += [f"model/{name}" for name in ("config.json", "model.safetensors", "README.md", *_of_its_kind(model))]
     missing = [name for name in needed if not (run / name).is_file()]
     if missing:
         raise UserError(f"{run} is not the folder of a finished run: it lacks {', '.join(missing)}.")
@@ -70,6 +70,16 @@ def published_files(run: Path, repo: str) -> dict[str, Path | bytes]:
         environment.pop("command", None)  # paths again; the recipe says what it said
         files["environment.json"] = _json(environment)
     return files
+
+
+def _of_its_kind(model: Path) -> tuple[str, ...]:
+    """Files that a complete folder of this kind of model has besides; timm's keep it all in their configuration."""
+    config = json.loads((model / "config.json").read_text()) if (model / "config.json").is_file() else {}
+    kind = config.get("model_type")
+    if kind == "timm_wrapper":
+        return ()
+    code = ("pipeline_gmdf.py",) if kind in (None, GMDFConfig.model_type) else ()
+    return ("preprocessor_config.json", *code)
 
 
 def expert_files(folder: Path, repo: str) -> dict[str, Path | bytes]:

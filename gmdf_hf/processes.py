@@ -122,6 +122,14 @@ def same_on_all(parameters: Iterable[torch.Tensor]) -> None:
             distributed.broadcast(parameter.data, src=0)
 
 
+@torch.no_grad()
+def average_over_processes(tensors: Sequence[torch.Tensor]) -> None:
+    """Replace each tensor by its mean over the processes."""
+    if num_processes() > 1:
+        for tensor, total in zip(tensors, sum_over_processes(tensors), strict=True):
+            tensor.copy_(total / num_processes())
+
+
 def wait_for_all() -> None:
     """Return when every process has come here."""
     if num_processes() > 1:

@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from gmdf_hf.classifiers import missing_packages
 from gmdf_hf.config import DomainSource, TrainConfig, UserError
 from gmdf_hf.dataset import DRAWN_PREFIX
 from gmdf_hf.distortions import DISTORTIONS, LEVELS
@@ -32,10 +33,11 @@ class _Strict(BaseModel):
 
 
 class Row(_Strict):
-    """A method: fields of `TrainConfig` over the scale's, and the paper's name for it."""
+    """A method: fields of `TrainConfig` over the scale's, the paper's name for it, and the scale's for its backbone."""
 
     label: str
     paper: str | None = None
+    backbone: str | None = None
     set: dict[str, Any] = {}
 
 
@@ -71,16 +73,18 @@ class Protocol(_Strict):
 
 
 class Scale(_Strict):
-    """What the domains of protocols are, and the recipe that their runs start from.
+    """What the domains and backbones of protocols are, and the recipe that their runs start from.
 
-    `max_settings` keeps a protocol's first settings only, for a trial. With `pretraining_steps` every row of a setting
-    starts from the recipe's backbone pre-trained, for so many steps, on the unlabelled faces of the setting's training
-    domains (`scripts/pretrain_faces.py`): for machines that have no CLIP of the web.
+    A row whose backbone is not among `backbones` is not run; a row that names none has the recipe's. `max_settings`
+    keeps a protocol's first settings only, for a trial. With `pretraining_steps` the rows that have the recipe's
+    backbone start from it pre-trained, for so many steps, on the unlabelled faces of the setting's training domains
+    (`scripts/pretrain_faces.py`): for machines that have no CLIP of the web.
     """
 
     recipe: str
     set: dict[str, Any] = {}
     domains: dict[str, Any]
+    backbones: dict[str, str] = {}
     pretraining_steps: int | None = None
     replicates: int = 1000
     max_settings: int | None = None
@@ -166,17 +170,22 @@ def plan(protocol: Protocol, scale: Scale, recipe: Path, seeds: Sequence[int], f
     sources = {name: domain_source(name, scale) for name in sorted(names)}
     runs = []
     for row in protocol.rows:
+        refused = _without_backbone(row, scale)
         for setting in protocol.settings:
+            if refused is not None:
+                runs += [Run(row, setting, seed, None, refused) for seed in seeds]
+                continue
             fields = _merged(base, scale.set, setting.set, row.set)
+            if row.backbone is not None:
+                fields["backbone"] = scale.backbones[row.backbone]
+            elif scale.pretraining_steps is not None:
+                fields["backbone"] = str(folder.parent / "backbones" / "+".join(setting.train))
             fields["source_domains"] = {name: sources[name] for name in setting.train}
             fields["unseen_domains"] = {name: sources[name] for name in setting.test if name not in setting.train}
-            if scale.pretraining_steps is not None:
-                fields["backbone"] = str(folder.parent / "backbones" / "+".join(setting.train))
             try:
                 config = TrainConfig(**fields)
             except ValidationError as error:
-                refused = _refusal(error)
-                runs += [Run(row, setting, seed, None, refused) for seed in seeds]
+                runs += [Run(row, setting, seed, None, _refusal(error)) for seed in seeds]
                 continue
             place = folder / _identity(config)
             runs += [
@@ -184,6 +193,17 @@ def plan(protocol: Protocol, scale: Scale, recipe: Path, seeds: Sequence[int], f
                 for seed in seeds
             ]
     return runs
+
+
+def _without_backbone(row: Row, scale: Scale) -> str | None:
+    """Why a row's backbone cannot be had; None if it can, as far as one knows without asking the hub."""
+    if row.backbone is None:
+        return None
+    if row.backbone not in scale.backbones:
+        return f"backbone: this scale has none called {row.backbone!r}"
+    name = scale.backbones[row.backbone]
+    missing = " and ".join(missing_packages(name))
+    return f"backbone: {name} needs {missing}, not installed here" if missing else None
 
 
 def domain_source(name: str, scale: Scale) -> DomainSource:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from gmdf_hf.manifests import manifest_digest
 from gmdf_hf.metrics import m_eer
+from gmdf_hf.modeling import GMDFConfig
 
 COLUMNS = ("domain", "", "frames", "ACC", "AUC", "EER", "M", "video AUC")
 # Our name of a figure to the hub's type of metric, and to what people read.
@@ -139,7 +140,13 @@ def eval_results(results: dict[str, Any]) -> list[EvalResult]:
 
 
 def write_model_card(
-    template: Path, folder: Path, results: dict[str, Any], recipe: dict[str, Any], image_size: int, drawn: bool
+    template: Path,
+    folder: Path,
+    results: dict[str, Any],
+    recipe: dict[str, Any],
+    image_size: int,
+    model_type: str,
+    drawn: bool,
 ) -> None:
     """Fill the model card from a run and put it beside the model.
 
@@ -149,21 +156,26 @@ def write_model_card(
         results: What `results.json` holds.
         recipe: The run's configuration.
         image_size: Side of the model's images in pixels.
+        model_type: Of the model's configuration: `gmdf`, or what else was trained as a baseline.
         drawn: Whether a source domain is of drawings.
     """
-    title = f"GM-DF on {' + '.join(results['source_domains'])}"
-    backbone = str(recipe.get("backbone", ""))
+    backbone, is_gmdf = str(recipe.get("backbone", "")), model_type == GMDFConfig.model_type
+    name = "GM-DF" if is_gmdf else PureWindowsPath(backbone).name
+    title = f"{name} on {' + '.join(results['source_domains'])}"
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification",
         license="apache-2.0",
         base_model=backbone if re.fullmatch(r"[\w.-]+/[\w.-]+", backbone) and not Path(backbone).exists() else None,
-        tags=["deepfake-detection", "gm-df", "clip"],
+        tags=["deepfake-detection", *(("gm-df", "clip") if is_gmdf else ())],
         model_name=title,
         eval_results=eval_results(results),
     )
     text = results | {
         "title": title,
+        "is_gmdf": is_gmdf,
+        "backbone": public_recipe(backbone),
+        "model_type": model_type,
         "source_domains": ", ".join(results["source_domains"]),
         "threshold": f"{results['threshold']:.3f}",
         "table": markdown_table(results),

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
 
 import gmdf_hf
-from gmdf_hf.baselines import freeze_all_but_the_head
+from gmdf_hf.classifiers import CLASSIFIER_METHODS, freeze_all_but_the_head, load_classifier, running_statistics
 from gmdf_hf.codes import make_image_tokenizer
-from gmdf_hf.config import TrainConfig, UserError
+from gmdf_hf.config import Method, TrainConfig, UserError
 from gmdf_hf.dataset import Domain
 from gmdf_hf.episodes import Episode, EpisodeSampler, episode_of_batch
 from gmdf_hf.frames import Skipped, caption_encoder
@@ -36,10 +38,12 @@ class Setup:
         train: Training splits of the source domains.
         validation: Their validation splits.
         test: Test splits of all domains, the unseen ones last.
-        model: The detector.
+        model: The detector: a GM-DF, or another image classifier.
         parameters: What the optimizer updates.
+        statistics: Running statistics of its batch normalisation, which are kept the same on all processes.
+        changed_early: What an iteration changes before its numbers are known to be finite: theta_E, or statistics.
         processor: Its image processor.
-        slim: Whether it is saved without what classification does not need.
+        save_options: For the model's `save_pretrained`.
         episode_of: Makes an episode of the loader's batch.
         score: Scores of domains by a model, and the frames that could not be read.
         sampler: Sets the loader's epoch.
@@ -51,10 +55,12 @@ class Setup:
     train: list[Domain] | list[Stream]
     validation: list[Domain]
     test: list[Domain]
-    model: GMDFModel
+    model: PreTrainedModel
     parameters: list[torch.nn.Parameter]
-    processor: GMDFImageProcessor
-    slim: bool
+    statistics: list[torch.Tensor]
+    changed_early: list[torch.Tensor]
+    processor: BaseImageProcessor
+    save_options: dict[str, Any]
     episode_of: Callable[[dict], Episode]
     score: Callable[[torch.nn.Module, list[Domain]], tuple[pd.DataFrame, list[Skipped]]]
     sampler: EpisodeSampler | EpisodeStream
@@ -75,25 +81,29 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
     with accelerator.main_process_first():
         train, validation, test = load_domains(sources, unseen, config.streaming)
     names = [domain.name for domain in train]
-    if config.method == "add_domain":
-        model = grown_model(config.backbone, names[0], config.attn_implementation)
-    else:
-        fields = {"image_size": config.image_size, "attn_implementation": config.attn_implementation}
-        model = start_model(config.backbone, names, config.model | fields, train_experts=config.method == "gmdf")
+    model, processor = make_model(config, names)
     model.to(accelerator.device)
     if config.gradient_checkpointing:
-        # The reentrant form does not allow gradients of chosen inputs, as both half steps take them.
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        try:
+            # The reentrant form does not allow gradients of chosen inputs, as both half steps take them.
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        except ValueError as error:
+            raise UserError(f"gradient_checkpointing: {' '.join(str(error).split())}") from error
     if config.torch_compile:
         model.compile()
     if config.method == "linear_probe":
         freeze_all_but_the_head(model)
-    parameters = model.train_only_domain(names[0]) if config.method == "add_domain" else model.shared_parameters()
-    parameters = list(parameters.values())
+    of_ours = isinstance(model, GMDFModel)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if config.method == "add_domain":
+        parameters = list(model.train_only_domain(names[0]).values())
+    elif of_ours:
+        parameters = list(model.shared_parameters().values())
     same_on_all(model.parameters())
-    processor = GMDFImageProcessor.of_size(model.config.vision_config.image_size)
+    statistics = running_statistics(model)
+    experts = list(model.expert_parameters().values()) if of_ours else []
     # A grown detector keeps the sentences it was saved with.
-    captions = model.config.prompt == "P3" and config.method != "add_domain"
+    captions = getattr(model.config, "prompt", None) == "P3" and config.method != "add_domain"
     encode_captions = caption_encoder(backbone_path(config.backbone)) if captions else None
     sampler, loader = make_loader(
         train,
@@ -131,7 +141,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
         encode_captions=encode_captions,
     )
     # Template P3 needs the text tower whenever an image brings a caption.
-    slim = config.save_slim and encode_captions is None
+    save_options = {"slim": config.save_slim and encode_captions is None} if of_ours else {}
     return Setup(
         accelerator=accelerator,
         train=train,
@@ -139,8 +149,10 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
         test=test,
         model=model,
         parameters=parameters,
+        statistics=[tensor for tensor in statistics if tensor.is_floating_point()],
+        changed_early=[*experts, *statistics],
         processor=processor,
-        slim=slim,
+        save_options=save_options,
         episode_of=episode_of,
         score=score,
         sampler=sampler,
@@ -150,8 +162,62 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
 
 
 def backbone_path(backbone: str) -> str:
-    """Hub id or folder of a CLIP; `tiny_clip` is the one in this package."""
+    """Hub id or folder of a backbone; `tiny_clip` is the CLIP in this package."""
     return str(gmdf_hf.TINY_CLIP) if backbone == "tiny_clip" else backbone
+
+
+def check_method(backbone: str, method: str) -> None:
+    """Make sure that a backbone can be trained with a method, before anything else is loaded, drawn or removed.
+
+    Args:
+        backbone: Hub id or folder of a CLIP, a trained GM-DF or another image classifier, or `tiny_clip`.
+        method: As in `TrainConfig`.
+
+    Raises:
+        UserError: If it cannot, or its configuration cannot be read.
+    """
+    found = backbone_type(backbone)
+    if found == "clip":
+        possible = tuple(name for name in get_args(Method) if name != "add_domain")
+    else:
+        possible = ("add_domain",) if found == GMDFModel.config_class.model_type else CLASSIFIER_METHODS
+    if method not in possible:
+        raise UserError(
+            f"The backbone {backbone!r} has the model type {found!r}, which trains with {', '.join(possible)}; found "
+            f"the method {method!r}."
+        )
+
+
+def backbone_type(backbone: str) -> str:
+    """The model type in a backbone's own configuration: `clip`, `gmdf`, `vit`, `timm_wrapper` and so on.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    try:
+        return str(PreTrainedConfig.get_config_dict(backbone_path(backbone))[0].get("model_type"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"The backbone {backbone!r} cannot be used: {' '.join(str(error).split())}") from error
+
+
+def make_model(config: TrainConfig, domains: Sequence[str]) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """The model that a run starts from, and its image processor.
+
+    `config.model` describes GM-DF. Another image classifier ignores it, as every baseline ignores what it has no use
+    for: so one recipe serves all rows of a table.
+
+    Raises:
+        UserError: If the backbone cannot be used.
+    """
+    size, attention = config.image_size, config.attn_implementation
+    if config.method == "add_domain":
+        model = grown_model(config.backbone, domains[0], attention)
+    elif backbone_type(config.backbone) == "clip":
+        fields = config.model | {"image_size": size, "attn_implementation": attention}
+        model = start_model(config.backbone, domains, fields, train_experts=config.method == "gmdf")
+    else:
+        return load_classifier(config.backbone, domains, size, attention)
+    return model, GMDFImageProcessor.of_size(model.config.vision_config.image_size)
 
 
 def start_model(backbone: str, domains: Sequence[str], fields: dict[str, Any], train_experts: bool = True) -> GMDFModel:

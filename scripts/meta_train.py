@@ -6,6 +6,8 @@ accelerate launch --quiet scripts/meta_train.py --seed 1 --hold_out '[swap]'    
 accelerate launch --quiet scripts/meta_train.py --resume true                          # after a kill: go on
 accelerate launch --quiet scripts/meta_train.py --method add_domain --backbone runs/x/model \
     --source_domains '{new: user/data}' --unseen_domains '{}'                          # one more domain's expert
+accelerate launch --quiet scripts/meta_train.py --method direct_merge \
+    --backbone google/vit-base-patch16-224                                             # any image classifier
 """
 
 from __future__ import annotations
@@ -26,19 +28,19 @@ from transformers.utils import logging as transformers_logging
 
 from gmdf_hf.baselines import equal_shares, merged_losses_step, merged_step, mldg_step, size_shares
 from gmdf_hf.checkpoint import environment, save_model, write_config, write_json, write_skipped
+from gmdf_hf.classifiers import image_side
 from gmdf_hf.config import TrainConfig, UserError, parse_command_line
 from gmdf_hf.dataset import DRAWN_PREFIX, DomainError
 from gmdf_hf.episodes import Episode
 from gmdf_hf.frames import FrameReader
-from gmdf_hf.health import expert_gains, expert_use, plot_history, record_failure
+from gmdf_hf.health import expert_gains, expert_use, plot_history, put_back, record_failure
 from gmdf_hf.hub import publish, published_files
-from gmdf_hf.meta import keep_experts, meta_step
+from gmdf_hf.meta import meta_step
 from gmdf_hf.metrics import domain_metrics
-from gmdf_hf.modeling import GMDFModel
-from gmdf_hf.processes import agree, process_index, sum_gradients, wait_for_all
+from gmdf_hf.processes import agree, average_over_processes, process_index, sum_gradients, wait_for_all
 from gmdf_hf.report import print_results, write_model_card
 from gmdf_hf.selection import select
-from gmdf_hf.setup import KnownDomain, Setup, set_up
+from gmdf_hf.setup import KnownDomain, Setup, check_method, set_up
 from gmdf_hf.training_state import History, Progress, Stopped, StopSignal, load_state, open_run, save_state
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "drawn.yaml"
@@ -58,6 +60,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
         DomainError: If a domain cannot be used.
         Stopped: After SIGTERM.
     """
+    check_method(config.backbone, config.method)
     run, fields = config.output_dir, config.model_dump(mode="json", exclude={"resume"})
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
@@ -109,21 +112,23 @@ def train(config: TrainConfig, setup: Setup, checkpoint: Path | None, stop: Stop
     with bar:
         for epoch in range(progress.epoch, config.epochs):
             sampler.set_epoch(epoch, start=progress.iteration)
-            model.train()
+            # A linear probe's features are frozen: no dropout in them, and no moving batch statistics.
+            model.train(config.method != "linear_probe")
             for batch in setup.loader if progress.iteration < len(sampler) and progress.step < steps else ():
                 progress.skipped += batch["skipped"]
                 # All that is random in an iteration follows from the seed and its number: a resumed run repeats it.
                 torch.manual_seed(2**32 * config.seed + progress.step)
                 episode = setup.episode_of(batch)
-                experts = {name: parameter.detach().clone() for name, parameter in model.expert_parameters().items()}
+                before = [tensor.detach().clone() for tensor in setup.changed_early]
                 losses = take_step(config, setup, episode)
+                average_over_processes(setup.statistics)
                 sum_gradients(parameters)
                 accelerator.unscale_gradients(optimizer)
                 norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
                 values, stopped = agree(losses, norm, stop.received)
                 # A gradient scaler tries a norm that is not finite again with a smaller scale.
                 if not all(math.isfinite(values[name]) for name in (losses if accelerator.scaler else values)):
-                    keep_experts(model, experts)  # undoes the half of the iteration that is done
+                    put_back(setup.changed_early, before)
                     save()
                     path, step = config.output_dir / "failure.json", progress.step + 1
                     raise UserError(record_failure(path, model, episode, batch["names"], step, values))
@@ -203,12 +208,12 @@ def choose(config: TrainConfig, setup: Setup, progress: Progress, history: Histo
         if config.method != "add_domain":  # whose threshold is that of one route, not of the detector
             setup.model.config.threshold = min(threshold, 1.0)
         if setup.accelerator.is_main_process:
-            save_model(config.output_dir / "model", setup.model, setup.processor, slim=setup.slim)
+            save_model(config.output_dir / "model", setup.model, setup.processor, **setup.save_options)
             if config.method == "add_domain":
                 setup.model.save_expert(setup.train[0].name, config.output_dir / "expert")
 
 
-def routed(config: TrainConfig, setup: Setup, model: GMDFModel) -> torch.nn.Module:
+def routed(config: TrainConfig, setup: Setup, model: torch.nn.Module) -> torch.nn.Module:
     """How images are scored: their domain unknown, as unseen ones are met; an added domain's by its own expert."""
     return KnownDomain(model, setup.train[0].name) if config.method == "add_domain" else model
 
@@ -217,7 +222,7 @@ def evaluate(config: TrainConfig, setup: Setup, progress: Progress) -> dict[str,
     """Score the test splits with the best model, once, and write down what came of the run."""
     wait_for_all()
     run, main = config.output_dir, setup.accelerator.is_main_process
-    model = GMDFModel.from_pretrained(run / "model").to(setup.accelerator.device)
+    model = type(setup.model).from_pretrained(run / "model").to(setup.accelerator.device)
     scores, unread = setup.score(routed(config, setup, model), setup.test)
     skipped = sorted(set(gather_object(progress.skipped + unread)))
     results = {
@@ -242,7 +247,8 @@ def evaluate(config: TrainConfig, setup: Setup, progress: Progress) -> dict[str,
             run / "model",
             results,
             config.model_dump(mode="json"),
-            model.config.vision_config.image_size,
+            image_side(setup.processor),
+            model.config.model_type,
             drawn=any(source.path.startswith(DRAWN_PREFIX) for source in config.train_domains.values()),
         )
         write_json(run / "results.json", results)

@@ -82,7 +82,8 @@ def main(name: str, scale_name: str, seeds: Sequence[int], folder: Path) -> list
     runs = plan(protocol, scale, RECIPES / "scales" / scale.recipe, seeds, folder / "runs")
     for number, run in enumerate(runs, start=1):
         if run.config is not None and not run.done:
-            if scale.pretraining_steps is not None and not (Path(run.config.backbone) / "config.json").exists():
+            own = run.row.backbone is not None
+            if scale.pretraining_steps and not own and not (Path(run.config.backbone) / "config.json").exists():
                 of_recipe = yaml.safe_load((RECIPES / "scales" / scale.recipe).read_text())["backbone"]
                 start = run.config.model_copy(update={"backbone": of_recipe, "seed": 0})
                 pretrain_faces.pretrain(start, Path(run.config.backbone), scale.pretraining_steps)

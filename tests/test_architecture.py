@@ -46,6 +46,7 @@ DATAS_WAY = (
     "training_state",  # and what it goes on from after a kill
     "codes",  # visual codes for masked-image modelling
     "meta",  # the two half steps of a meta-iteration
+    "classifiers",  # any image classifier in the place of CLIP
     "baselines",  # what it is compared with
     "health",  # what broke an iteration, and a run's curves
     "distortions",  # the five of Table 10

@@ -6,27 +6,16 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch.nn.functional import cross_entropy
-from transformers import (
-    ConvNextConfig,
-    ConvNextForImageClassification,
-    ConvNextImageProcessor,
-    ViTConfig,
-    ViTForImageClassification,
-    ViTImageProcessor,
-)
 
 from gmdf_hf import GMDFModel, baselines
 from gmdf_hf.baselines import (
     equal_shares,
-    freeze_all_but_the_head,
-    head_parameters,
-    load_classifier,
     merged_losses_step,
     merged_step,
     mldg_step,
     size_shares,
 )
-from gmdf_hf.config import UserError
+from gmdf_hf.classifiers import freeze_all_but_the_head
 from gmdf_hf.episodes import Episode
 from gmdf_hf.losses import alignment_loss
 from gmdf_hf.modeling.mim_gmdf import draw_mask
@@ -168,39 +157,3 @@ def test_a_linear_probe_trains_its_head_alone(model, episode):
     linear = features @ (model.visual_projection.weight.T @ (fake - real))
     logits = model(episode.pixel_values).logits
     assert ((logits[:, 1] > logits[:, 0]) == (linear > 0)).all()
-
-
-VIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 32, "patch_size": 8}  # noqa: E501  # fmt: skip
-BACKBONES = {
-    "vit": (ViTForImageClassification, ViTConfig(**VIT, num_labels=5), ViTImageProcessor),
-    "convnext": (
-        ConvNextForImageClassification,
-        ConvNextConfig(hidden_sizes=[8, 8], depths=[1, 1], num_stages=2, num_labels=2),
-        ConvNextImageProcessor,
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", BACKBONES)
-def test_any_image_classifier_can_be_a_backbone(kind, tmp_path, episode):
-    model_class, config, processor_class = BACKBONES[kind]
-    source = model_class(config)
-    source.save_pretrained(tmp_path)
-    processor_class().save_pretrained(tmp_path)
-    model, processor = load_classifier(str(tmp_path))
-    assert model.config.id2label == {0: "real", 1: "fake"}
-    assert processor.to_dict()["image_processor_type"].startswith(processor_class.__name__.removesuffix("Pil"))
-    merged_step(model.train(), episode, Accelerator(), equal_shares(3))
-    assert all(parameter.grad is not None for name, parameter in model.named_parameters() if "mask_token" not in name)
-    head = head_parameters(model)
-    for name, parameter in load_classifier(str(tmp_path))[0].named_parameters():
-        old = source.get_parameter(name)
-        assert (name in head) == (old.shape != parameter.shape or not torch.equal(old, parameter)), name
-    assert {name.split(".")[0] for name in head} == {"classifier"}
-
-
-def test_a_backbone_that_is_none_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="The backbone '/no/such/folder' cannot be used"):
-        load_classifier("/no/such/folder")
-    with pytest.raises(ValueError, match="Identity has no parameters named classifier"):
-        head_parameters(torch.nn.Identity())

@@ -33,6 +33,16 @@ def test_the_command_line_wins_over_the_recipe(tmp_path):
     assert config.source_domains["b"].max_videos == 3
 
 
+@pytest.mark.parametrize("word", ["no", "off", "'no'"])
+def test_the_no_of_yaml_is_a_precision(tmp_path, word):
+    recipe = write(tmp_path, mixed_precision="bf16")
+    assert parse_command_line(["--recipe", str(recipe), "--mixed_precision", word], "", recipe).mixed_precision == "no"
+    recipe.write_text(recipe.read_text().replace("bf16", word))
+    assert load_recipe(recipe, {}).mixed_precision == "no"
+    with pytest.raises(UserError, match="found True"):
+        load_recipe(recipe, {"mixed_precision": True})
+
+
 def test_held_out_domains_become_unseen(tmp_path):
     recipe = write(
         tmp_path, source_domains={name: f"drawn:{name}" for name in ("x", "y", "z")}, unseen_domains={"u": "p"}

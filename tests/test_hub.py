@@ -40,7 +40,7 @@ def run(tmp_path) -> Path:
     (folder / "train_config.yaml").write_text(yaml.safe_dump(recipe))
     write_json(folder / "results.json", RESULTS)
     write_json(folder / "environment.json", {"packages": {"torch": "2"}, "command": [str(folder / "meta_train.py")]})
-    write_model_card(TEMPLATE, folder / "model", RESULTS, recipe, 32, drawn=False)
+    write_model_card(TEMPLATE, folder / "model", RESULTS, recipe, 32, "gmdf", drawn=False)
     (folder / "model" / "optimizer.bin").write_bytes(b"not to be published")
     return folder
 
@@ -73,6 +73,19 @@ def test_an_unfinished_run_is_refused(run):
     (run / "results.json").unlink()
     with pytest.raises(UserError, match=r"not the folder of a finished run: it lacks results\.json"):
         published_files(run, "user/name")
+
+
+def test_a_baseline_is_published_with_what_its_kind_has(run):
+    model = run / "model"
+    for file in [*model.glob("*.py"), model / "preprocessor_config.json"]:
+        file.unlink()
+    with pytest.raises(UserError, match=r"lacks model/preprocessor_config\.json, model/pipeline_gmdf\.py"):
+        published_files(run, "user/name")
+    write_json(model / "config.json", {"model_type": "vit"})
+    with pytest.raises(UserError, match=r"lacks model/preprocessor_config\.json\.$"):
+        published_files(run, "user/name")
+    write_json(model / "config.json", {"model_type": "timm_wrapper", "pretrained_cfg": {}})  # its processor's settings
+    assert "model.safetensors" in published_files(run, "user/name")
 
 
 def launch(hub: HubServer, home: Path, *arguments: str, **changes: str) -> subprocess.CompletedProcess:

@@ -77,6 +77,8 @@ total.pow(2).sum().backward()  # each process has the loss (1 + 4)^2 = 25
 values, stopped = agree({"loss": torch.tensor(1.0 + rank)}, torch.tensor(4.0), stop=rank == 1)
 weights = torch.full((3,), float(rank))
 same_on_all([weights])
+means = [torch.full((2,), 1.0 + rank), torch.full((1,), 3.0 * rank)]
+average_over_processes(means)
 wait_for_all()
 if rank == 0:
     print(json.dumps({
@@ -87,6 +89,7 @@ if rank == 0:
         "values": values,
         "stopped": stopped,
         "weights": weights.tolist(),
+        "means": [mean.tolist() for mean in means],
     }))
 accelerator.end_training()
 """
@@ -104,6 +107,7 @@ def test_sums_and_gathers_with_their_gradients(tmp_path):
     assert found["values"] == {"loss": 3.0, "gradient_norm": 4.0}
     assert found["stopped"] is True
     assert found["weights"] == [0.0, 0.0, 0.0]
+    assert found["means"] == [[1.5, 1.5], [1.5]]
 
 
 def recipe(tmp_path: Path, name: str, batch_size: int, **fields) -> Path:

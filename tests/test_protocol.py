@@ -11,6 +11,7 @@ from gmdf_hf.protocol import (
     Cell,
     Figure,
     Protocol,
+    Run,
     Scale,
     Setting,
     columns_of,
@@ -73,7 +74,8 @@ def test_real_recipes_find_their_data_or_say_what_is_missing(name, tmp_path, mon
     for run in planned(name, "paper", tmp_path):
         assert (run.config is None) == (run.refused is not None)
         if run.config is not None:
-            assert (run.config.epochs, run.config.learning_rate, run.config.batch_size) == (40, 3e-6, 32)
+            step_size = run.row.set.get("learning_rate", 3e-6)
+            assert (run.config.epochs, run.config.learning_rate, run.config.batch_size) == (40, step_size, 32)
             assert set(run.config.train_domains) == set(run.setting.train)
             assert set(run.config.test_only_domains) == set(run.setting.test) - set(run.setting.train)
     assert any(run.config is not None for run in planned(name, "paper", tmp_path))
@@ -86,14 +88,48 @@ def test_the_three_real_domains_are_found(name, tmp_path, monkeypatch, real_data
 
 
 def test_every_row_has_the_same_schedule(tmp_path):
-    """No baseline gets a worse one: rows differ in what the row is about, and in nothing else."""
+    """No baseline gets a worse one: rows differ in what the row is about, and in nothing else.
+
+    The linear probe and CNNs have a step size of their own, which is larger than CLIP's.
+    """
     about = {"method", "model", "alignment_weight", "mim_weight", "output_dir"}
     for name in PROTOCOLS:
+        if name == "real_variants":  # of GM-DF alone
+            continue
         configs = {}
         for run in planned(name, "mini", tmp_path):
             if run.config is not None:
                 fields = run.config.model_dump(mode="json", exclude=about)
+                if "learning_rate" in run.row.set:
+                    assert run.config.method == "linear_probe" and fields["learning_rate"] > 3e-4
+                    fields["learning_rate"] = 3e-4
                 assert configs.setdefault(run.setting.label, fields) == fields, (name, run.row.label)
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"), [("table2", "X"), ("table3", "X"), ("table4", "E"), ("table5", "XE")], ids=str
+)
+def test_a_row_with_a_backbone_of_its_own(name, labels, tmp_path, monkeypatch):
+    monkeypatch.setenv("GMDF_DOMAINS", str(tmp_path / "data"))
+    for path in yaml.safe_load((RECIPES / "scales" / "paper.yaml").read_text())["domains"].values():
+        (tmp_path / "data" / Path(path).name).mkdir(parents=True)
+    ids = {"X": "timm/legacy_xception.tf_in1k", "E": "timm/efficientnet_b4.ra2_in1k"}
+
+    def rows(scale: str) -> list[Run]:
+        return [run for run in planned(name, scale, tmp_path) if run.row.backbone]
+
+    installed = {"timm", "torchvision"}
+    monkeypatch.setattr("gmdf_hf.classifiers.find_spec", lambda package: package if package in installed else None)
+    configs = [run.config for run in rows("paper")]
+    assert {config.backbone for config in configs} == {ids[label] for label in labels}
+    for config in configs:
+        assert (config.method, config.learning_rate, config.image_size) == ("direct_merge", 2e-4, None)
+    installed.remove("torchvision")
+    for run in rows("paper"):
+        assert run.config is None and "needs torchvision, not installed here" in run.refused
+        assert run.refused.startswith("backbone: timm/")
+    for run in rows("mini"):
+        assert run.config is None and run.refused == f"backbone: this scale has none called {run.row.backbone!r}"
 
 
 def test_tables_share_their_runs(tmp_path):

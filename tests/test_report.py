@@ -40,7 +40,7 @@ def test_printed_results_name_the_worst_domain(capsys):
 def test_card_is_filled_and_valid(tmp_path):
     recipe = {"seed": 0, "source_domains": {"x": "drawn:swap"}}
     for drawn in (True, False):
-        write_model_card(TEMPLATE, tmp_path, RESULTS, recipe, 64, drawn)
+        write_model_card(TEMPLATE, tmp_path, RESULTS, recipe, 64, "gmdf", drawn)
         card = ModelCard.load(tmp_path / "README.md")
         assert card.data.license == "apache-2.0"
         assert card.data.pipeline_tag == "image-classification"

@@ -202,7 +202,10 @@ def test_accelerate_launch_prints_the_table(tmp_path):
         ({"source_domains": {"x": "drawn:swap"}}, "at least two source domains, found 1: x"),
         ({"source_domains": {"x": "one_class", "y": "drawn:swap"}}, "needs real and fake images, found 16 real"),
         ({"backbone": "/no/such/folder"}, "The backbone '/no/such/folder' cannot be used"),
-        ({"backbone": "not_a_clip"}, "needs a CLIP checkpoint, found model type 'gmdf'"),
+        (
+            {"backbone": "not_a_clip"},
+            "has the model type 'gmdf', which trains with add_domain; found the method 'gmdf'",
+        ),
         ({"unseen_domains": {"z": "/no/such/data"}}, "Domain 'z': cannot load '/no/such/data'"),
     ],
     ids=["key", "domains", "class", "backbone", "checkpoint", "data"],
