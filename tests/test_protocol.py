@@ -107,7 +107,7 @@ def test_every_row_has_the_same_schedule(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "labels"), [("table2", "X"), ("table3", "X"), ("table4", "E"), ("table5", "XE")], ids=str
+    ("name", "labels"), [("table2", "X"), ("table3", "X"), ("table4", "E"), ("table5", "XE"), ("table10", "X")], ids=str
 )
 def test_a_row_with_a_backbone_of_its_own(name, labels, tmp_path, monkeypatch):
     monkeypatch.setenv("GMDF_DOMAINS", str(tmp_path / "data"))
