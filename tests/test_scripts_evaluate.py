@@ -85,7 +85,7 @@ def test_two_processes_give_what_one_gives(folder, scored, tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("test split, in %") == 1
-    parts = sorted(path.name for path in (tmp_path / "two" / "parts" / "c").iterdir())
+    parts = sorted(path.name for path in (tmp_path / "two" / "parts" / "c").glob("*.parquet"))
     assert parts == ["00000000-00000004.parquet", "00000001-00000005.parquet"]
     assert (tmp_path / "two" / "scores.parquet").read_bytes() == (scored / "scores.parquet").read_bytes()
     assert (tmp_path / "two" / "results.json").read_bytes() == (scored / "results.json").read_bytes()
@@ -123,7 +123,7 @@ def test_another_evaluation_in_the_same_folder_is_refused(folder, scored):
 
 
 def test_other_thresholds_need_no_new_scores(folder, scored, monkeypatch):
-    monkeypatch.setattr(evaluate, "score_batches", lambda model, domain, batches, *rest: iter(batches))
+    monkeypatch.setattr(evaluate, "score_batches", lambda model, source, batches, *rest: iter(batches))
     results = evaluate.main(evaluation(folder, scored, threshold=0.75, real_share=0.5))
     assert results["threshold_source"] == "given"
     figures = results["domains"]["z"]["frame"]

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from gmdf_hf import GMDFImageProcessor, streams
 from gmdf_hf.dataset import DomainError, load_domain
-from gmdf_hf.frames import Skipped, collate
+from gmdf_hf.frames import Frame, Skipped, collate
 from gmdf_hf.loading import load_domains, make_loader
 from gmdf_hf.streams import EpisodeStream, load_stream
 from tests.domains import png, write_domain, write_parquet
@@ -44,7 +44,8 @@ def write_shards(folder, name, shards=4, videos=6, frames=3, first=0):
 @pytest.fixture
 def three(tmp_path):
     return [
-        load_stream(name, [], write_shards(tmp_path / name, name, videos=4 + 2 * n)) for n, name in enumerate("abc")
+        load_stream(name, "train", write_shards(tmp_path / name, name, videos=4 + 2 * n))
+        for n, name in enumerate("abc")
     ]
 
 
@@ -77,11 +78,11 @@ def test_a_pass_visits_every_video(three, monkeypatch):
 
 
 def test_no_video_counts_more_than_eight_frames(tmp_path):
-    rows = [{"video_id": "long", "frame": n} for n in range(100)] + [
-        {"video_id": "short", "frame": n} for n in range(3)
-    ]
-    counts = Counter(row["video_id"] for row in streams._some_of_each_video(rows, np.random.default_rng(0)))
-    assert counts == {"long": 8, "short": 3}
+    videos = [("real", "long", 100), ("swap", "long", 9), ("swap", "short", 3)]
+    frames = [Frame("d", n, video, n, method, 1) for method, video, count in videos for n in range(count)]
+    found = streams._some_of_each_video(frames, np.random.default_rng(0))
+    counts = Counter((frame.method, frame.video_id) for frame in found)
+    assert counts == {("real", "long"): 8, ("swap", "long"): 8, ("swap", "short"): 3}
 
 
 def test_order_is_a_function_of_seed_and_epoch_and_can_be_entered_in_the_middle(three):
@@ -120,7 +121,7 @@ def test_workers_share_the_shards_and_keep_the_order(three):
 
 
 def test_a_stream_without_a_class_is_an_error_and_no_endless_loop(tmp_path):
-    alone = load_stream("d", [], str(write_parquet(tmp_path / "d", label=["real"] * 8)))
+    alone = load_stream("d", "train", str(write_parquet(tmp_path / "d", label=["real"] * 8)))
     with pytest.raises(DomainError, match="found no fake frame in its share"):
         next(iter(EpisodeStream([alone, alone], PROCESSOR, 2, 0, 3)))
 
@@ -130,23 +131,23 @@ def test_a_leak_is_found_when_it_comes_by(tmp_path):
     for split in ("train", "test"):
         write_parquet(folder, split, video_id=[f"{split}-{row}" for row in range(7)] + ["both"])
     path = str(folder)
-    stream = load_stream("d", [load_domain("d", "test", path)], path)
-    with pytest.raises(DomainError, match="video 'both' stands in the training split and in another"):
+    stream = load_stream("d", "train", path, others=[load_domain("d", "test", path)])
+    with pytest.raises(DomainError, match="video 'both' stands in the train split and in another"):
         list(EpisodeStream([stream, stream], PROCESSOR, 2, 0, 9))
 
 
 def test_columns_are_renamed_and_broken_images_listed(tmp_path):
     images = [{"bytes": b"no image" if row == 3 else png(row), "path": None} for row in range(8)]
     write_parquet(tmp_path / "d", picture=images)
-    stream = load_stream("d", [], str(tmp_path / "d"), columns={"image": "picture"})
+    stream = load_stream("d", "train", str(tmp_path / "d"), columns={"image": "picture"})
     items = list(itertools.chain(*EpisodeStream([stream, stream], PROCESSOR, 2, 0, 12)))
     skipped = {item for item in items if isinstance(item, Skipped)}
     assert {item.domain for item in skipped} == {"d"}
     assert all("d, video" in item.reason for item in skipped)
     with pytest.raises(DomainError, match="no column 'nothing' for 'image'"):
-        load_stream("d", [], str(tmp_path / "d"), columns={"image": "nothing"})
+        load_stream("d", "train", str(tmp_path / "d"), columns={"image": "nothing"})
     with pytest.raises(DomainError, match="`max_videos` needs the whole domain"):
-        load_stream("d", [], str(tmp_path / "d"), max_videos=3)
+        load_stream("d", "train", str(tmp_path / "d"), max_videos=3)
 
 
 def test_a_runs_loader_reads_streams_and_drawings(tmp_path):
