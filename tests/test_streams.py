@@ -8,10 +8,10 @@ from torch.utils.data import DataLoader
 
 from gmdf_hf import GMDFImageProcessor, streams
 from gmdf_hf.dataset import DomainError, load_domain
-from gmdf_hf.frames import Frame, Skipped, collate
+from gmdf_hf.frames import Frame, Skipped, collate, frame_of
 from gmdf_hf.loading import load_domains, make_loader
-from gmdf_hf.streams import EpisodeStream, load_stream
-from tests.domains import png, write_domain, write_parquet
+from gmdf_hf.streams import EpisodeStream, load_stream, stream_frames
+from tests.domains import png, write_domain, write_methods, write_parquet
 
 PROCESSOR = GMDFImageProcessor.of_size(8)
 
@@ -159,3 +159,32 @@ def test_a_runs_loader_reads_streams_and_drawings(tmp_path):
     assert len(sampler) == len(batches) == 3
     assert {len(batch["labels"]) for batch in batches} == {8}
     assert any(batch["captions"][0] for batch in batches)
+
+
+@pytest.mark.parametrize("missing", [(), ("frame",), ("method", "video_id"), ("frame", "video_id"), ("caption",)])
+def test_a_stream_says_of_a_frame_what_the_whole_domain_says(tmp_path, missing):
+    order = np.random.default_rng(1).permutation(18)
+    columns = {"group": [f"g{row % 3}" for row in range(18)], "caption": [f"face {row}" for row in range(18)]}
+    path = write_methods(tmp_path / "d", order, **columns | dict.fromkeys(missing))
+    domain, stream = load_domain("d", "test", path), load_stream("d", "test", path)
+    found = list(stream_frames(stream))
+    assert [frame._replace(image=None) for frame in found] == [frame_of(domain, row) for row in range(18)]
+    assert [frame.image for frame in found] == domain.frames["image"][:]
+
+
+def test_frames_that_stand_for_themselves_and_drawings_are_streamed_alike(tmp_path):
+    for arguments in ({"path": str(write_parquet(tmp_path / "d", "test"))}, {"path": "drawn:swap", "max_videos": 2}):
+        domain, stream = load_domain("d", "test", **arguments), load_stream("d", "test", **arguments)
+        found = [frame._replace(image=None) for frame in stream_frames(stream)]
+        assert found == [frame_of(domain, row) for row in range(len(domain))]
+
+
+def test_an_epoch_visits_videos_of_one_name_in_every_method(tmp_path):
+    for split in ("train", "validation", "test"):
+        names = [f"{split}{number}" for number in range(6)]
+        write_methods(tmp_path / "d", split=split, video_id=[names[row // 9] for row in range(18)])
+    train, _, _ = load_domains({"d": {"path": str(tmp_path / "d")}}, {}, streaming=False)
+    sampler, _ = make_loader(train, PROCESSOR, 2, seed=0, length=None)
+    assert len(sampler) == 4  # two videos in two forgeries, a fake one in each batch
+    rows = [draw.row for batch in sampler for draw in batch if train[0].labels[draw.row] == 1]
+    assert len({train[0].videos[row] for row in rows}) == 4
