@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.packaged_modules.parquet.parquet import ParquetConfig
+from datasets.utils.file_utils import xopen
 
 from gmdf_hf import drawings, forgeries, people, portraits
-from gmdf_hf.shards import FEATURES
+from gmdf_hf.shards import FEATURES, ROW_GROUP
 
 LABELS = ("real", "fake")
 DRAWN_PREFIX = "drawn:"
@@ -147,16 +151,33 @@ def load_frames(
     """
     try:
         if Path(path).suffix == ".parquet":
-            return datasets.load_dataset("parquet", data_files={split: path}, split=split, streaming=streaming)
-        if Path(path).is_dir():
-            found = datasets.load_dataset(path, streaming=streaming)
+            arguments = {"path": "parquet", "data_files": {split: path}}
         else:
-            found = datasets.load_dataset(path, subset, revision=revision, streaming=streaming)
+            arguments = {"path": path} if Path(path).is_dir() else {"path": path, "name": subset, "revision": revision}
+        found = _open_streams(split, **arguments) if streaming else datasets.load_dataset(**arguments)
     except (FileNotFoundError, ConnectionError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DomainError(f"Domain {name!r}: cannot load {path!r}: {' '.join(str(error).split())[:300]}") from error
     if split not in found:
         raise DomainError(f"Domain {name!r}: no split {split!r} in {path!r}; found {', '.join(found)}.")
     return found[split]
+
+
+def _open_streams(split: str, **arguments: object) -> datasets.IterableDatasetDict:
+    builder = datasets.load_dataset_builder(**arguments)
+    found = builder.as_streaming_dataset()
+    if isinstance(builder.config, ParquetConfig) and split in found:
+        features = found[split].features
+        # What `datasets` reads Parquet with runs ahead until the whole file is in memory (apache/arrow#39808).
+        files = {"files": list(builder.config.data_files[split]), "schema": features.arrow_schema}
+        found[split] = datasets.IterableDataset.from_generator(_read_parquet, features=features, gen_kwargs=files)
+    return found
+
+
+def _read_parquet(files: Sequence[str], schema: pa.Schema) -> Iterator[dict]:
+    for path in files:
+        with xopen(path, "rb") as file, pq.ParquetFile(file, pre_buffer=False) as parquet:
+            for batch in parquet.iter_batches(batch_size=ROW_GROUP):
+                yield from datasets.table.table_cast(pa.Table.from_batches([batch]), schema).to_pylist()
 
 
 def rename_columns(

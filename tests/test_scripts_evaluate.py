@@ -25,7 +25,7 @@ from gmdf_hf.score_table import SCORE_COLUMNS, read_scores
 from gmdf_hf.scoring import score_domain
 from scripts import evaluate
 from tests.conftest import tiny_model
-from tests.domains import write_domain
+from tests.domains import write_domain, write_methods
 
 ROOT = Path(__file__).parent.parent
 
@@ -89,6 +89,45 @@ def test_two_processes_give_what_one_gives(folder, scored, tmp_path):
     assert parts == ["00000000-00000004.parquet", "00000001-00000005.parquet"]
     assert (tmp_path / "two" / "scores.parquet").read_bytes() == (scored / "scores.parquet").read_bytes()
     assert (tmp_path / "two" / "results.json").read_bytes() == (scored / "results.json").read_bytes()
+
+
+def test_the_order_of_the_input_makes_no_difference_to_the_table(folder, tmp_path):
+    """To the last bit, with and without methods and numbers of frames."""
+    write_methods(tmp_path / "sorted" / "z")
+    write_methods(tmp_path / "mixed" / "z", np.random.default_rng(0).permutation(18))
+    for name, order in (("sorted", range(16)), ("mixed", np.random.default_rng(1).permutation(16))):
+        rows = datasets.load_dataset(str(folder / "c"), split="test").add_column("frame", list(range(16)))
+        (tmp_path / name / "c").mkdir()
+        rows.select(order).to_parquet(tmp_path / name / "c" / "test.parquet")
+        domains = {domain: DomainSource(path=str(tmp_path / name / domain)) for domain in ("z", "c")}
+        evaluate.main(replace(evaluation(folder, tmp_path / f"scores-{name}"), domains=domains))
+    one, other = (tmp_path / f"scores-{name}" for name in ("sorted", "mixed"))
+    assert (one / "scores.parquet").read_bytes() == (other / "scores.parquet").read_bytes()
+    assert (one / "results.json").read_bytes() == (other / "results.json").read_bytes()
+
+
+def test_videos_of_one_name_in_two_methods_are_two_videos(folder, tmp_path):
+    """Also beside a domain without methods; every figure of videos is recomputed here from the frames."""
+    domains = {"c": DomainSource(path=str(folder / "c")), "ff": DomainSource(path=write_methods(tmp_path / "ff"))}
+    results = evaluate.main(replace(evaluation(folder, tmp_path / "scores"), domains=domains))
+    scores = pd.read_parquet(tmp_path / "scores" / "scores.parquet")
+    assert tuple(scores) == (*SCORE_COLUMNS, "method")
+    assert scores.loc[scores["domain"] == "c", "method"].isna().all()
+    assert scores.groupby("domain").size().to_dict() == {"c": 16, "ff": 18}
+    counts = {name: (of["video"]["real"], of["video"]["fake"]) for name, of in results["domains"].items()}
+    assert counts == {"c": (4, 4), "ff": (2, 4)}
+    videos: dict[tuple, list[float]] = {}
+    for row in scores[scores["domain"] == "ff"].itertuples():
+        videos.setdefault((row.method, row.video_id), []).append(row.score)
+    means = {key: np.mean(values) for key, values in videos.items()}
+    reals = [mean for (method, _), mean in means.items() if method == "real"]
+    for method, found in results["method_auc"]["video"]["ff"].items():
+        fakes = [mean for (of_method, _), mean in means.items() if of_method == method]
+        assert found == pytest.approx(np.mean([fake > real for fake in fakes for real in reals]))
+    assert list(results["method_auc"]["video"]["ff"]) == ["Deepfakes", "FaceSwap"]
+    fakes = [mean for (method, _), mean in means.items() if method != "real"]
+    auc = np.mean([fake > real for fake in fakes for real in reals])
+    assert results["domains"]["ff"]["video"]["auc"] == pytest.approx(auc)
 
 
 def test_a_killed_run_goes_on(folder, scored, tmp_path, monkeypatch):

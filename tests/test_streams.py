@@ -1,4 +1,7 @@
 import itertools
+import os
+import subprocess
+import sys
 from collections import Counter
 
 import datasets
@@ -12,6 +15,7 @@ from gmdf_hf.frames import Frame, Skipped, collate, frame_of
 from gmdf_hf.loading import load_domains, make_loader
 from gmdf_hf.streams import EpisodeStream, load_stream, stream_frames
 from tests.domains import png, write_domain, write_methods, write_parquet
+from tests.hub_server import HubServer
 
 PROCESSOR = GMDFImageProcessor.of_size(8)
 
@@ -188,3 +192,27 @@ def test_an_epoch_visits_videos_of_one_name_in_every_method(tmp_path):
     assert len(sampler) == 4  # two videos in two forgeries, a fake one in each batch
     rows = [draw.row for batch in sampler for draw in batch if train[0].labels[draw.row] == 1]
     assert len({train[0].videos[row] for row in rows}) == 4
+
+
+HUB = """
+import sys
+from huggingface_hub import HfApi
+from gmdf_hf.streams import load_stream, stream_frames
+
+HfApi().create_repo("user/ff", repo_type="dataset", private=True)
+HfApi().upload_folder(repo_id="user/ff", repo_type="dataset", folder_path=sys.argv[1])
+frames = list(stream_frames(load_stream("ff", "test", "user/ff")))
+print(len(frames), frames[4], frames[4].method, frames[4].image["bytes"][:4])
+"""
+
+
+def test_a_private_data_set_on_the_hub_is_read_and_not_downloaded(tmp_path):
+    write_methods(tmp_path / "ff")
+    with HubServer() as hub:
+        environment = os.environ | hub.environment(tmp_path / "home")
+        command = [sys.executable, "-c", HUB, str(tmp_path / "ff")]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout == "18 ff, video 033, frame 1 FaceSwap b'\\x89PNG'\n"
+    assert [*(tmp_path / "ff").rglob("*.parquet")]
+    assert not [*(tmp_path / "home").rglob("*.parquet"), *(tmp_path / "home").rglob("*.arrow")]
