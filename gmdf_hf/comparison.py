@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from gmdf_hf.intervals import BLOCK, bin_edges, bin_samples, draw_weights
+from gmdf_hf.intervals import BLOCK, bin_edges, bin_samples, draw_weights, histogram_auc
 from gmdf_hf.score_table import DomainScores, split_domains, video_keys
 
 
@@ -33,6 +33,8 @@ def auc_replicates(
     Raises:
         ValueError: If a domain is missing or the tables do not hold the same videos.
     """
+    if not all("method" in table.columns for table in tables):  # it names no video of a table that lacks it
+        tables = [table.drop(columns="method", errors="ignore") for table in tables]
     means, drawn = [], []
     for domain in domains:
         samples = [_of_domain(table, domain) for table in tables]
@@ -66,7 +68,7 @@ def _of_domain(table: pd.DataFrame, domain: str) -> tuple[pd.DataFrame, DomainSc
 
 def _auc(counts: Sequence, weights: Sequence[np.ndarray]) -> np.ndarray:
     real, fake = ((of_class @ w).astype(float) for of_class, w in zip(counts, weights, strict=True))
-    return (fake * (real.cumsum(0) - real / 2)).sum(0) / (real.sum(0) * fake.sum(0))
+    return histogram_auc(real, fake)
 
 
 def compare(

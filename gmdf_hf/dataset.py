@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.packaged_modules.parquet.parquet import ParquetConfig
+from datasets.utils.file_utils import xopen
 
 from gmdf_hf import drawings, forgeries, people, portraits
-from gmdf_hf.shards import FEATURES
+from gmdf_hf.shards import FEATURES, ROW_GROUP
 
 LABELS = ("real", "fake")
 DRAWN_PREFIX = "drawn:"
@@ -36,6 +40,7 @@ class Domain:
         frame_numbers: Number of each frame in its video.
         groups: Leak unit of each frame: frames of one group must not stand in two splits.
         captions: Description of each image, for prompt P3; None where the data set has none.
+        methods: Which forgery made each frame, empty where it is not known; None where the data set has none.
     """
 
     name: str
@@ -46,9 +51,15 @@ class Domain:
     frame_numbers: np.ndarray
     groups: Sequence[str]
     captions: Sequence[str] | None
+    methods: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def videos(self) -> list[tuple[str, str]]:
+        """Method and id of each frame's video: videos of one name in two methods are different ones."""
+        return _videos(self.methods, self.video_ids)
 
 
 def load_domain(
@@ -63,8 +74,9 @@ def load_domain(
 ) -> Domain:
     """Load one split of a domain.
 
-    Columns are `image` and `label`, and where the data set has them `video_id`, `frame`, `group`, `caption`. Without
-    `video_id`, frames of the same group and label are one video; without `group` too, each image stands for itself.
+    Columns are `image` and `label`, and where the data set has them `video_id`, `frame`, `method`, `group`, `caption`.
+    Videos of one name in two methods are different ones. Without `video_id`, frames of the same group, label and method
+    are one video; without `group` too, each image stands for itself.
 
     Args:
         name: What the domain is called.
@@ -89,16 +101,19 @@ def load_domain(
     video_ids = _strings(frames, "video_id") or [
         f"{group}/{LABELS[label]}" for group, label in zip(groups, labels, strict=True)
     ]
+    methods = _strings(frames, "method")
     if max_videos is not None:
-        keep = _first_videos(labels, video_ids, max_videos)
+        keep = _first_videos(labels, _videos(methods, video_ids), max_videos)
         frames, labels = frames.select(keep), labels[keep]
         groups, video_ids = [groups[row] for row in keep], [video_ids[row] for row in keep]
+        methods = methods and [methods[row] for row in keep]
     counts = Counter(labels.tolist())
     if len(counts) < 2:
         found = ", ".join(f"{count} {LABELS[label]}" for label, count in counts.items()) or "none"
         raise DomainError(f"Domain {name!r}, split {split!r}, needs real and fake images, found {found}.")
-    _check_videos(name, labels, video_ids)
-    numbers = frames["frame"][:] if "frame" in frames.column_names else _count_up(video_ids)
+    videos = _videos(methods, video_ids)
+    _check_videos(name, labels, videos)
+    numbers = frames["frame"][:] if "frame" in frames.column_names else _count_up(videos)
     return Domain(
         name=name,
         split=split,
@@ -108,6 +123,7 @@ def load_domain(
         frame_numbers=np.asarray(numbers),
         groups=groups,
         captions=_strings(frames, "caption"),
+        methods=methods,
     )
 
 
@@ -135,16 +151,33 @@ def load_frames(
     """
     try:
         if Path(path).suffix == ".parquet":
-            return datasets.load_dataset("parquet", data_files={split: path}, split=split, streaming=streaming)
-        if Path(path).is_dir():
-            found = datasets.load_dataset(path, streaming=streaming)
+            arguments = {"path": "parquet", "data_files": {split: path}}
         else:
-            found = datasets.load_dataset(path, subset, revision=revision, streaming=streaming)
+            arguments = {"path": path} if Path(path).is_dir() else {"path": path, "name": subset, "revision": revision}
+        found = _open_streams(split, **arguments) if streaming else datasets.load_dataset(**arguments)
     except (FileNotFoundError, ConnectionError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DomainError(f"Domain {name!r}: cannot load {path!r}: {' '.join(str(error).split())[:300]}") from error
     if split not in found:
         raise DomainError(f"Domain {name!r}: no split {split!r} in {path!r}; found {', '.join(found)}.")
     return found[split]
+
+
+def _open_streams(split: str, **arguments: object) -> datasets.IterableDatasetDict:
+    builder = datasets.load_dataset_builder(**arguments)
+    found = builder.as_streaming_dataset()
+    if isinstance(builder.config, ParquetConfig) and split in found:
+        features = found[split].features
+        # What `datasets` reads Parquet with runs ahead until the whole file is in memory (apache/arrow#39808).
+        files = {"files": list(builder.config.data_files[split]), "schema": features.arrow_schema}
+        found[split] = datasets.IterableDataset.from_generator(_read_parquet, features=features, gen_kwargs=files)
+    return found
+
+
+def _read_parquet(files: Sequence[str], schema: pa.Schema) -> Iterator[dict]:
+    for path in files:
+        with xopen(path, "rb") as file, pq.ParquetFile(file, pre_buffer=False) as parquet:
+            for batch in parquet.iter_batches(batch_size=ROW_GROUP):
+                yield from datasets.table.table_cast(pa.Table.from_batches([batch]), schema).to_pylist()
 
 
 def rename_columns(
@@ -198,32 +231,42 @@ def _labels(name: str, frames: datasets.Dataset) -> np.ndarray:
 
 
 def _strings(frames: datasets.Dataset, column: str) -> list[str] | None:
-    return [str(value) for value in frames[column]] if column in frames.column_names else None
+    return [string(value) for value in frames[column]] if column in frames.column_names else None
 
 
-def _first_videos(labels: np.ndarray, video_ids: Sequence[str], max_videos: int) -> list[int]:
-    kept: dict[int, set[str]] = {0: set(), 1: set()}
+def string(value: object) -> str:
+    """A name as text, empty where the data set has none."""
+    return "" if value is None else str(value)
+
+
+def _videos(methods: Sequence[str] | None, video_ids: Sequence[str]) -> list[tuple[str, str]]:
+    return list(zip([""] * len(video_ids) if methods is None else methods, video_ids, strict=True))
+
+
+def _first_videos(labels: np.ndarray, videos: Sequence[tuple[str, str]], max_videos: int) -> list[int]:
+    kept: dict[int, set[tuple[str, str]]] = {0: set(), 1: set()}
     rows = []
-    for row, (label, video) in enumerate(zip(labels.tolist(), video_ids, strict=True)):
+    for row, (label, video) in enumerate(zip(labels.tolist(), videos, strict=True)):
         if video in kept[label] or len(kept[label]) < max_videos:
             kept[label].add(video)
             rows.append(row)
     return rows
 
 
-def _check_videos(name: str, labels: np.ndarray, video_ids: Sequence[str]) -> None:
-    label_of: dict[str, int] = {}
-    for video, label in zip(video_ids, labels.tolist(), strict=True):
-        if label_of.setdefault(video, label) != label:
+def _check_videos(name: str, labels: np.ndarray, videos: Sequence[tuple[str, str]]) -> None:
+    label_of: dict[tuple[str, str], int] = {}
+    for (method, video), label in zip(videos, labels.tolist(), strict=True):
+        if label_of.setdefault((method, video), label) != label:
+            of_method = f" of method {method!r}" if method else ""
             raise DomainError(
-                f"Domain {name!r}: video {video!r} has frames labelled real and fake; expected one label."
+                f"Domain {name!r}: video {video!r}{of_method} has frames labelled real and fake; expected one label."
             )
 
 
-def _count_up(video_ids: Sequence[str]) -> list[int]:
-    seen: Counter[str] = Counter()
+def _count_up(videos: Sequence[tuple[str, str]]) -> list[int]:
+    seen: Counter[tuple[str, str]] = Counter()
     numbers = []
-    for video in video_ids:
+    for video in videos:
         numbers.append(seen[video])
         seen[video] += 1
     return numbers
@@ -231,6 +274,8 @@ def _count_up(video_ids: Sequence[str]) -> list[int]:
 
 def check_leaks(splits: Iterable[Domain]) -> None:
     """Refuse a domain with a video or a group in two splits.
+
+    A video's name counts here without its method: two forgeries of one name are most often made from one scene.
 
     Raises:
         DomainError: If there is one; the message names it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -26,7 +26,7 @@ def held_out_domains(domains: int, seed: Sequence[int]) -> Iterator[int]:
 
 
 def balanced_batches(
-    labels: np.ndarray, video_ids: Sequence[str], batch_size: int, seed: Sequence[int]
+    labels: np.ndarray, videos: Sequence[Hashable], batch_size: int, seed: Sequence[int]
 ) -> list[list[int]]:
     """Rows of one epoch's batches of one domain.
 
@@ -35,7 +35,7 @@ def balanced_batches(
 
     Args:
         labels: 0 real, 1 fake, shape `(frames,)`.
-        video_ids: Video of each frame.
+        videos: Video of each frame.
         batch_size: Even number of frames in a batch.
         seed: Numbers that fix the order.
 
@@ -45,15 +45,15 @@ def balanced_batches(
     if batch_size < 2 or batch_size % 2:
         raise ValueError(f"`batch_size` must be even and at least 2, found {batch_size}.")
     rng = np.random.default_rng(seed)
-    videos: tuple[dict[str, list[int]], ...] = ({}, {})
-    for row, (label, video) in enumerate(zip(labels.tolist(), video_ids, strict=True)):
-        videos[label].setdefault(video, []).append(row)
-    if not all(videos):
+    rows_of: tuple[dict[Hashable, list[int]], ...] = ({}, {})
+    for row, (label, video) in enumerate(zip(labels.tolist(), videos, strict=True)):
+        rows_of[label].setdefault(video, []).append(row)
+    if not all(rows_of):
         raise ValueError("A batch needs real and fake frames, found one class alone.")
     half = batch_size // 2
-    batches = math.ceil(max(len(of_class) for of_class in videos) / half)
+    batches = math.ceil(max(len(of_class) for of_class in rows_of) / half)
     rows = []
-    for of_class in videos:
+    for of_class in rows_of:
         frames = list(of_class.values())
         visits = math.ceil(batches * half / len(frames))
         order = np.concatenate([rng.permutation(len(frames)) for _ in range(visits)])[: batches * half]
@@ -74,7 +74,7 @@ class EpisodeSampler(Sampler):
 
     Args:
         labels: Labels of each domain's frames.
-        video_ids: Videos of each domain's frames.
+        videos: Videos of each domain's frames.
         batch_size: Frames of each domain in an iteration of one process.
         seed: Of the order.
         process_index: This process's number.
@@ -88,7 +88,7 @@ class EpisodeSampler(Sampler):
     def __init__(
         self,
         labels: Sequence[np.ndarray],
-        video_ids: Sequence[Sequence[str]],
+        videos: Sequence[Sequence[Hashable]],
         batch_size: int,
         seed: int,
         process_index: int = 0,
@@ -97,7 +97,7 @@ class EpisodeSampler(Sampler):
     ):
         if not labels:
             raise ValueError("An episode needs a domain, found none.")
-        self.labels, self.video_ids = labels, video_ids
+        self.labels, self.videos = labels, videos
         self.joined_size, self.seed = batch_size * num_processes, seed
         half = batch_size // 2
         places = np.arange(process_index * half, (process_index + 1) * half)
@@ -131,7 +131,7 @@ class EpisodeSampler(Sampler):
 
     def _batches(self, domain: int, visit: int) -> list[list[int]]:
         seed = (self.seed, self.epoch, domain, visit)
-        return balanced_batches(self.labels[domain], self.video_ids[domain], self.joined_size, seed)
+        return balanced_batches(self.labels[domain], self.videos[domain], self.joined_size, seed)
 
     def _endless(self, domain: int) -> Iterator[list[int]]:
         visit = 0

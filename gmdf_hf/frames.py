@@ -29,12 +29,39 @@ class Draw(NamedTuple):
     chance: int = 0
 
 
+class Frame(NamedTuple):
+    """A frame before its image is decoded.
+
+    Attributes:
+        domain: Name of its domain.
+        row: Its row there.
+        video_id: Its video.
+        number: Its number in the video.
+        method: Which forgery made it; None where the domain has no methods.
+        label: 0 real, 1 fake.
+        caption: Description of the image, for prompt P3.
+        image: As `datasets` keeps it, `{"bytes", "path"}`; None where it was not looked up yet, or none is stored.
+    """
+
+    domain: str
+    row: int
+    video_id: str
+    number: int
+    method: str | None
+    label: int
+    caption: str = ""
+    image: dict | None = None
+
+    def __str__(self) -> str:
+        return f"{self.domain}, video {self.video_id}, frame {self.number}"
+
+
 class Skipped(NamedTuple):
     """An image that could not be read, in place of a frame.
 
     Attributes:
         domain: Name of its domain.
-        row: Its row there; -1 in a stream, which has no rows.
+        row: Its row there; -1 in a training stream, which has no rows.
         reason: What is wrong, with the names of video and frame.
     """
 
@@ -43,34 +70,43 @@ class Skipped(NamedTuple):
     reason: str
 
 
-def read_frame(
-    stored: dict | None, where: str, label: int, draw: Draw, processor: BaseImageProcessor, caption: str = ""
-) -> dict:
+def frame_of(domain: Domain, row: int) -> Frame:
+    """What a domain says of one of its frames, without the image."""
+    return Frame(
+        domain=domain.name,
+        row=row,
+        video_id=domain.video_ids[row],
+        number=int(domain.frame_numbers[row]),
+        method=None if domain.methods is None else domain.methods[row],
+        label=int(domain.labels[row]),
+        caption="" if domain.captions is None else domain.captions[row],
+    )
+
+
+def read_frame(frame: Frame, draw: Draw, processor: BaseImageProcessor) -> dict:
     """Decode and process one image.
 
     Args:
-        stored: The image as `datasets` keeps it, `{"bytes", "path"}`.
-        where: Names of domain, video and frame, for messages and records.
-        label: 0 real, 1 fake.
-        draw: Which frame this is, and its random number.
+        frame: The frame, its image looked up.
+        draw: Its domain's index, and its random number.
         processor: Image processor of the model.
-        caption: Description of the image, for prompt P3.
 
     Raises:
         ImageError: If it cannot be read.
     """
+    stored = frame.image
     if stored is None or (stored["bytes"] is None and not stored["path"]):
-        raise ImageError(f"{where}: no image is stored.")
-    image = open_image(stored["bytes"] if stored["bytes"] is not None else stored["path"], name=where)
+        raise ImageError(f"{frame}: no image is stored.")
+    image = open_image(stored["bytes"] if stored["bytes"] is not None else stored["path"], name=str(frame))
     pixel_values = processor(images=image, return_tensors="pt")["pixel_values"][0]
     return {
         "pixel_values": pixel_values.flip(-1) if draw.chance % 2 else pixel_values,
-        "labels": label,
+        "labels": frame.label,
         "domain_ids": draw.domain,
         "rows": draw.row,
         "chances": draw.chance,
-        "names": where,
-        "captions": caption,
+        "names": str(frame),
+        "captions": frame.caption,
     }
 
 
@@ -90,14 +126,12 @@ class FrameReader(torch.utils.data.Dataset):
 
     def __getitem__(self, index: tuple[int, ...]) -> dict | Skipped:
         draw = Draw(*index)
-        domain, row = self.domains[draw.domain], draw.row
-        where = f"{domain.name}, video {domain.video_ids[row]}, frame {domain.frame_numbers[row]}"
-        caption = "" if domain.captions is None else domain.captions[row]
+        domain = self.domains[draw.domain]
+        frame = frame_of(domain, draw.row)._replace(image=domain.frames[draw.row]["image"])
         try:
-            stored, label = domain.frames[row]["image"], int(domain.labels[row])
-            return read_frame(stored, where, label, draw, self.processor, caption)
+            return read_frame(frame, draw, self.processor)
         except ImageError as error:
-            return Skipped(domain.name, row, str(error))
+            return Skipped(domain.name, draw.row, str(error))
 
 
 def collate(items: Sequence[dict | Skipped]) -> dict:

@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
 
-from gmdf_hf.metrics import CALIBRATION_BINS, cross_auc, domain_metrics, m_eer, pooled_auc
-from gmdf_hf.score_table import LEVELS, DomainScores, split_domains
+from gmdf_hf.metrics import CALIBRATION_BINS, cross_auc, domain_metrics, m_eer, method_auc, pooled_auc
+from gmdf_hf.score_table import LEVELS, DomainScores, split_domains, split_methods
 
 MAX_BINS = 4096
 BLOCK = 64  # replicates at a time, fewer if there are many videos: their weights are a dense matrix
@@ -136,6 +136,12 @@ def _blocks(
         ]
 
 
+def histogram_auc(real: np.ndarray, fake: np.ndarray) -> np.ndarray:
+    """AUC of each replicate, from histograms of shape `(bins, replicates)`; `nan` where a class is missing."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (fake * (real.cumsum(0) - real / 2)).sum(0) / (real.sum(0) * fake.sum(0))
+
+
 def _cross(histograms: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Cross-AUC of each replicate, shape `(domains of reals, domains of fakes, replicates)`."""
     below = np.stack([(real.cumsum(0) - real / 2) / real.sum(0) for real, _ in histograms])
@@ -153,7 +159,7 @@ def point_figures(table: pd.DataFrame, threshold: float = 0.5, real_share: float
 
     Returns:
         `domains`: see `domain_metrics`; `m_eer` and `pooled_auc` by level; `cross_auc` by level, domain of the reals
-        and domain of the fakes.
+        and domain of the fakes; `method_auc` by level, domain and forgery.
     """
     domains = domain_metrics(table, threshold, real_share)
     return {
@@ -161,6 +167,7 @@ def point_figures(table: pd.DataFrame, threshold: float = 0.5, real_share: float
         "m_eer": {level: m_eer(domains, level) for level in LEVELS},
         "pooled_auc": {level: pooled_auc(table, level) for level in LEVELS},
         "cross_auc": {level: cross_auc(table, level).to_dict(orient="index") for level in LEVELS},
+        "method_auc": {level: method_auc(table, level) for level in LEVELS},
     }
 
 
@@ -192,8 +199,9 @@ def measure(
     if replicates < 2:
         raise ValueError(f"`replicates` must be at least 2, found {replicates}.")
     exact = point_figures(table, threshold, real_share)
-    domains = split_domains(table)
+    domains, methods = split_domains(table), split_methods(table)
     samples = {"frame": list(domains.values()), "video": [domain.by_video() for domain in domains.values()]}
+    forged = {"frame": list(methods.values()), "video": [method.by_video() for method in methods.values()]}
     found: dict[str, dict[tuple, list]] = {level: {} for level in LEVELS}
     for number, level in enumerate(LEVELS):
         edges = bin_edges(samples[level], threshold)
@@ -202,6 +210,10 @@ def measure(
             values = _replicate(list(domains), histograms, binned, edges, threshold, real_share)
             for key, value in values.items():
                 found[level].setdefault(key, []).append(value)
+        binned = [bin_samples(method, edges) for method in forged[level]]
+        for histograms in _blocks(binned, replicates, np.random.default_rng((seed, number, 1))) if methods else ():
+            for names, (real, fake) in zip(methods, histograms, strict=True):
+                found[level].setdefault(("method_auc", *names), []).append(histogram_auc(real, fake))
     return exact | {"intervals": _collect(found, exact, coverage)}
 
 
@@ -223,7 +235,7 @@ def _replicate(
         cross = _cross(histograms)
         values: dict[tuple, np.ndarray] = {
             ("m_eer",): np.max([of["m"] for of in figures], axis=0),
-            ("pooled_auc",): (fake * (real.cumsum(0) - real / 2)).sum(0) / (real.sum(0) * fake.sum(0)),
+            ("pooled_auc",): histogram_auc(real, fake),
         }
     for i, name in enumerate(names):
         values |= {("domains", name, rate): figures[i][rate] for rate in RATES}
@@ -234,13 +246,14 @@ def _replicate(
 def _collect(found: dict[str, dict[tuple, list]], exact: dict, coverage: float) -> dict:
     """Percentiles of the replicates, moved by the difference between the exact figure and the binned one."""
     tails = [(1 - coverage) / 2, (1 + coverage) / 2]
-    intervals: dict = {"domains": {}, "m_eer": {}, "pooled_auc": {}, "cross_auc": {level: {} for level in LEVELS}}
+    intervals: dict = {"domains": {}, "m_eer": {}, "pooled_auc": {}}
+    intervals |= {kind: {level: {} for level in LEVELS} for kind in ("cross_auc", "method_auc")}
     for level, figures in found.items():
         for (kind, *names), (binned, *replicates) in figures.items():
             if kind == "domains":
                 of_domain = intervals["domains"].setdefault(names[0], {}).setdefault(level, {})
                 target, key, value = of_domain, names[1], exact["domains"][names[0]][level][names[1]]
-            elif kind == "cross_auc":
+            elif kind in ("cross_auc", "method_auc"):
                 target = intervals[kind][level].setdefault(names[0], {})
                 key, value = names[1], exact[kind][level][names[0]][names[1]]
             else:

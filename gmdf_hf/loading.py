@@ -40,7 +40,7 @@ def load_domains(
         for domain in of_domain:
             splits[domain.split].append(domain)
         if streaming:
-            splits["train"].append(load_stream(name, of_domain, **fields))
+            splits["train"].append(load_stream(name, "train", **fields, others=of_domain))
     for name, fields in unseen.items():
         splits["test"].append(load_domain(name, "test", **fields))
     return splits["train"], splits["validation"], splits["test"]
@@ -72,7 +72,7 @@ def make_loader(
         num_workers = sampler.useful_workers(num_workers)
         arguments = {"dataset": sampler, "batch_size": None}
     else:
-        labels, videos = [domain.labels for domain in train], [domain.video_ids for domain in train]
+        labels, videos = [domain.labels for domain in train], [domain.videos for domain in train]
         sampler = EpisodeSampler(labels, videos, batch_size, seed, *place, length)
         arguments = {"dataset": FrameReader(train, processor), "batch_sampler": sampler}
     loader = DataLoader(

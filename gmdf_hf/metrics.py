@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from gmdf_hf.score_table import LEVELS, split_domains, video_scores
+from gmdf_hf.score_table import LEVELS, split_domains, split_methods, video_scores
 
 CALIBRATION_BINS = 15
 # The same figures as a metric of `evaluate`: evaluate.load(EVALUATE_MODULE).
@@ -231,13 +231,31 @@ def pooled_auc(table: pd.DataFrame, level: str = "frame") -> float:
         table: Columns `domain, video_id, label, score`.
         level: `frame` or `video`.
 
-    Raises:
-        ValueError: If a class is missing in all domains.
+    Returns:
+        `nan` if a class is missing in all domains.
     """
     rows = table if level == "frame" else video_scores(table)
     labels, scores = rows["label"].to_numpy(), rows["score"].to_numpy(dtype=float)
-    _check(labels, scores)
-    return float(roc_auc_score(labels, scores))
+    _check(labels, scores, both=False)
+    return float(roc_auc_score(labels, scores)) if labels.any() and not labels.all() else np.nan
+
+
+def method_auc(table: pd.DataFrame, level: str = "frame") -> dict[str, dict[str, float]]:
+    """AUC of the fakes of each forgery against all reals of its domain, of domains that know of several forgeries.
+
+    Args:
+        table: Columns `domain, video_id, label, score`, and `method` if there is one.
+        level: `frame` or `video`.
+
+    Returns:
+        `{domain: {method: auc}}`; `nan` where a domain has no reals.
+    """
+    figures: dict[str, dict[str, float]] = {}
+    for (domain, method), frames in split_methods(table).items():
+        samples = frames if level == "frame" else frames.by_video()
+        reals, fakes = (samples.scores[samples.labels == label] for label in (0, 1))
+        figures.setdefault(domain, {})[method] = _auc_against_sorted(np.sort(reals), fakes)
+    return figures
 
 
 def cross_auc(table: pd.DataFrame, level: str = "frame") -> pd.DataFrame:

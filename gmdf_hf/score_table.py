@@ -1,4 +1,7 @@
-"""The table of scores, a row a frame: `domain, video_id, frame, label, score, face_found`; by domain and by video."""
+"""The table of scores, a row a frame: `domain, video_id, frame, label, score, face_found`; by domain and by video.
+
+`method`, which forgery made the frame, is a further column if one of the domains has it, and empty for the others.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ SCORE_COLUMNS = ("domain", "video_id", "frame", "label", "score", "face_found")
 
 def read_scores(path: Path) -> pd.DataFrame:
     """Read `scores.parquet`, names as categories: ten million rows then take 0.3 GiB."""
-    return pq.read_table(path, read_dictionary=["domain", "video_id"]).to_pandas()
+    return pq.read_table(path, read_dictionary=["domain", "video_id", "method"]).to_pandas()
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,9 @@ def video_keys(table: pd.DataFrame) -> list[str]:
 
 def video_scores(table: pd.DataFrame) -> pd.DataFrame:
     """Mean score of each video, a row a video, sorted (names that are categories: by category)."""
-    return table.groupby(video_keys(table), sort=True, as_index=False, observed=True).agg(score=("score", "mean"))
+    # A domain without methods has none in a table that has the column: by default, its videos would be dropped.
+    videos = table.groupby(video_keys(table), sort=True, as_index=False, observed=True, dropna=False)
+    return videos.agg(score=("score", "mean"))
 
 
 def split_domains(table: pd.DataFrame) -> dict[str, DomainScores]:
@@ -67,9 +72,30 @@ def split_domains(table: pd.DataFrame) -> dict[str, DomainScores]:
         raise ValueError("A table of scores needs rows, found none.")
     codes, names = pd.factorize(table["domain"])
     labels, scores = table["label"].to_numpy(), table["score"].to_numpy(dtype=float)
-    videos = table.groupby(video_keys(table), sort=False, observed=True).ngroup().to_numpy()
+    videos = table.groupby(video_keys(table), sort=False, observed=True, dropna=False).ngroup().to_numpy()
     domains = {}
     for code, name in enumerate(names):
         rows = np.flatnonzero(codes == code)
         domains[str(name)] = DomainScores(labels[rows], scores[rows], pd.factorize(videos[rows])[0])
     return domains
+
+
+def split_methods(table: pd.DataFrame) -> dict[tuple[str, str], DomainScores]:
+    """The fakes of each forgery with all reals of its domain, where a domain knows of several forgeries.
+
+    Args:
+        table: As for `split_domains`.
+
+    Returns:
+        Scores by domain and method, in the order of the names.
+    """
+    if "method" not in table.columns:
+        return {}
+    named = (table["label"] == 1) & table["method"].notna() & (table["method"] != "")
+    forgeries = table.loc[named, ["domain", "method"]].drop_duplicates().astype(str).sort_values(["domain", "method"])
+    found = {}
+    for domain, methods in forgeries.groupby("domain")["method"]:
+        rows = table[table["domain"] == domain]
+        for method in methods if len(methods) > 1 else ():
+            found[domain, method] = split_domains(rows[(rows["label"] == 0) | (rows["method"] == method)])[domain]
+    return found

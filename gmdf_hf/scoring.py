@@ -2,15 +2,19 @@
 
 A score may depend, in its last bits, on the shape of the batch and on the image's place in it. So frames are put in one
 order whatever order they came in, and cut into batches whose shape is always the same; a frame that cannot be read
-leaves its place empty. Who scores which batch then makes no difference.
+leaves its place empty. Who scores which batch then makes no difference. A stream's batches follow its own order.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import datasets
 import numpy as np
 import pandas as pd
 import torch
@@ -20,14 +24,61 @@ from torch.utils.data import DataLoader
 from transformers.image_processing_utils import BaseImageProcessor
 
 from gmdf_hf.dataset import Domain
-from gmdf_hf.frames import FrameReader, Skipped, collate
-from gmdf_hf.modeling.images_gmdf import open_image
+from gmdf_hf.frames import Draw, Frame, Skipped, frame_of, read_frame
+from gmdf_hf.modeling.images_gmdf import ImageError, open_image
 from gmdf_hf.processes import num_processes, process_index
+from gmdf_hf.streams import Stream, stream_frames
 
 REAL_NAMES = {"real", "genuine", "authentic", "original", "pristine", "bonafide", "human", "realism", "realface"}
 FAKE_NAMES = {"fake", "deepfake", "forged", "forgery", "manipulated", "synthetic", "artificial", "ai", "fakeface"}
 
 Encoder = Callable[[list[str]], torch.Tensor]
+
+
+class Batch(NamedTuple):
+    """Frames that a model sees together, and which of the domain's batches they are."""
+
+    number: int
+    frames: list[Frame]
+
+
+class ScoredBatch(NamedTuple):
+    """A batch with the probability of fake of each frame, or `nan` and the reason why it could not be read."""
+
+    number: int
+    frames: list[Frame]
+    scores: np.ndarray
+    reasons: list[str]
+
+
+@dataclass(frozen=True)
+class FrameBatches:
+    """A domain's frames, cut into batches.
+
+    Attributes:
+        name: Name of the domain.
+        batches: Its batches in their order, of equal size but the last; to be gone through once.
+        images: Where the frames' images are looked up; None if frames bring them along.
+        has_captions: Whether its frames have captions.
+    """
+
+    name: str
+    batches: Iterable[list[Frame]]
+    images: datasets.Dataset | None
+    has_captions: bool
+
+
+def batch_domain(domain: Domain, batch_size: int) -> FrameBatches:
+    """Batches of `fixed_batches`: the same whatever order the data have."""
+    batches = ([frame_of(domain, row) for row in rows] for rows in fixed_batches(domain, batch_size))
+    return FrameBatches(domain.name, batches, domain.frames, domain.captions is not None)
+
+
+def batch_stream(stream: Stream, batch_size: int) -> FrameBatches:
+    """Batches of frames as they come; they are not decoded, so those that are left out cost their reading only."""
+    frames = stream_frames(stream)
+    batches = iter(lambda: list(itertools.islice(frames, batch_size)), [])
+    return FrameBatches(stream.name, batches, None, "caption" in stream.frames.column_names)
 
 
 def fake_class(id2label: Mapping[int, str], fake_label: str | None = None) -> int:
@@ -61,11 +112,12 @@ def fake_class(id2label: Mapping[int, str], fake_label: str | None = None) -> in
 
 
 def fixed_batches(domain: Domain, batch_size: int) -> list[list[int]]:
-    """Rows of a domain, sorted by video, frame and label, in batches of equal size but the last.
+    """Rows of a domain, sorted by video, method, frame and label, in batches of equal size but the last.
 
-    Rows that agree in all three are sorted by their images' bytes, so that the order never is that of the input.
+    Rows that agree in all four are sorted by their images' bytes, so that the order never is that of the input.
     """
-    keys = list(zip(domain.video_ids, domain.frame_numbers.tolist(), domain.labels.tolist(), strict=True))
+    frames = zip(domain.videos, domain.frame_numbers.tolist(), domain.labels.tolist(), strict=True)
+    keys = [(video, method, number, label) for (method, video), number, label in frames]
     order = sorted(range(len(keys)), key=keys.__getitem__)
     start = 0
     for end in range(1, len(order) + 1):
@@ -92,71 +144,95 @@ def read_picture(domain: Domain, row: int) -> Image.Image:
     return open_image(content, name=f"{domain.name}, video {domain.video_ids[row]}")
 
 
+class BatchReader(torch.utils.data.Dataset):
+    """Reads whole batches, an index being a `Batch`, to images of shape `(batch_size, 3, H, W)`.
+
+    Args:
+        processor: The model's image processor.
+        batch_size: A shorter batch is filled up with black images, and so is the place of an unreadable one.
+        images: Where images are looked up by their frames' rows; None if frames bring them along.
+    """
+
+    def __init__(self, processor: BaseImageProcessor, batch_size: int, images: datasets.Dataset | None):
+        self.processor, self.batch_size, self.images = processor, batch_size, images
+
+    def __getitem__(self, batch: Batch) -> tuple[Batch, torch.Tensor | None, list[str]]:
+        """Return the batch without encoded images, its pixels (None if none can be read), and why not, or nothing."""
+        pixel_values, reasons = None, []
+        for slot, frame in enumerate(batch.frames):
+            image = frame.image if self.images is None else self.images[frame.row]["image"]
+            try:
+                item = read_frame(frame._replace(image=image), Draw(0, frame.row), self.processor)["pixel_values"]
+            except ImageError as error:
+                reasons.append(str(error))
+                continue
+            if pixel_values is None:
+                pixel_values = item.new_zeros(self.batch_size, *item.shape)
+            pixel_values[slot] = item
+            reasons.append("")
+        return Batch(batch.number, [frame._replace(image=None) for frame in batch.frames]), pixel_values, reasons
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
 @torch.no_grad()
 def score_batches(
     model: torch.nn.Module,
-    domain: Domain,
-    batches: Sequence[Sequence[int]],
+    source: FrameBatches,
+    batches: Iterable[Batch],
     processor: BaseImageProcessor,
     batch_size: int,
     num_workers: int = 0,
     encode_captions: Encoder | None = None,
     fake: int = 1,
-) -> Iterator[tuple[np.ndarray, np.ndarray, list[Skipped]]]:
-    """Score some of a domain's batches.
+) -> Iterator[ScoredBatch]:
+    """Score some of a domain's batches, in their order.
 
     Args:
         model: Classifier whose output has `logits` of shape `(B, 2)`.
-        domain: Frames to score.
-        batches: Some of `fixed_batches`.
+        source: The domain.
+        batches: Some of its batches; they are taken as they are needed, in this process.
         processor: The model's image processor.
         batch_size: Size of every batch that the model sees; a shorter one is filled up with black images.
         num_workers: Processes that decode images.
         encode_captions: Captions to class sentences `(B, 2, length)`, for template P3.
         fake: The model's fake class.
-
-    Yields:
-        For each batch the rows that could be read, their probabilities of fake, and the frames that could not be read.
     """
     model.eval()
     device = next(model.parameters()).device
-    loader = DataLoader(
-        FrameReader([domain], processor),
-        batch_sampler=[[(0, row) for row in rows] for rows in batches],
-        collate_fn=collate,
-        num_workers=num_workers,
-    )
-    for rows, batch in zip(batches, loader, strict=True):
-        if "rows" not in batch:
-            yield np.empty(0, dtype=np.int64), np.empty(0), batch["skipped"]
-            continue
-        place = {row: slot for slot, row in enumerate(rows)}
-        read = batch["rows"].tolist()
-        slots = torch.tensor([place[row] for row in read])
-        pixel_values = batch["pixel_values"].new_zeros(batch_size, *batch["pixel_values"].shape[1:])
-        pixel_values[slots] = batch["pixel_values"]
-        extra = {}
-        if encode_captions is not None and domain.captions is not None:
-            captions = [domain.captions[row] for row in rows] + [""] * (batch_size - len(rows))
-            extra["prompt_ids"] = encode_captions(captions).to(device)
-        logits = model(pixel_values=pixel_values.to(device), **extra).logits
-        # In double precision: in single, everything 17 above or below is a tie.
-        probabilities = logits.double().softmax(-1)[:, fake].cpu()[slots]
-        yield np.asarray(read), probabilities.numpy(), batch["skipped"]
+    reader = BatchReader(processor, batch_size, source.images)
+    # Batches are the loader's indices, and a stream's frames travel in them: it is read once, and not in the workers.
+    loader = DataLoader(reader, batch_size=None, sampler=batches, collate_fn=_as_it_is, num_workers=num_workers)
+    for batch, pixel_values, reasons in loader:
+        scores = np.full(len(batch.frames), np.nan)
+        if pixel_values is not None:
+            extra = {}
+            if encode_captions is not None and source.has_captions:
+                captions = [frame.caption for frame in batch.frames] + [""] * (batch_size - len(batch.frames))
+                extra["prompt_ids"] = encode_captions(captions).to(device)
+            logits = model(pixel_values=pixel_values.to(device), **extra).logits
+            # In double precision: in single, everything 17 above or below is a tie.
+            probabilities = logits.double().softmax(-1)[:, fake].cpu().numpy()
+            read = np.asarray([not reason for reason in reasons])
+            scores[read] = probabilities[: len(scores)][read]
+        yield ScoredBatch(batch.number, batch.frames, scores, reasons)
 
 
-def score_rows(domain: Domain, rows: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
+def score_rows(frames: Sequence[Frame], scores: np.ndarray) -> pd.DataFrame:
     """Rows of the table of scores. `face_found` is True: a domain's frames are face crops already."""
-    return pd.DataFrame(
-        {
-            "domain": domain.name,
-            "video_id": [domain.video_ids[row] for row in rows],
-            "frame": domain.frame_numbers[rows].astype("int32"),
-            "label": domain.labels[rows].astype("int8"),
-            "score": scores.astype("float64"),
-            "face_found": True,
-        }
-    )
+    columns = {
+        "domain": [frame.domain for frame in frames],
+        "video_id": [frame.video_id for frame in frames],
+        "frame": np.asarray([frame.number for frame in frames], dtype="int32"),
+        "label": np.asarray([frame.label for frame in frames], dtype="int8"),
+        "score": scores,
+        "face_found": True,
+    }
+    if any(frame.method is not None for frame in frames):
+        columns["method"] = [frame.method for frame in frames]
+    return pd.DataFrame(columns)
 
 
 def score_domain(
@@ -182,19 +258,19 @@ def score_domain(
         fake: The model's fake class.
 
     Returns:
-        A row a frame, `domain, video_id, frame, label, score, face_found`, sorted, and the frames that could not be
-        read.
+        A row a frame, `domain, video_id, frame, label, score, face_found`, and `method` if the domain has it, sorted;
+        and the frames that could not be read.
     """
-    batches = fixed_batches(domain, batch_size)
-    numbers = range(process_index(), len(batches), num_processes())
-    mine = [batches[number] for number in numbers]
-    scored = score_batches(model, domain, mine, processor, batch_size, num_workers, encode_captions, fake)
-    parts = [(number, *part) for number, part in zip(numbers, scored, strict=True)]
+    source = batch_domain(domain, batch_size)
+    mine = itertools.islice(map(Batch._make, enumerate(source.batches)), process_index(), None, num_processes())
+    parts = list(score_batches(model, source, mine, processor, batch_size, num_workers, encode_captions, fake))
     if num_processes() > 1:
-        parts = sorted(gather_object(parts), key=lambda part: part[0])
-    _, rows, scores, skipped = zip(*parts, strict=True)
-    table = score_rows(domain, np.concatenate(rows), np.concatenate(scores))
-    return table, [item for of_batch in skipped for item in of_batch]
+        parts = sorted(gather_object(parts), key=lambda part: part.number)
+    frames = [frame for part in parts for frame in part.frames]
+    reasons = [reason for part in parts for reason in part.reasons]
+    table = score_rows(frames, np.concatenate([part.scores for part in parts]))
+    skipped = [Skipped(domain.name, frame.row, why) for frame, why in zip(frames, reasons, strict=True) if why]
+    return table[[not reason for reason in reasons]].reset_index(drop=True), skipped
 
 
 def score_domains(model: torch.nn.Module, domains: Sequence[Domain], **arguments) -> tuple[pd.DataFrame, list[Skipped]]:

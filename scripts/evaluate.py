@@ -3,16 +3,18 @@
 python scripts/evaluate.py --model runs/drawn/model --domains compress=drawn:compress
 python scripts/evaluate.py --model runs/drawn/model --recipe scripts/recipes/drawn.yaml --output_dir runs/scores
 python scripts/evaluate.py --model user/some-vit-detector --fake_label AI --domains dfdc=/data/dfdc
+python scripts/evaluate.py --model user/name --domains big=user/big --streaming   # no download first
 ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 scripts/evaluate.py ...     # several processes share the frames
 
 A killed run goes on where it was. On a CPU the scores are the same to the last bit for any number of processes and any
-order of the data, as long as --batch_size and --threads are.
+order of the data (of a stream: for its own order), as long as --batch_size and --threads are.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import math
 import sys
@@ -34,12 +36,13 @@ from gmdf_hf.checkpoint import environment, write_json, write_skipped
 from gmdf_hf.config import DomainSource, UserError
 from gmdf_hf.dataset import Domain, DomainError, load_domain
 from gmdf_hf.distortions import DistortingProcessor, parse_distortion
-from gmdf_hf.frames import caption_encoder
+from gmdf_hf.frames import caption_encoder, frame_of
 from gmdf_hf.intervals import measure
 from gmdf_hf.metrics import crossing
-from gmdf_hf.score_parts import claim_folder, done_batches, join_parts, write_parts
-from gmdf_hf.scoring import Encoder, fake_class, fixed_batches, score_batches
+from gmdf_hf.score_parts import BatchQueue, claim_folder, frames_digest, join_parts, write_parts
+from gmdf_hf.scoring import Encoder, batch_domain, batch_stream, fake_class, score_batches
 from gmdf_hf.sources.record import SPLITS
+from gmdf_hf.streams import Stream, load_stream
 from gmdf_hf.tables import domain_table, rich_table
 
 
@@ -52,6 +55,7 @@ class Evaluation:
         domains: Where each domain's frames come from.
         output_dir: Folder of the results.
         split: Split of the domains.
+        streaming: Whether domains are scored as they are read: nothing is downloaded first.
         revision: Commit, branch or tag of a model on the hub.
         trust_remote_code: Whether the model's own code may run.
         fake_label: Name of the model's fake class, where `real` and `fake` are not what its classes are called.
@@ -68,6 +72,7 @@ class Evaluation:
     domains: dict[str, DomainSource]
     output_dir: Path = Path("runs/evaluation")
     split: str = "test"
+    streaming: bool = False
     revision: str | None = None
     trust_remote_code: bool = False
     fake_label: str | None = None
@@ -97,36 +102,27 @@ def main(evaluation: Evaluation) -> dict[str, Any]:
     model.to(accelerator.device)
     if evaluation.distortion is not None:
         processor = DistortingProcessor(processor, *parse_distortion(evaluation.distortion))
+    load = load_stream if evaluation.streaming else load_domain
     with accelerator.main_process_first():  # who comes first fills the cache of `datasets`
-        domains = [
-            load_domain(name, evaluation.split, **source.model_dump()) for name, source in evaluation.domains.items()
-        ]
+        domains = [load(name, evaluation.split, **source.model_dump()) for name, source in evaluation.domains.items()]
     domains.sort(key=lambda domain: domain.name)
-    encode_captions = captions_of(model, domains, evaluation)
-    batches = {domain.name: fixed_batches(domain, evaluation.batch_size) for domain in domains}
+    size = evaluation.batch_size
+    batched = [batch_stream(d, size) if evaluation.streaming else batch_domain(d, size) for d in domains]
+    encode_captions = captions_of(model, any(source.has_captions for source in batched), evaluation)
     with accelerator.main_process_first():
-        claim_folder(evaluation.output_dir, request_of(evaluation, model, domains, batches, accelerator.device.type))
-    parts = evaluation.output_dir / "parts"
-    done = {name: done_batches(parts / name) for name in batches}
+        claim_folder(evaluation.output_dir, request_of(evaluation, model, domains, accelerator.device.type))
+    queues = [BatchQueue(source, evaluation.output_dir / "parts" / source.name, size) for source in batched]
     accelerator.wait_for_everyone()  # nobody writes before everybody has looked
-    for domain in domains:
-        left = [number for number in range(len(batches[domain.name])) if number not in done[domain.name]]
-        mine = left[accelerator.process_index :: accelerator.num_processes]
-        scored = score_batches(
-            model,
-            domain,
-            [batches[domain.name][number] for number in mine],
-            processor,
-            evaluation.batch_size,
-            evaluation.num_workers,
-            encode_captions,
-            fake,
-        )
-        write_parts(parts / domain.name, mine, scored)
+    for source, queue in zip(batched, queues, strict=True):
+        mine = itertools.islice(queue, accelerator.process_index, None, accelerator.num_processes)
+        scored = score_batches(model, source, mine, processor, size, evaluation.num_workers, encode_captions, fake)
+        write_parts(queue.folder, scored)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        joined = [join_parts(parts / domain.name, domain, batches[domain.name]) for domain in domains]
+        joined = [join_parts(queue.folder, queue.source.name, queue.frames) for queue in queues]
         scores = pd.concat([table for table, _ in joined], ignore_index=True)
+        if not len(scores):
+            raise UserError(f"No image could be read: {joined[0][1][0].reason}")
         scores.to_parquet(evaluation.output_dir / "scores.parquet")
         skipped = write_skipped(evaluation.output_dir / "skipped.csv", [item for _, items in joined for item in items])
         write_json(evaluation.output_dir / "environment.json", environment())
@@ -151,13 +147,13 @@ def load_detector(evaluation: Evaluation) -> tuple[torch.nn.Module, Any, int]:
         raise UserError(f"The model {evaluation.model!r} cannot be used: {' '.join(str(error).split())}") from error
 
 
-def captions_of(model: torch.nn.Module, domains: list[Domain], evaluation: Evaluation) -> Encoder | None:
+def captions_of(model: torch.nn.Module, has_captions: bool, evaluation: Evaluation) -> Encoder | None:
     """The encoder of captions that a GM-DF of prompt P3 needs; its tokenizer stands in the model's folder.
 
     Raises:
         UserError: If there are captions and no tokenizer.
     """
-    if getattr(model.config, "prompt", None) != "P3" or all(domain.captions is None for domain in domains):
+    if getattr(model.config, "prompt", None) != "P3" or not has_captions:
         return None
     try:
         return caption_encoder(evaluation.model)
@@ -169,23 +165,22 @@ def captions_of(model: torch.nn.Module, domains: list[Domain], evaluation: Evalu
 
 
 def request_of(
-    evaluation: Evaluation, model: torch.nn.Module, domains: list[Domain], batches: dict[str, list], device: str
+    evaluation: Evaluation, model: torch.nn.Module, domains: list[Domain] | list[Stream], device: str
 ) -> dict[str, Any]:
     """All that the scores depend on."""
     weights = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         weights.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     frames = {}
-    for domain in domains:
-        digest = hashlib.sha256()
-        for row in (row for rows in batches[domain.name] for row in rows):
-            key = (domain.video_ids[row], int(domain.frame_numbers[row]), int(domain.labels[row]), row)
-            digest.update(repr(key).encode())
-        frames[domain.name] = f"{len(domain)} frames, {digest.hexdigest()[:16]}"
+    for domain in domains:  # what a stream holds is known at its end: its parts keep watch over that
+        if isinstance(domain, Domain):
+            digest = frames_digest(frame_of(domain, row) for row in range(len(domain)))
+            frames[domain.name] = f"{len(domain)} frames, {digest}"
     return {
         "model": evaluation.model,
         "weights": weights.hexdigest()[:16],
         "split": evaluation.split,
+        "streaming": evaluation.streaming,
         "fake_label": evaluation.fake_label,
         "distortion": evaluation.distortion,
         "batch_size": evaluation.batch_size,
@@ -215,7 +210,7 @@ def results_of(evaluation: Evaluation, scores: pd.DataFrame, model: torch.nn.Mod
         "skipped": skipped,
         **measure(scores, threshold, evaluation.real_share, evaluation.replicates),
     }
-    if evaluation.split == "validation":
+    if evaluation.split == "validation" and scores["label"].nunique() == 2:
         # What to give as `threshold` when scoring the test split.
         results["crossing_threshold"] = crossing(scores["label"].to_numpy(), scores["score"].to_numpy()).threshold
     return null_for_nan(results)
@@ -268,6 +263,7 @@ def parse_command_line(arguments: list[str] | None = None) -> Evaluation:
     parser.add_argument("--recipe", type=Path, help="recipe whose source and unseen domains to score")
     parser.add_argument("--output_dir", type=Path, default=Evaluation.output_dir, help="folder of the results")
     parser.add_argument("--split", choices=SPLITS, default=Evaluation.split, help="split of the domains")
+    parser.add_argument("--streaming", action="store_true", help="score domains as they are read, not downloaded first")
     parser.add_argument("--revision", help="commit, branch or tag of a model on the hub")
     parser.add_argument("--trust_remote_code", action="store_true", help="let the model's own code run")
     parser.add_argument("--fake_label", help="name of the model's fake class, if it is not a word for fake")

@@ -116,6 +116,7 @@ def main(runs: Sequence[Scored], folder: Path, faces: bool = True) -> Path:
     }
     for name, figure in drawn.items():
         plots.save(figure, pictures / f"{name}.png")
+    forgeries = method_table(first.results)
     sections = [
         Section("Runs beside each other", [Part(table=comparison(runs), text_columns=2)]),
         Section(
@@ -124,6 +125,11 @@ def main(runs: Sequence[Scored], folder: Path, faces: bool = True) -> Path:
                 Part(table=domain_table(first.results), text_columns=3),
                 Part("Over all domains", table=overall(first.results)),
                 Part("Reals of one domain against fakes of another: AUC in %", table=cross_table(first.results)),
+                *(
+                    [Part("Fakes of each forgery: AUC in %", table=forgeries, text_columns=2)]
+                    if len(forgeries) > 1
+                    else []
+                ),
             ],
         ),
         Section("ROC curves", [Part(text="Frames of the test splits.", picture=pictures / "roc.png")]),
@@ -193,6 +199,19 @@ def cross_table(results: dict[str, Any]) -> list[list[str]]:
     return rows + [[name, *(percent(value) for value in row.values())] for name, row in matrix.items()]
 
 
+def method_table(results: dict[str, Any]) -> list[list[str]]:
+    """AUC of each forgery's fakes against all reals of their domain, where a domain has several forgeries."""
+    rows = [["domain", "forgery", "frame", "95 %", "video", "95 %"]]
+    for domain, methods in results["method_auc"]["frame"].items():
+        for method in methods:
+            row = [domain, method]
+            for level in ("frame", "video"):
+                ends = results["intervals"]["method_auc"][level][domain][method]
+                row += [percent(results["method_auc"][level][domain][method]), percent_interval(ends)]
+            rows.append(row)
+    return rows
+
+
 def attention_section(run: Scored, domains: dict[str, Domain], folder: Path) -> Section:
     """Attention maps on the first real and the first fake frame of every domain."""
     try:
@@ -220,14 +239,17 @@ def mistakes_section(run: Scored, domains: dict[str, Domain], folder: Path) -> S
     threshold, parts = run.results["threshold"], []
     for name, domain in domains.items():
         scores = run.scores[run.scores["domain"] == name]
-        keys = zip(domain.video_ids, domain.frame_numbers.tolist(), domain.labels.tolist(), strict=True)
+        keys = zip(domain.videos, domain.frame_numbers.tolist(), domain.labels.tolist(), strict=True)
         row_of = {key: row for row, key in enumerate(keys)}
+        if "method" not in scores.columns or domain.methods is None:
+            scores = scores.assign(method="")
         for label, word in enumerate(("reals called fake", "fakes called real")):
             wrong = scores[(scores["label"] == label) & ((scores["score"] >= threshold) == (label == 0))]
-            worst = wrong.sort_values("score", ascending=label == 1).drop_duplicates("video_id").head(MISTAKES)
+            worst = wrong.sort_values("score", ascending=label == 1)
+            worst = worst.drop_duplicates(["method", "video_id"]).head(MISTAKES)
             faces = []
             for number, item in enumerate(worst.itertuples()):
-                picture = read_picture(domain, row_of[str(item.video_id), item.frame, item.label])
+                picture = read_picture(domain, row_of[(str(item.method), str(item.video_id)), item.frame, item.label])
                 path = folder / f"mistake-{name}-{label}-{number}.jpg"
                 ImageOps.fit(picture, (THUMBNAIL, THUMBNAIL)).save(path, quality=88)
                 faces.append(Face(path, f"{item.score:.3f} {item.video_id}, frame {item.frame}"))

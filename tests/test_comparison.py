@@ -82,3 +82,11 @@ def test_other_videos_cannot_be_compared():
         compare([([table], [other[other["video_id"] != "003"]], ["x"])])
     with pytest.raises(ValueError, match="has no domain 'z'"):
         compare([([table], [other], ["z"])])
+
+
+def test_a_table_with_methods_compares_with_one_without():
+    """Scores from before a data set named its methods, or of domains that have none."""
+    first, second = draw_tables(1.0, 2)
+    plain, _ = auc_replicates([first, second], ["x"], replicates=10)
+    mixed, _ = auc_replicates([first.assign(method="m"), second], ["x"], replicates=10)
+    assert mixed.tolist() == plain.tolist()

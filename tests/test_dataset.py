@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from gmdf_hf.dataset import Domain, DomainError, check_leaks, load_domain
-from tests.domains import png, write_parquet
+from tests.domains import png, write_methods, write_parquet
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +92,31 @@ def test_drawn_domains_load():
     assert domain.captions[0]
 
 
+def test_videos_of_one_name_in_two_methods_are_different_ones(tmp_path):
+    path = write_methods(tmp_path / "d", frame=None)
+    domain = load_domain("d", "test", path)
+    assert domain.methods[:9:3] == ["Deepfakes", "FaceSwap", "real"]
+    assert set(domain.videos) == {(m, v) for m in ("Deepfakes", "FaceSwap", "real") for v in ("033", "034")}
+    assert domain.frame_numbers.tolist() == [0, 1, 2] * 6
+    few = load_domain("d", "test", path, max_videos=1)
+    assert list(dict.fromkeys(few.videos)) == [("Deepfakes", "033"), ("real", "033")]
+    assert len(few.methods) == len(few) == 6
+    # What is not known to be another method is one: a real and a fake video cannot share a name then.
+    with pytest.raises(DomainError, match="video '033' has frames labelled real and fake"):
+        load_domain("d", "test", path, columns={"method": None})
+    write_methods(tmp_path / "e", method=["swap"] * 18)
+    with pytest.raises(DomainError, match="video '033' of method 'swap' has frames labelled"):
+        load_domain("e", "test", str(tmp_path / "e"))
+
+
+def test_methods_can_be_unknown(tmp_path):
+    methods = [None if row % 9 > 5 else "swap" for row in range(18)]
+    domain = load_domain("d", "test", write_methods(tmp_path / "d", method=methods))
+    assert domain.methods[:9] == ["swap"] * 6 + [""] * 3
+    write_methods(tmp_path / "e", video_id=[str(row) for row in range(18)])
+    assert load_domain("e", "test", str(tmp_path / "e"), columns={"method": None}).methods is None
+
+
 def test_drawings_are_drawn_anew_when_their_code_changes(monkeypatch, tmp_path):
     first = load_domain("d", "validation", "drawn:swap", max_videos=1)
     changed = tmp_path / "people.py"
@@ -134,6 +160,11 @@ def test_leaks_between_splits_are_refused():
     check_leaks([train, make_domain("test", ["c", "d"], ["i", "j"])])
     with pytest.raises(DomainError, match="video 'a' stands in the splits 'train' and 'test'"):
         check_leaks([train, make_domain("test", ["a", "d"], ["i", "j"])])
+    fakes = replace(train, methods=["Deepfakes", "real"])
+    with pytest.raises(DomainError, match="video 'a' stands in the splits 'train' and 'test'"):
+        check_leaks(
+            [fakes, replace(fakes, split="test", video_ids=["a", "c"], methods=["FaceSwap", "real"], groups=["i", "j"])]
+        )
     with pytest.raises(DomainError, match="group 'h' stands in the splits 'train' and 'validation'"):
         check_leaks([train, make_domain("validation", ["c", "d"], ["h", "j"])])
 

@@ -132,3 +132,34 @@ def test_drawing_bins_is_drawing_videos_of_one_sample():
         np.testing.assert_allclose(drawn.var(1), 20 * shares * (1 - shares), rtol=0.05)
     twice = intervals.draw_histograms(2 * counts, 50, np.random.default_rng(0))
     assert (twice % 2 == 0).all()  # two frames of a video come and go together
+
+
+def test_intervals_of_forgeries_hold_their_figures_and_change_no_others():
+    table = draw_table(digits=12)  # no ties, which the last bit of a mean would decide
+    number = table["video_id"].astype(int)
+    methods = np.where(table["label"] == 0, "real", np.where(number % 4 == 1, "a", "b"))
+    plain = measure(table, replicates=100)
+    figures = measure(table.assign(method=methods), replicates=100)
+    forgeries = figures.pop("method_auc"), figures["intervals"].pop("method_auc")
+    assert plain.pop("method_auc") == plain["intervals"].pop("method_auc") == {"frame": {}, "video": {}}
+    assert figures == plain
+    exact, ends = forgeries
+    for level in ("frame", "video"):
+        for name in ("x", "y"):
+            assert list(exact[level][name]) == list(ends[level][name]) == ["a", "b"]
+            for method, value in exact[level][name].items():
+                low, high = ends[level][name][method]
+                assert low < value < high
+    # A forgery's own table, measured alone, has nearly the same interval.
+    alone = measure(table[(methods != "a") & (table["domain"] == "x")], replicates=1000)
+    whole = measure(table.assign(method=methods), replicates=1000)["intervals"]["method_auc"]["video"]["x"]["b"]
+    assert whole == pytest.approx(alone["intervals"]["domains"]["x"]["video"]["auc"], abs=0.03)
+
+
+def test_one_class_everywhere_is_nan_and_no_error():
+    table = draw_table(domains=("x",))
+    with pytest.warns(UserWarning, match="'x' has 0 real"):
+        figures = measure(table[table["label"] == 1], replicates=20)
+    assert np.isnan(figures["pooled_auc"]["frame"]) and np.isnan(figures["m_eer"]["video"])
+    assert np.isnan(figures["intervals"]["pooled_auc"]["frame"]).all()
+    assert 0 <= figures["domains"]["x"]["frame"]["acc"] <= 1

@@ -13,6 +13,7 @@ from gmdf_hf.metrics import (
     domain_metrics,
     expected_calibration_error,
     m_eer,
+    method_auc,
     pooled_auc,
 )
 
@@ -178,3 +179,39 @@ def test_a_domain_of_one_class_is_nan_and_a_warning_names_it():
     assert np.isnan(m_eer(figures))
     matrix = cross_auc(table)
     assert np.isnan(matrix.loc["y", "y"]) and matrix.loc["x", "y"] == 1
+
+
+def test_each_forgery_is_measured_against_all_reals():
+    rng = np.random.default_rng(0)
+    methods = np.array(["real", "real", "a", "b"])[rng.integers(4, size=120)]
+    table = pd.DataFrame(
+        {
+            "domain": "x",
+            "method": methods,
+            "video_id": [f"{n % 7}" for n in range(120)],
+            "label": (methods != "real").astype(int),
+            "score": rng.random(120).round(1),
+        }
+    )
+    for level in ("frame", "video"):
+        found = method_auc(table, level)
+        assert list(found) == ["x"] and list(found["x"]) == ["a", "b"]
+        rows = (
+            table
+            if level == "frame"
+            else table.groupby(["method", "video_id", "label"], as_index=False)["score"].mean()
+        )
+        reals = rows.loc[rows["label"] == 0, "score"]
+        for method, value in found["x"].items():
+            fakes = rows.loc[rows["method"] == method, "score"]
+            pairs = [(fake > real) + (fake == real) / 2 for fake in fakes for real in reals]
+            assert value == pytest.approx(np.mean(pairs))
+    fakes = method_auc(table[table["label"] == 1])["x"]
+    assert list(fakes) == ["a", "b"] and np.isnan(list(fakes.values())).all()
+
+
+def test_one_class_everywhere_has_no_pooled_auc():
+    table = two_domains()
+    assert np.isnan(pooled_auc(table[table["label"] == 1]))
+    with pytest.warns(UserWarning, match="has 2 real and 0 fake videos"):
+        assert np.isnan(m_eer(domain_metrics(table[table["label"] == 0])))

@@ -8,7 +8,7 @@ from gmdf_hf.dataset import Domain, load_domain
 from gmdf_hf.modeling import GMDFImageProcessor
 from gmdf_hf.scoring import fake_class, fixed_batches, score_domain
 from tests.conftest import tiny_model
-from tests.domains import write_domain
+from tests.domains import write_domain, write_methods
 
 
 @pytest.fixture
@@ -101,3 +101,13 @@ def test_scores_far_from_one_half_are_no_ties(domain):
 
     table = score_domain(Sure(1, 1), domain, GMDFImageProcessor.of_size(32))[0]
     assert table["score"].nunique() == 14
+
+
+def test_methods_stand_in_the_table_and_order_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    load = lambda name, order: load_domain("m", "test", write_methods(tmp_path / name, order))  # noqa: E731
+    table, _ = score_domain(tiny_model(), load("m", None), GMDFImageProcessor.of_size(32), batch_size=4)
+    assert table["method"].tolist() == (["Deepfakes"] * 3 + ["FaceSwap"] * 3 + ["real"] * 3) * 2
+    order = np.random.default_rng(0).permutation(18)
+    other, _ = score_domain(tiny_model(), load("n", order), GMDFImageProcessor.of_size(32), batch_size=4)
+    pd.testing.assert_frame_equal(other, table, check_exact=True)

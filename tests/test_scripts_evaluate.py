@@ -25,7 +25,7 @@ from gmdf_hf.score_table import SCORE_COLUMNS, read_scores
 from gmdf_hf.scoring import score_domain
 from scripts import evaluate
 from tests.conftest import tiny_model
-from tests.domains import write_domain
+from tests.domains import write_domain, write_methods
 
 ROOT = Path(__file__).parent.parent
 
@@ -85,10 +85,49 @@ def test_two_processes_give_what_one_gives(folder, scored, tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("test split, in %") == 1
-    parts = sorted(path.name for path in (tmp_path / "two" / "parts" / "c").iterdir())
+    parts = sorted(path.name for path in (tmp_path / "two" / "parts" / "c").glob("*.parquet"))
     assert parts == ["00000000-00000004.parquet", "00000001-00000005.parquet"]
     assert (tmp_path / "two" / "scores.parquet").read_bytes() == (scored / "scores.parquet").read_bytes()
     assert (tmp_path / "two" / "results.json").read_bytes() == (scored / "results.json").read_bytes()
+
+
+def test_the_order_of_the_input_makes_no_difference_to_the_table(folder, tmp_path):
+    """To the last bit, with and without methods and numbers of frames."""
+    write_methods(tmp_path / "sorted" / "z")
+    write_methods(tmp_path / "mixed" / "z", np.random.default_rng(0).permutation(18))
+    for name, order in (("sorted", range(16)), ("mixed", np.random.default_rng(1).permutation(16))):
+        rows = datasets.load_dataset(str(folder / "c"), split="test").add_column("frame", list(range(16)))
+        (tmp_path / name / "c").mkdir()
+        rows.select(order).to_parquet(tmp_path / name / "c" / "test.parquet")
+        domains = {domain: DomainSource(path=str(tmp_path / name / domain)) for domain in ("z", "c")}
+        evaluate.main(replace(evaluation(folder, tmp_path / f"scores-{name}"), domains=domains))
+    one, other = (tmp_path / f"scores-{name}" for name in ("sorted", "mixed"))
+    assert (one / "scores.parquet").read_bytes() == (other / "scores.parquet").read_bytes()
+    assert (one / "results.json").read_bytes() == (other / "results.json").read_bytes()
+
+
+def test_videos_of_one_name_in_two_methods_are_two_videos(folder, tmp_path):
+    """Also beside a domain without methods; every figure of videos is recomputed here from the frames."""
+    domains = {"c": DomainSource(path=str(folder / "c")), "ff": DomainSource(path=write_methods(tmp_path / "ff"))}
+    results = evaluate.main(replace(evaluation(folder, tmp_path / "scores"), domains=domains))
+    scores = pd.read_parquet(tmp_path / "scores" / "scores.parquet")
+    assert tuple(scores) == (*SCORE_COLUMNS, "method")
+    assert scores.loc[scores["domain"] == "c", "method"].isna().all()
+    assert scores.groupby("domain").size().to_dict() == {"c": 16, "ff": 18}
+    counts = {name: (of["video"]["real"], of["video"]["fake"]) for name, of in results["domains"].items()}
+    assert counts == {"c": (4, 4), "ff": (2, 4)}
+    videos: dict[tuple, list[float]] = {}
+    for row in scores[scores["domain"] == "ff"].itertuples():
+        videos.setdefault((row.method, row.video_id), []).append(row.score)
+    means = {key: np.mean(values) for key, values in videos.items()}
+    reals = [mean for (method, _), mean in means.items() if method == "real"]
+    for method, found in results["method_auc"]["video"]["ff"].items():
+        fakes = [mean for (of_method, _), mean in means.items() if of_method == method]
+        assert found == pytest.approx(np.mean([fake > real for fake in fakes for real in reals]))
+    assert list(results["method_auc"]["video"]["ff"]) == ["Deepfakes", "FaceSwap"]
+    fakes = [mean for (method, _), mean in means.items() if method != "real"]
+    auc = np.mean([fake > real for fake in fakes for real in reals])
+    assert results["domains"]["ff"]["video"]["auc"] == pytest.approx(auc)
 
 
 def test_a_killed_run_goes_on(folder, scored, tmp_path, monkeypatch):
@@ -123,7 +162,7 @@ def test_another_evaluation_in_the_same_folder_is_refused(folder, scored):
 
 
 def test_other_thresholds_need_no_new_scores(folder, scored, monkeypatch):
-    monkeypatch.setattr(evaluate, "score_batches", lambda model, domain, batches, *rest: iter(batches))
+    monkeypatch.setattr(evaluate, "score_batches", lambda model, source, batches, *rest: iter(batches))
     results = evaluate.main(evaluation(folder, scored, threshold=0.75, real_share=0.5))
     assert results["threshold_source"] == "given"
     figures = results["domains"]["z"]["frame"]

@@ -16,7 +16,7 @@ from gmdf_hf.modeling import GMDFImageProcessor
 from gmdf_hf.tables import percent
 from scripts import evaluate, meta_train, report
 from tests.conftest import tiny_model
-from tests.domains import write_domain
+from tests.domains import write_domain, write_methods
 from tests.test_scripts import miniature
 
 
@@ -96,3 +96,22 @@ def test_a_folder_without_scores_is_one_sentence(tmp_path):
         report.main([report.Scored("x", tmp_path)], tmp_path / "report")
     with pytest.raises(UserError, match="a label of its own, found a, a"):
         report.parse_command_line(["a=x", "a=y"])
+
+
+def test_forgeries_have_figures_and_mistakes_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    sources = {"ff": write_methods(tmp_path / "ff"), "x": write_domain(tmp_path / "x", 0)}
+    domains = {name: DomainSource(path=path) for name, path in sources.items()}
+    save_model(tmp_path / "model", tiny_model(), GMDFImageProcessor.of_size(32))
+    evaluate.main(evaluate.Evaluation(str(tmp_path / "model"), domains, tmp_path / "scores", replicates=20))
+    run = report.Scored("ours", tmp_path / "scores", 20)
+    rows = report.method_table(run.results)
+    assert [row[:2] for row in rows[1:]] == [["ff", "Deepfakes"], ["ff", "FaceSwap"]]
+    assert rows[2][2] == percent(run.results["method_auc"]["frame"]["ff"]["FaceSwap"])
+    assert rows[2][4] == percent(run.results["method_auc"]["video"]["ff"]["FaceSwap"])
+    report.main([run], tmp_path / "report")
+    assert "Fakes of each forgery: AUC in %" in (tmp_path / "report" / "report.md").read_text()
+    run.results["threshold"] = 1.1
+    loaded = {name: run.load_domain(name) for name in domains}
+    parts = report.mistakes_section(run, loaded, tmp_path).parts
+    assert [len(part.faces) for part in parts] == [0, 4, 0, 4]  # ff: 2 names in 2 forgeries

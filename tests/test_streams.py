@@ -1,4 +1,7 @@
 import itertools
+import os
+import subprocess
+import sys
 from collections import Counter
 
 import datasets
@@ -8,10 +11,11 @@ from torch.utils.data import DataLoader
 
 from gmdf_hf import GMDFImageProcessor, streams
 from gmdf_hf.dataset import DomainError, load_domain
-from gmdf_hf.frames import Skipped, collate
+from gmdf_hf.frames import Frame, Skipped, collate, frame_of
 from gmdf_hf.loading import load_domains, make_loader
-from gmdf_hf.streams import EpisodeStream, load_stream
-from tests.domains import png, write_domain, write_parquet
+from gmdf_hf.streams import EpisodeStream, load_stream, stream_frames
+from tests.domains import png, write_domain, write_methods, write_parquet
+from tests.hub_server import HubServer
 
 PROCESSOR = GMDFImageProcessor.of_size(8)
 
@@ -44,7 +48,8 @@ def write_shards(folder, name, shards=4, videos=6, frames=3, first=0):
 @pytest.fixture
 def three(tmp_path):
     return [
-        load_stream(name, [], write_shards(tmp_path / name, name, videos=4 + 2 * n)) for n, name in enumerate("abc")
+        load_stream(name, "train", write_shards(tmp_path / name, name, videos=4 + 2 * n))
+        for n, name in enumerate("abc")
     ]
 
 
@@ -77,11 +82,11 @@ def test_a_pass_visits_every_video(three, monkeypatch):
 
 
 def test_no_video_counts_more_than_eight_frames(tmp_path):
-    rows = [{"video_id": "long", "frame": n} for n in range(100)] + [
-        {"video_id": "short", "frame": n} for n in range(3)
-    ]
-    counts = Counter(row["video_id"] for row in streams._some_of_each_video(rows, np.random.default_rng(0)))
-    assert counts == {"long": 8, "short": 3}
+    videos = [("real", "long", 100), ("swap", "long", 9), ("swap", "short", 3)]
+    frames = [Frame("d", n, video, n, method, 1) for method, video, count in videos for n in range(count)]
+    found = streams._some_of_each_video(frames, np.random.default_rng(0))
+    counts = Counter((frame.method, frame.video_id) for frame in found)
+    assert counts == {("real", "long"): 8, ("swap", "long"): 8, ("swap", "short"): 3}
 
 
 def test_order_is_a_function_of_seed_and_epoch_and_can_be_entered_in_the_middle(three):
@@ -120,7 +125,7 @@ def test_workers_share_the_shards_and_keep_the_order(three):
 
 
 def test_a_stream_without_a_class_is_an_error_and_no_endless_loop(tmp_path):
-    alone = load_stream("d", [], str(write_parquet(tmp_path / "d", label=["real"] * 8)))
+    alone = load_stream("d", "train", str(write_parquet(tmp_path / "d", label=["real"] * 8)))
     with pytest.raises(DomainError, match="found no fake frame in its share"):
         next(iter(EpisodeStream([alone, alone], PROCESSOR, 2, 0, 3)))
 
@@ -130,23 +135,23 @@ def test_a_leak_is_found_when_it_comes_by(tmp_path):
     for split in ("train", "test"):
         write_parquet(folder, split, video_id=[f"{split}-{row}" for row in range(7)] + ["both"])
     path = str(folder)
-    stream = load_stream("d", [load_domain("d", "test", path)], path)
-    with pytest.raises(DomainError, match="video 'both' stands in the training split and in another"):
+    stream = load_stream("d", "train", path, others=[load_domain("d", "test", path)])
+    with pytest.raises(DomainError, match="video 'both' stands in the train split and in another"):
         list(EpisodeStream([stream, stream], PROCESSOR, 2, 0, 9))
 
 
 def test_columns_are_renamed_and_broken_images_listed(tmp_path):
     images = [{"bytes": b"no image" if row == 3 else png(row), "path": None} for row in range(8)]
     write_parquet(tmp_path / "d", picture=images)
-    stream = load_stream("d", [], str(tmp_path / "d"), columns={"image": "picture"})
+    stream = load_stream("d", "train", str(tmp_path / "d"), columns={"image": "picture"})
     items = list(itertools.chain(*EpisodeStream([stream, stream], PROCESSOR, 2, 0, 12)))
     skipped = {item for item in items if isinstance(item, Skipped)}
     assert {item.domain for item in skipped} == {"d"}
     assert all("d, video" in item.reason for item in skipped)
     with pytest.raises(DomainError, match="no column 'nothing' for 'image'"):
-        load_stream("d", [], str(tmp_path / "d"), columns={"image": "nothing"})
+        load_stream("d", "train", str(tmp_path / "d"), columns={"image": "nothing"})
     with pytest.raises(DomainError, match="`max_videos` needs the whole domain"):
-        load_stream("d", [], str(tmp_path / "d"), max_videos=3)
+        load_stream("d", "train", str(tmp_path / "d"), max_videos=3)
 
 
 def test_a_runs_loader_reads_streams_and_drawings(tmp_path):
@@ -158,3 +163,56 @@ def test_a_runs_loader_reads_streams_and_drawings(tmp_path):
     assert len(sampler) == len(batches) == 3
     assert {len(batch["labels"]) for batch in batches} == {8}
     assert any(batch["captions"][0] for batch in batches)
+
+
+@pytest.mark.parametrize("missing", [(), ("frame",), ("method", "video_id"), ("frame", "video_id"), ("caption",)])
+def test_a_stream_says_of_a_frame_what_the_whole_domain_says(tmp_path, missing):
+    order = np.random.default_rng(1).permutation(18)
+    columns = {"group": [f"g{row % 3}" for row in range(18)], "caption": [f"face {row}" for row in range(18)]}
+    path = write_methods(tmp_path / "d", order, **columns | dict.fromkeys(missing))
+    domain, stream = load_domain("d", "test", path), load_stream("d", "test", path)
+    found = list(stream_frames(stream))
+    assert [frame._replace(image=None) for frame in found] == [frame_of(domain, row) for row in range(18)]
+    assert [frame.image for frame in found] == domain.frames["image"][:]
+
+
+def test_frames_that_stand_for_themselves_and_drawings_are_streamed_alike(tmp_path):
+    for arguments in ({"path": str(write_parquet(tmp_path / "d", "test"))}, {"path": "drawn:swap", "max_videos": 2}):
+        domain, stream = load_domain("d", "test", **arguments), load_stream("d", "test", **arguments)
+        found = [frame._replace(image=None) for frame in stream_frames(stream)]
+        assert found == [frame_of(domain, row) for row in range(len(domain))]
+
+
+def test_an_epoch_visits_videos_of_one_name_in_every_method(tmp_path):
+    for split in ("train", "validation", "test"):
+        names = [f"{split}{number}" for number in range(6)]
+        write_methods(tmp_path / "d", split=split, video_id=[names[row // 9] for row in range(18)])
+    train, _, _ = load_domains({"d": {"path": str(tmp_path / "d")}}, {}, streaming=False)
+    sampler, _ = make_loader(train, PROCESSOR, 2, seed=0, length=None)
+    assert len(sampler) == 4  # two videos in two forgeries, a fake one in each batch
+    rows = [draw.row for batch in sampler for draw in batch if train[0].labels[draw.row] == 1]
+    assert len({train[0].videos[row] for row in rows}) == 4
+
+
+HUB = """
+import sys
+from huggingface_hub import HfApi
+from gmdf_hf.streams import load_stream, stream_frames
+
+HfApi().create_repo("user/ff", repo_type="dataset", private=True)
+HfApi().upload_folder(repo_id="user/ff", repo_type="dataset", folder_path=sys.argv[1])
+frames = list(stream_frames(load_stream("ff", "test", "user/ff")))
+print(len(frames), frames[4], frames[4].method, frames[4].image["bytes"][:4])
+"""
+
+
+def test_a_private_data_set_on_the_hub_is_read_and_not_downloaded(tmp_path):
+    write_methods(tmp_path / "ff")
+    with HubServer() as hub:
+        environment = os.environ | hub.environment(tmp_path / "home")
+        command = [sys.executable, "-c", HUB, str(tmp_path / "ff")]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout == "18 ff, video 033, frame 1 FaceSwap b'\\x89PNG'\n"
+    assert [*(tmp_path / "ff").rglob("*.parquet")]
+    assert not [*(tmp_path / "home").rglob("*.parquet"), *(tmp_path / "home").rglob("*.arrow")]
