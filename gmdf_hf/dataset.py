@@ -193,6 +193,9 @@ def rename_columns(
     Raises:
         DomainError: If a column is missing.
     """
+    for column, feature in frames.features.items():
+        if isinstance(feature, datasets.Image):  # first of all: a stream that renames would decode and encode again
+            frames = frames.cast_column(column, datasets.Image(decode=False))
     for ours, theirs in columns.items():
         if theirs is not None and theirs not in frames.column_names:
             raise DomainError(f"Domain {name!r}: no column {theirs!r} for {ours!r}; found {frames.column_names}.")

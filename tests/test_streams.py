@@ -1,3 +1,4 @@
+import io
 import itertools
 import os
 import subprocess
@@ -7,6 +8,7 @@ from collections import Counter
 import datasets
 import numpy as np
 import pytest
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from gmdf_hf import GMDFImageProcessor, streams
@@ -152,6 +154,25 @@ def test_columns_are_renamed_and_broken_images_listed(tmp_path):
         load_stream("d", "train", str(tmp_path / "d"), columns={"image": "nothing"})
     with pytest.raises(DomainError, match="`max_videos` needs the whole domain"):
         load_stream("d", "train", str(tmp_path / "d"), max_videos=3)
+
+
+@pytest.mark.parametrize("columns", [{}, {"group": None}, {"label": "kind"}, {"image": "face"}])
+def test_images_come_through_a_stream_as_they_are_stored(tmp_path, columns):
+    """Also where columns have other names, and not even decoded: one of these is broken."""
+    images = []
+    for row in range(8):
+        buffer = io.BytesIO()
+        Image.open(io.BytesIO(png(np.arange(256).reshape(16, 16) // (row + 1)))).save(buffer, "JPEG", quality=40)
+        images.append({"bytes": b"no image" if row == 5 else buffer.getvalue(), "path": None})
+    labels = ["real", "fake"] * 4
+    data = {"image": images, "face": images, "label": labels, "kind": labels, "group": ["g"] * 8}
+    frames = datasets.Dataset.from_dict(data)
+    for column in ("image", "face"):
+        frames = frames.cast_column(column, datasets.Image())
+    (tmp_path / "d").mkdir()
+    frames.to_parquet(tmp_path / "d" / "test.parquet")
+    stream = load_stream("d", "test", str(tmp_path / "d"), columns=columns)
+    assert [frame.image["bytes"] for frame in stream_frames(stream)] == [image["bytes"] for image in images]
 
 
 def test_a_runs_loader_reads_streams_and_drawings(tmp_path):
