@@ -183,6 +183,7 @@ def write_and_interrupt(*arguments):
     if len(written) == 100:
         os.kill(os.getpid(), signal.SIGINT)
 cli.write_result = write_and_interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
 cli.main()
 """
     process = subprocess.run([sys.executable, "-c", code, *options], stderr=subprocess.PIPE, check=False)
