@@ -11,9 +11,11 @@ about 6 minutes on one core.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
@@ -160,8 +162,10 @@ class Pretraining(nn.Module):
         }
 
 
-def endless_faces(domains: Sequence[Domain], processor: GMDFImageProcessor, batch_size: int, seed: int):
-    """Batches of faces of all domains, each frame once before any comes again; unreadable ones are left out."""
+def endless_faces(
+    domains: Sequence[Domain], processor: GMDFImageProcessor, batch_size: int, seed: int, unread: set[str]
+) -> Iterator[torch.Tensor]:
+    """Batches of faces of all domains, each frame once before any comes again; `unread` is told of unreadable ones."""
     order = torch.Generator().manual_seed(seed)
     frames = [(index, row) for index, domain in enumerate(domains) for row in range(len(domain))]
     while True:
@@ -169,10 +173,14 @@ def endless_faces(domains: Sequence[Domain], processor: GMDFImageProcessor, batc
         mirrored = torch.randint(2, (len(frames),), generator=order).tolist()
         draws = [Draw(*frame, chance) for frame, chance in zip(shuffled, mirrored, strict=True)]
         reader = FrameReader(domains, processor)
-        whole = len(draws) >= batch_size
+        whole, readable = len(draws) >= batch_size, False
         for batch in DataLoader(reader, batch_size, sampler=draws, collate_fn=collate, drop_last=whole):
+            unread |= {item.reason for item in batch["skipped"]}
             if "pixel_values" in batch:
+                readable = True
                 yield batch["pixel_values"]
+        if not readable:  # it would search for ever
+            raise DomainError(f"None of the {len(frames)} faces can be read; one of the reasons: {min(unread)}")
 
 
 def pretrain(
@@ -188,14 +196,17 @@ def pretrain(
         learning_rate: Peak of a schedule with a short rise and a cosine fall.
 
     Raises:
-        UserError: If the backbone cannot be used.
-        DomainError: If a domain cannot be used.
+        UserError: If the backbone cannot be used, or the recipe asks for images of another size than its own.
+        DomainError: If a domain cannot be used or no face can be read.
     """
     torch.manual_seed(config.seed)
     small = {"expert_bottleneck_size": 1, "codebook_size": 1, "attn_implementation": "eager"}
-    model = start_model(config.backbone, ["faces"], small | {"image_size": config.image_size}, train_experts=False)
+    model = start_model(config.backbone, ["faces"], small, train_experts=False)
+    own = model.config.vision_config.image_size
+    if config.image_size not in (None, own):
+        raise UserError(f"Pre-training keeps the backbone's image_size of {own}, found {config.image_size}.")
     domains = [load_domain(name, "train", **source.model_dump()) for name, source in config.train_domains.items()]
-    processor = GMDFImageProcessor.of_size(model.config.vision_config.image_size)
+    processor, unread = GMDFImageProcessor.of_size(own), set()
     task = Pretraining(model)
     parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
@@ -203,7 +214,8 @@ def pretrain(
     generator = torch.Generator().manual_seed(config.seed)
     task.train()
     with tqdm(total=steps, unit="it", desc="pre-training") as bar:
-        for images, _ in zip(endless_faces(domains, processor, batch_size, config.seed), range(steps), strict=False):
+        faces = endless_faces(domains, processor, batch_size, config.seed, unread)
+        for images, _ in zip(faces, range(steps), strict=False):
             with torch.autocast("cpu", torch.bfloat16):  # on a processor with bfloat16 units almost twice as fast
                 losses = task(images, generator)
             sum(losses.values()).backward()
@@ -217,9 +229,15 @@ def pretrain(
     clip = CLIPModel.from_pretrained(path)
     tower = {name: value for name, value in model.state_dict().items() if name in clip.state_dict()}
     clip.load_state_dict(tower)
-    clip.save_pretrained(output)
-    AutoTokenizer.from_pretrained(path).save_pretrained(output)
-    AutoImageProcessor.from_pretrained(path).save_pretrained(output)
+    parts = clip, AutoTokenizer.from_pretrained(path), AutoImageProcessor.from_pretrained(path)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=output.parent) as folder:  # a killed run leaves no folder that looks whole
+        for part in parts:
+            part.save_pretrained(Path(folder) / "clip")
+        shutil.rmtree(output, ignore_errors=True)
+        (Path(folder) / "clip").rename(output)
+    for reason in sorted(unread):
+        print(f"left out: {reason}", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> None:

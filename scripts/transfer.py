@@ -80,14 +80,14 @@ def texture(picture: Image.Image) -> np.ndarray:
 FEATURES = {"layout": layout, "texture": texture}
 
 
-def features_of(domain: Domain) -> tuple[dict[str, np.ndarray], np.ndarray, int]:
-    """Features of each kind `(frames, features)`, labels `(frames,)`, and the number of unreadable frames left out."""
-    rows, labels, unread = {kind: [] for kind in FEATURES}, [], 0
+def features_of(domain: Domain) -> tuple[dict[str, np.ndarray], np.ndarray, list[str]]:
+    """Features of each kind `(frames, features)`, labels `(frames,)`, and why others were left out."""
+    rows, labels, unread = {kind: [] for kind in FEATURES}, [], []
     for row in tqdm(range(len(domain)), desc=f"{domain.name}, {domain.split}", unit="img"):
         try:
             picture = read_picture(domain, row)
-        except ImageError:
-            unread += 1
+        except ImageError as error:
+            unread.append(str(error))
             continue
         labels.append(domain.labels[row])
         for kind, function in FEATURES.items():
@@ -134,8 +134,8 @@ def main(arguments: list[str] | None = None) -> dict[str, list[list[str]]]:
     tables = {kind: transfer(*splits, kind) for kind in FEATURES}
     for kind, table in tables.items():
         Console(width=100).print(rich_table(table, f"AUC in %, linear detector on {kind} features, test splits"))
-    if unread := sum(of_domain[2] for split in splits for of_domain in split.values()):
-        print(f"{unread} pictures could not be read and were left out.")
+    for reason in (reason for split in splits for _, _, unread in split.values() for reason in unread):
+        print(f"left out: {reason}", file=sys.stderr)
     if options.output is not None:
         options.output.write_text("\n\n".join(f"{kind}:\n\n{markdown(table)}" for kind, table in tables.items()) + "\n")
     return tables

@@ -6,11 +6,12 @@ from scipy.ndimage import correlate1d
 from transformers import AutoImageProcessor, CLIPModel
 
 from gmdf_hf.config import UserError, load_recipe
+from gmdf_hf.dataset import DomainError
 from gmdf_hf.modeling import GMDFModel
 from gmdf_hf.setup import backbone_path, start_model
 from scripts import pretrain_faces
 from scripts.pretrain_faces import REACH, Pretraining, blur, draw_regions, move, paste, worsen
-from tests.domains import write_parquet
+from tests.domains import png, write_parquet
 
 SIDE = 64
 
@@ -122,3 +123,29 @@ def test_a_held_out_domain_is_not_read(recipe, tmp_path):
     pretrain_faces.main([*options, "--hold_out", "b"])
     with pytest.raises(UserError, match="hold_out names 'c'"):
         pretrain_faces.main([*options, "--hold_out", "c"])
+
+
+def test_unreadable_faces_are_listed_and_another_image_size_is_refused(recipe, tmp_path, capsys):
+    images = [{"bytes": b"no picture" if row == 2 else png(row), "path": None} for row in range(8)]
+    write_parquet(tmp_path / "data", "train", rows=8, label=[0, 1] * 4, image=images)
+    options = f"--recipe {recipe} --output {tmp_path / 'out'} --steps 2 --batch_size 8".split()
+    pretrain_faces.main(options)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out: ")]
+    assert len(said) == 1 and "a, video" in said[0]
+    write_parquet(tmp_path / "data", "train", rows=4, label=[0, 1] * 2, image=[{"bytes": b"none", "path": None}] * 4)
+    with pytest.raises(DomainError, match="None of the"):
+        pretrain_faces.main(options)
+    recipe.write_text(recipe.read_text() + "image_size: 32\n")
+    with pytest.raises(UserError, match="keeps the backbone's image_size of 64, found 32"):
+        pretrain_faces.main(options)
+
+
+def test_a_killed_run_leaves_no_folder_that_looks_whole(recipe, tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("transformers.CLIPTokenizer.save_pretrained", killed)
+    options = f"--recipe {recipe} --output {tmp_path / 'out'} --steps 1 --batch_size 4".split()
+    with pytest.raises(KeyboardInterrupt):
+        pretrain_faces.main(options)
+    assert not (tmp_path / "out").exists()
