@@ -179,7 +179,8 @@ def plan(protocol: Protocol, scale: Scale, recipe: Path, seeds: Sequence[int], f
             if row.backbone is not None:
                 fields["backbone"] = scale.backbones[row.backbone]
             elif scale.pretraining_steps is not None:
-                fields["backbone"] = str(folder.parent / "backbones" / "+".join(setting.train))
+                backbone = f"{'+'.join(setting.train)}-{scale.pretraining_steps}"
+                fields["backbone"] = str(folder.parent / "backbones" / backbone)
             fields["source_domains"] = {name: sources[name] for name in setting.train}
             fields["unseen_domains"] = {name: sources[name] for name in setting.test if name not in setting.train}
             try:

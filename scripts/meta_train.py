@@ -196,7 +196,9 @@ def choose(config: TrainConfig, setup: Setup, progress: Progress, history: Histo
     """Score the source domains' validation splits, and save the model if no epoch before was better."""
     scores, unread = setup.score(routed(config, setup, setup.model), setup.validation)
     progress.skipped += unread
-    mean_auc, threshold = select(scores)
+    if setup.accelerator.is_main_process:
+        write_skipped(config.output_dir / "skipped.csv", progress.skipped)
+    mean_auc, threshold = select(scores, [domain.name for domain in setup.validation])
     record = {"step": progress.step, "epoch": progress.epoch, "validation_auc": mean_auc}
     if config.method == "gmdf":
         use = expert_use(setup.model, FrameReader(setup.validation, setup.processor))

@@ -163,7 +163,7 @@ def write(
         "figure in brackets. Test splits, frame level; epoch and threshold were chosen on the source domains' "
         "validation videos.",
         markdown(table),
-        "What each run cost, the mean over settings and seeds:",
+        "What each run cost, and its AUC on the source domains' validation videos; means over settings and seeds:",
         markdown(budgets(protocol, runs)),
     ]
     refused = {f"{run.row.label}, {run.setting.label}: {run.refused}" for run in runs if run.refused}
@@ -216,13 +216,14 @@ def comparisons(protocol: Protocol, runs: Sequence[Run], replicates: int) -> lis
 
 
 def budgets(protocol: Protocol, runs: Sequence[Run]) -> list[list[str]]:
-    """Steps, images and time of each method, so that everybody sees whether they are equal."""
-    rows = [["", "steps", "images", "seconds"]]
+    """What each method was given and how well it did on the source domains: that is what methods may be chosen by."""
+    rows = [["", "steps", "images", "seconds", "validation AUC"]]
     for row in protocol.rows:
         results = [run.results() for run in runs if run.row == row and run.config is not None]
         if results:
-            means = [np.mean([of_run[key] for of_run in results]) for key in ("steps", "images", "train_seconds")]
-            rows.append([row.label, *(f"{mean:.0f}" for mean in means)])
+            keys = ("steps", "images", "train_seconds", "validation_auc")
+            *costs, auc = (float(np.mean([of_run[key] for of_run in results])) for key in keys)
+            rows.append([row.label, *(f"{cost:.0f}" for cost in costs), percent(auc)])
     return rows
 
 

@@ -91,13 +91,16 @@ def test_a_scale_may_pretrain_the_backbone_of_each_setting(tmp_path, monkeypatch
         protocol, "read_yaml", lambda path, kind: kind(**scale) if path.stem == "mini" else real(path, kind)
     )
     protocol.main("real_joint", "mini", [0], tmp_path)
-    backbone = tmp_path / "backbones" / "dfdc+stylegan+photoshop"
+    backbone = tmp_path / "backbones" / "dfdc+stylegan+photoshop-1"
     configs = [yaml.safe_load(path.read_text()) for path in (tmp_path / "runs").glob("*/*/train_config.yaml")]
     assert {config["backbone"] for config in configs} == {str(backbone)}
     assert len(configs) == 5
     monkeypatch.setattr(protocol.pretrain_faces, "pretrain", lambda *_: pytest.fail("pre-trained twice"))
     shutil.rmtree(configs[0]["output_dir"])
     protocol.main("real_joint", "mini", [0], tmp_path)
+    scale["pretraining_steps"] = 2  # another backbone
+    with pytest.raises(pytest.fail.Exception, match="pre-trained twice"):
+        protocol.main("real_joint", "mini", [0], tmp_path)
 
 
 def test_methods_are_compared_in_each_setting_and_over_all(tmp_path):
