@@ -256,11 +256,11 @@ def value_of(figure: Figure, setting: Setting, domains: Mapping[str, Any]) -> fl
         domains: `domains` of a `results.json`.
 
     Returns:
-        A share; `nan` where it has no value.
+        A share; `nan` where it has no value, as of a domain of which no image could be read.
     """
     names = [figure.domain] if figure.domain else list(setting.test or domains)
     name = "m" if figure.figure == "m_eer" else figure.figure
-    values = [domains[domain][figure.level][name] for domain in names]
+    values = [domains[domain][figure.level][name] if domain in domains else None for domain in names]
     shares = np.array([np.nan if value is None else value for value in values], dtype=float)
     return float(shares.max() if figure.figure == "m_eer" else shares.mean())
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from gmdf_hf.manifests import manifest_digest
 from gmdf_hf.metrics import m_eer
 from gmdf_hf.modeling import GMDFConfig
+from gmdf_hf.tables import role_of
 
 COLUMNS = ("domain", "", "frames", "ACC", "AUC", "EER", "M", "video AUC")
 # Our name of a figure to the hub's type of metric, and to what people read.
@@ -29,14 +30,15 @@ METRICS = {
 
 
 def result_rows(results: dict[str, Any]) -> list[list[str]]:
-    """A row of text a test domain, in the order of `COLUMNS`, rates in percent."""
+    """A row of text a test domain, in the order of `COLUMNS`, rates in percent; without rates if none could be read."""
     rows = []
     for name, figures in results["domains"].items():
         frame, video = figures["frame"], figures["video"]
         rates = [frame["acc"], frame["auc"], frame["eer"], frame["m"], video["auc"]]
-        role = "unseen" if name in results["unseen_domains"] else "source"
+        role = role_of(name, results["source_domains"])
         rows.append([name, role, str(frame["real"] + frame["fake"]), *(f"{100 * rate:.2f}" for rate in rates)])
-    return rows
+    unread = results.get("unread_domains", [])
+    return rows + [[name, role_of(name, results["source_domains"]), "0", *["-"] * 5] for name in unread]
 
 
 def print_results(results: dict[str, Any]) -> None:

@@ -23,18 +23,24 @@ def percent_interval(ends: Sequence[float | None] | None) -> str:
 
 
 def domain_table(results: dict) -> list[list[str]]:
-    """A row a domain and level, the header first."""
+    """A row a domain and level, the header first; a domain of which no image could be read has one without figures."""
     intervals = results.get("intervals", {}).get("domains", {})
+    known = results.get("source_domains") or []
     rows = [list(DOMAIN_COLUMNS)]
     for name, levels in results["domains"].items():
-        known = results.get("source_domains") or []
-        role = "source" if name in known else "unseen" if known else ""
+        role = role_of(name, known)
         for level, figures in levels.items():
             ends = intervals.get(name, {}).get(level, {}).get("auc")
             counts = [str(figures["real"]), str(figures["fake"])]
             rates = [percent(figures.get(rate)) for rate in RATES]
             rows.append([name, role, level, *counts, percent(figures["auc"]), percent_interval(ends), *rates])
-    return rows
+    unread, nothing = results.get("unread_domains", []), ["-"] * (len(DOMAIN_COLUMNS) - 5)
+    return rows + [[name, role_of(name, known), "frame", "0", "0", *nothing] for name in unread]
+
+
+def role_of(name: str, sources: Sequence[str]) -> str:
+    """Whether a detector was trained on a domain; empty for one that does not say what it was trained on."""
+    return "source" if name in sources else "unseen" if sources else ""
 
 
 def markdown(rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:

@@ -208,6 +208,7 @@ def results_of(evaluation: Evaluation, scores: pd.DataFrame, model: torch.nn.Mod
         "source_domains": known,
         "unseen_domains": [name for name in evaluation.domains if known and name not in known],
         "skipped": skipped,
+        "unread_domains": [name for name in evaluation.domains if not (scores["domain"] == name).any()],
         **measure(scores, threshold, evaluation.real_share, evaluation.replicates),
     }
     if evaluation.split == "validation" and scores["label"].nunique() == 2:
@@ -291,4 +292,6 @@ if __name__ == "__main__":
         Console(width=140).print(
             rich_table(domain_table(results), f"{evaluation.model}, {evaluation.split} split, in %")
         )
+        if results["skipped"]:
+            print(f"{results['skipped']} images could not be read: {evaluation.output_dir / 'skipped.csv'}")
         print(f"scores: {evaluation.output_dir / 'scores.parquet'}")

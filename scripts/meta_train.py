@@ -238,6 +238,7 @@ def evaluate(config: TrainConfig, setup: Setup, progress: Progress) -> dict[str,
         "source_domains": [domain.name for domain in setup.train],
         "unseen_domains": list(config.test_only_domains),
         "skipped": len(skipped),
+        "unread_domains": [domain.name for domain in setup.test if not (scores["domain"] == domain.name).any()],
         "domains": domain_metrics(scores, progress.threshold),
     }
     if main:

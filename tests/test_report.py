@@ -30,6 +30,11 @@ def test_table_has_a_row_a_domain():
     assert lines[3].startswith("| z | unseen |")
 
 
+def test_a_domain_of_which_nothing_could_be_read_has_a_row_all_the_same():
+    rows = markdown_table(RESULTS | {"unread_domains": ["y", "w"], "unseen_domains": ["z", "w"]}).splitlines()
+    assert rows[-2:] == ["| y | source | 0 | - | - | - | - | - |", "| w | unseen | 0 | - | - | - | - | - |"]
+
+
 def test_printed_results_name_the_worst_domain(capsys):
     print_results(RESULTS)
     printed = capsys.readouterr().out

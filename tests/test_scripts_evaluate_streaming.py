@@ -171,6 +171,9 @@ def test_what_cannot_be_streamed_is_one_sentence(folder, tmp_path):
     broken = {"b": DomainSource(path=str(write_parquet(tmp_path / "b", "test", image=images)))}
     with pytest.raises(UserError, match="No image could be read: b, video b/test/0/real, frame 0"):
         evaluate.main(replace(evaluation(folder, tmp_path / "broken"), domains=broken))
+    both = broken | {"ff": DomainSource(path=str(folder / "ff"))}
+    results = evaluate.main(replace(evaluation(folder, tmp_path / "both"), domains=both))
+    assert results["unread_domains"] == ["b"] and list(results["domains"]) == ["ff"]
 
 
 MEMORY = """

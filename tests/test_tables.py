@@ -23,6 +23,13 @@ def test_a_row_a_domain_with_its_interval():
     assert z[5:7] == ["-", "-"]
 
 
+def test_a_domain_of_which_nothing_could_be_read_has_a_row_all_the_same():
+    rows = domain_table(RESULTS | {"unread_domains": ["w"]})
+    assert len(rows) == 4
+    assert rows[-1][:5] == ["w", "unseen", "frame", "0", "0"]
+    assert len(rows[-1]) == len(rows[0]) and set(rows[-1][5:]) == {"-"}
+
+
 def test_forms_of_a_table():
     rows = [["name", "value"], ["a|b", "1"], ["c,d", "2"]]
     assert markdown(rows) == "| name | value |\n| --- | ---: |\n| a/b | 1 |\n| c,d | 2 |"
