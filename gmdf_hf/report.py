@@ -121,7 +121,7 @@ def eval_results(results: dict[str, Any]) -> list[EvalResult]:
     """The figures of every test domain for the `model-index` of a card, as they stand in `results.json`."""
     entries = []
     for name, levels in results["domains"].items():
-        role = "unseen" if name in results["unseen_domains"] else "source"
+        role = role_of(name, results["source_domains"])
         for level in ("frame", "video"):
             for key, (kind, title) in METRICS.items():
                 value = levels.get(level, {}).get(key)

@@ -11,7 +11,6 @@ about 6 minutes on one core.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -230,12 +229,13 @@ def pretrain(
     tower = {name: value for name, value in model.state_dict().items() if name in clip.state_dict()}
     clip.load_state_dict(tower)
     parts = clip, AutoTokenizer.from_pretrained(path), AutoImageProcessor.from_pretrained(path)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=output.parent) as folder:  # a killed run leaves no folder that looks whole
+    output.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=output) as folder:
         for part in parts:
-            part.save_pretrained(Path(folder) / "clip")
-        shutil.rmtree(output, ignore_errors=True)
-        (Path(folder) / "clip").rename(output)
+            part.save_pretrained(folder)
+        # config.json last: a folder that has it is whole, wherever a run was killed. What else is there stays.
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == "config.json"):
+            file.replace(output / file.name)
     for reason in sorted(unread):
         print(f"left out: {reason}", file=sys.stderr)
 

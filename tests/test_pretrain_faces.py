@@ -148,4 +148,13 @@ def test_a_killed_run_leaves_no_folder_that_looks_whole(recipe, tmp_path, monkey
     options = f"--recipe {recipe} --output {tmp_path / 'out'} --steps 1 --batch_size 4".split()
     with pytest.raises(KeyboardInterrupt):
         pretrain_faces.main(options)
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_what_else_is_in_the_folder_stays(recipe, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    pretrain_faces.main(f"--recipe {recipe} --output {tmp_path / 'out'} --steps 1 --batch_size 4".split())
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    assert CLIPModel.from_pretrained(tmp_path / "out").config.vision_config.image_size == SIDE
+    assert all(path.is_file() for path in (tmp_path / "out").iterdir())
