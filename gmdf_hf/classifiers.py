@@ -151,6 +151,22 @@ def freeze_all_but_the_head(model: torch.nn.Module) -> None:
         parameter.requires_grad_(name in head)
 
 
+def freeze_tower(model: GMDFModel, but_layer_norms: bool) -> None:
+    """Freeze what is CLIP's in the vision tower, so that what it knows of images it never saw is kept.
+
+    The experts in it, the projection behind it, the temperature and the masked-image head train as before.
+
+    Args:
+        model: The detector.
+        but_layer_norms: Let the gains and biases of the tower's layer normalisations train, as GenD does.
+    """
+    norms = (module for module in model.vision_model.modules() if isinstance(module, torch.nn.LayerNorm))
+    spared = {id(parameter) for norm in norms for parameter in norm.parameters()} if but_layer_norms else set()
+    for name, parameter in model.shared_parameters().items():
+        if name.startswith("vision_model.") and id(parameter) not in spared:
+            parameter.requires_grad_(False)
+
+
 def running_statistics(model: torch.nn.Module) -> list[torch.Tensor]:
     """Buffers of batch normalisation, which every forward pass in training changes; none in a GM-DF."""
     names = ("running_mean", "running_var", "num_batches_tracked")

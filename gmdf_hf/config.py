@@ -88,6 +88,8 @@ class TrainConfig(BaseModel):
         batch_size: Images of each domain in a meta-iteration, half of them real.
         learning_rate: Step size delta of theta_O (Adam).
         inner_learning_rate: Step size beta of theta_E (Eq. 10, plain gradient descent).
+        train_tower: What theta_O holds of the vision tower: `all`, its `layer_norms`, or `none` of it, which leaves the
+            projection, the temperature and the masked-image head. Few weights want a large `learning_rate`, as 1e-2.
         alignment_weight: Weight of L_sis in Eq. 11.
         mim_weight: Weight of L_mim in Eq. 11.
         source_weight: Weight of the source domains' own loss in the objective of theta_O (decision D16).
@@ -131,6 +133,7 @@ class TrainConfig(BaseModel):
     batch_size: int = Field(32, ge=2, multiple_of=2)
     learning_rate: float = Field(3e-6, gt=0)
     inner_learning_rate: float = Field(1e-2, gt=0)
+    train_tower: Literal["all", "layer_norms", "none"] = "all"
     alignment_weight: float = Field(1.0, ge=0)
     mim_weight: float = Field(1.0, ge=0)
     source_weight: float = Field(0.0, ge=0)
@@ -211,6 +214,8 @@ class TrainConfig(BaseModel):
     def _check_what_excludes_each_other(self) -> TrainConfig:
         if self.warmup_steps and self.lr_scheduler == "constant":
             raise ValueError("warmup_steps needs another lr_scheduler than constant: constant_with_warmup, for example")
+        if self.train_tower != "all" and self.method in ("linear_probe", "add_domain"):
+            raise ValueError(f"train_tower means nothing to {self.method}, which leaves the whole tower as it is")
         if self.streaming and self.steps_per_epoch is None:
             raise ValueError("streaming needs steps_per_epoch: nobody knows how long a stream is")
         if self.meta_gradient == "second_order":

@@ -118,6 +118,7 @@ def bars(
     for number, axis in enumerate(axes):
         spread = np.nan_to_num(deviations[:, number])
         axis.barh(places, np.nan_to_num(means[:, number]), xerr=spread, color="#7fb3c8", height=0.6, label="ours")
+        axis.axvline(50, color="0.6", linewidth=0.8, linestyle=":")  # chance, for AUC, EER and balanced ACC
         axis.plot(paper[:, number], places, "D", color="#d1495b", markersize=5, label="paper")
         axis.set_yticks(places, rows if number % per_row == 0 else [""] * len(rows), fontsize=8)
         axis.set_title(columns[number], fontsize=8)

@@ -16,7 +16,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 import gmdf_hf
-from gmdf_hf.classifiers import CLASSIFIER_METHODS, freeze_all_but_the_head, load_classifier, running_statistics
+from gmdf_hf.classifiers import (
+    CLASSIFIER_METHODS,
+    freeze_all_but_the_head,
+    freeze_tower,
+    load_classifier,
+    running_statistics,
+)
 from gmdf_hf.codes import make_image_tokenizer
 from gmdf_hf.config import Method, TrainConfig, UserError
 from gmdf_hf.dataset import Domain
@@ -91,9 +97,11 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
             raise UserError(f"gradient_checkpointing: {' '.join(str(error).split())}") from error
     if config.torch_compile:
         model.compile()
+    of_ours = isinstance(model, GMDFModel)
     if config.method == "linear_probe":
         freeze_all_but_the_head(model)
-    of_ours = isinstance(model, GMDFModel)
+    elif config.train_tower != "all":
+        freeze_tower(model, but_layer_norms=config.train_tower == "layer_norms")
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if config.method == "add_domain":
         parameters = list(model.train_only_domain(names[0]).values())
@@ -166,12 +174,13 @@ def backbone_path(backbone: str) -> str:
     return str(gmdf_hf.TINY_CLIP) if backbone == "tiny_clip" else backbone
 
 
-def check_method(backbone: str, method: str) -> None:
+def check_method(backbone: str, method: str, train_tower: str) -> None:
     """Make sure that a backbone can be trained with a method, before anything else is loaded, drawn or removed.
 
     Args:
         backbone: Hub id or folder of a CLIP, a trained GM-DF or another image classifier, or `tiny_clip`.
         method: As in `TrainConfig`.
+        train_tower: As in `TrainConfig`.
 
     Raises:
         UserError: If it cannot, or its configuration cannot be read.
@@ -185,6 +194,11 @@ def check_method(backbone: str, method: str) -> None:
         raise UserError(
             f"The backbone {backbone!r} has the model type {found!r}, which trains with {', '.join(possible)}; found "
             f"the method {method!r}."
+        )
+    if found != "clip" and train_tower != "all":
+        raise UserError(
+            f"train_tower chooses parts of CLIP's tower; the backbone {backbone!r} has the model type {found!r}, and "
+            f"trains with `all`; found {train_tower!r}."
         )
 
 

@@ -250,6 +250,12 @@ def test_a_method_that_needs_a_gmdf_is_refused_before_anything_is_touched(method
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["results.json"]
 
 
+def test_parts_of_a_tower_are_clips(tmp_path):
+    config = miniature(tmp_path, "vit", method="direct_merge", train_tower="layer_norms")
+    with pytest.raises(UserError, match="has the model type 'vit', and trains with `all`; found 'layer_norms'"):
+        meta_train.main(config)
+
+
 def pickled(folder: Path) -> None:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()

@@ -58,6 +58,8 @@ def test_held_out_domains_become_unseen(tmp_path):
         ({"warmup_steps": 5}, "warmup_steps needs another lr_scheduler than constant"),
         ({"push_to_hub": "name"}, "a repository is user/name, found 'name'"),
         ({"streaming": True}, "streaming needs steps_per_epoch"),
+        ({"train_tower": "none", "method": "linear_probe"}, "train_tower means nothing to linear_probe"),
+        ({"train_tower": "some"}, "found 'some'"),
         ({"meta_gradient": "second_order", "gradient_checkpointing": True}, "the gradient would be wrong"),
         ({"meta_gradient": "second_order", "torch_compile": True}, "has no double backward"),
         (

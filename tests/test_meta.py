@@ -1,9 +1,12 @@
+import re
+
 import pytest
 import torch
 from accelerate import Accelerator
 from torch.nn.functional import cross_entropy, l1_loss
 
 from gmdf_hf import GMDFModel
+from gmdf_hf.classifiers import freeze_tower
 from gmdf_hf.episodes import Episode
 from gmdf_hf.losses import alignment_loss
 from gmdf_hf.meta import inner_loss, keep_experts, meta_step, outer_losses, update_experts
@@ -67,6 +70,27 @@ def test_batched_inner_step_equals_the_literal_loop(episode, dil):
     assert loss.item() == pytest.approx(total, rel=1e-6)
     for (name, ours), expected in zip(batched.named_parameters(), literal.parameters(), strict=True):
         torch.testing.assert_close(ours, expected, msg=name, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("but_layer_norms", [False, True])
+def test_a_frozen_tower_is_left_alone_and_the_rest_learns_as_before(episode, tokenizer, but_layer_norms):
+    whole, frozen = tiny_model(), tiny_model()
+    freeze_tower(frozen, but_layer_norms)
+    for model in (whole, frozen):
+        meta_step(model, episode, Accelerator(), tokenizer, inner_learning_rate=BETA, source_weight=1.0)
+    kept = {
+        name
+        for name in whole.shared_parameters()
+        if not name.startswith("vision_model.") or (but_layer_norms and re.search("layer_?norm|layrnorm", name))
+    }
+    assert set(frozen.shared_parameters()) == kept
+    assert any(name.startswith("vision_model.") for name in kept) == but_layer_norms
+    for (name, ours), expected in zip(frozen.named_parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected)  # theta_E' too
+        if name in kept and expected.grad is not None:
+            torch.testing.assert_close(ours.grad, expected.grad, msg=name)
+        else:
+            assert ours.grad is None, name
 
 
 def test_inner_step_moves_the_source_experts_and_nothing_else(episode):
