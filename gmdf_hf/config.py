@@ -89,7 +89,7 @@ class TrainConfig(BaseModel):
         learning_rate: Step size delta of theta_O (Adam).
         inner_learning_rate: Step size beta of theta_E (Eq. 10, plain gradient descent).
         train_tower: What theta_O holds of the vision tower: `all`, its `layer_norms`, or `none` of it, which leaves the
-            projection, the temperature and the masked-image head. Few weights want a large `learning_rate`, as 1e-2.
+            projection, the temperature and the masked-image head. Fewer weights want a larger `learning_rate`.
         alignment_weight: Weight of L_sis in Eq. 11.
         mim_weight: Weight of L_mim in Eq. 11.
         source_weight: Weight of the source domains' own loss in the objective of theta_O (decision D16).

@@ -97,11 +97,11 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
             raise UserError(f"gradient_checkpointing: {' '.join(str(error).split())}") from error
     if config.torch_compile:
         model.compile()
-    of_ours = isinstance(model, GMDFModel)
     if config.method == "linear_probe":
         freeze_all_but_the_head(model)
     elif config.train_tower != "all":
         freeze_tower(model, but_layer_norms=config.train_tower == "layer_norms")
+    of_ours = isinstance(model, GMDFModel)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if config.method == "add_domain":
         parameters = list(model.train_only_domain(names[0]).values())
@@ -175,7 +175,7 @@ def backbone_path(backbone: str) -> str:
 
 
 def check_method(backbone: str, method: str, train_tower: str) -> None:
-    """Make sure that a backbone can be trained with a method, before anything else is loaded, drawn or removed.
+    """Make sure that a backbone can be trained as asked, before anything else is loaded, drawn or removed.
 
     Args:
         backbone: Hub id or folder of a CLIP, a trained GM-DF or another image classifier, or `tiny_clip`.
