@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from gmdf_hf.modeling import DeepfakeDetectionPipeline, GMDFConfig, GMDFImageProcessor, GMDFModel, GMDFOutput
 
 # A CLIP small enough to ship, pre-trained on drawn faces by scripts/pretrain_tiny_clip.py.
-TINY_CLIP = Path(str(files("gmdf_hf") / "assets" / "tiny_clip"))
+TINY_CLIP = Path(str(files("gmdf_hf") / "training" / "tiny_clip"))
 
 __version__ = "0.1.0"
 

@@ -60,13 +60,13 @@ def load_finder(detector: str | None, weights: str | None) -> FaceFinder:
 
     Raises:
         ImportError: If a detector was asked for and the package is not installed.
-        gmdf_hf.faces.DetectorError: If the detector's weights are missing; the message says what to do.
+        gmdf_hf.common.errors.DetectorError: If the detector's weights are missing; the message says what to do.
         ValueError: If the detector is unknown.
     """
     if detector == "none":
         return whole_pictures
     try:
-        finding = import_module("gmdf_hf.finding")
+        finding = import_module("gmdf_hf.preparation.persons")
     except ImportError as error:
         message = (
             "Finding faces needs the package gmdf-hf and OpenCV: pip install 'gmdf-hf[prepare]'. Without them give "

@@ -38,10 +38,9 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from gmdf_hf.dataset import Domain
-from gmdf_hf.episodes import Episode, hidden_patches
-from gmdf_hf.frames import FrameReader
-from gmdf_hf.meta import meta_step
+from gmdf_hf.data.dataset import Domain
+from gmdf_hf.data.episodes import Episode, hidden_patches
+from gmdf_hf.data.frames import FrameReader
 from gmdf_hf.modeling import (
     GMDFConfig,
     GMDFImageProcessor,
@@ -49,6 +48,7 @@ from gmdf_hf.modeling import (
     GMDFImageTokenizerConfig,
     GMDFModel,
 )
+from gmdf_hf.training.meta import meta_step
 
 DOMAINS = ("a", "b", "c")
 LEARNING_RATE, INNER_LEARNING_RATE = 3e-6, 1e-2

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from gmdf_hf.intervals import measure
-from gmdf_hf.score_table import read_scores
+from gmdf_hf.evaluation.intervals import measure
+from gmdf_hf.evaluation.score_table import read_scores
 
 DOMAINS = 5
 

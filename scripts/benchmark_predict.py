@@ -23,13 +23,13 @@ from rich.table import Table
 try:
     import onnxscript  # noqa: F401
 
-    from gmdf_hf.onnx_export import OnnxDetector, export_onnx, quantize
+    from gmdf_hf.serving.onnx_export import OnnxDetector, export_onnx, quantize
 except ImportError as error:
     sys.exit(f"benchmark_predict.py: package {error.name} is missing: pip install 'gmdf-hf[export]'.")
 
-from gmdf_hf.cli import list_files, load_model, load_pipeline
-from gmdf_hf.config import UserError
+from gmdf_hf.common.errors import UserError
 from gmdf_hf.modeling import GMDFImageProcessor
+from gmdf_hf.scripts.gmdf import list_files, load_model, load_pipeline
 
 
 def parser() -> argparse.ArgumentParser:

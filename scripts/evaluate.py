@@ -32,18 +32,20 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
 import gmdf_hf.modeling.auto_gmdf  # noqa: F401  the auto classes then know the model
-from gmdf_hf.checkpoint import environment, write_json, write_skipped
-from gmdf_hf.config import DomainSource, UserError
-from gmdf_hf.dataset import Domain, DomainError, load_domain
-from gmdf_hf.distortions import DistortingProcessor, parse_distortion
-from gmdf_hf.frames import caption_encoder, frame_of
-from gmdf_hf.intervals import measure
-from gmdf_hf.metrics import crossing
-from gmdf_hf.score_parts import BatchQueue, claim_folder, frames_digest, join_parts, write_parts
-from gmdf_hf.scoring import Encoder, batch_domain, batch_stream, fake_class, score_batches
-from gmdf_hf.sources.record import SPLITS
-from gmdf_hf.streams import Stream, load_stream
-from gmdf_hf.tables import domain_table, rich_table
+from gmdf_hf.common.errors import DomainError, UserError
+from gmdf_hf.common.files import write_json
+from gmdf_hf.common.schema import SPLITS
+from gmdf_hf.data.dataset import Domain, load_domain
+from gmdf_hf.data.distortions import DistortingProcessor, parse_distortion
+from gmdf_hf.data.frames import caption_encoder, frame_of
+from gmdf_hf.data.streams import Stream, load_stream
+from gmdf_hf.evaluation.intervals import measure
+from gmdf_hf.evaluation.metrics import crossing
+from gmdf_hf.evaluation.score_parts import BatchQueue, claim_folder, frames_digest, join_parts, write_parts
+from gmdf_hf.evaluation.scoring import Encoder, batch_domain, batch_stream, fake_class, score_batches
+from gmdf_hf.evaluation.tables import domain_table, rich_table
+from gmdf_hf.training.checkpoint import environment, write_skipped
+from gmdf_hf.training.config import DomainSource
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,15 @@ from transformers.utils import logging
 try:
     import onnxscript  # noqa: F401
 
-    from gmdf_hf.onnx_export import OnnxDetector, export_onnx, quantize
+    from gmdf_hf.serving.onnx_export import OnnxDetector, export_onnx, quantize
 except ImportError as error:
     sys.exit(f"export.py: package {error.name} is missing: pip install 'gmdf-hf[export]'.")
 
-from gmdf_hf.config import UserError
-from gmdf_hf.dataset import DomainError, load_domain
-from gmdf_hf.metrics import binary_metrics
+from gmdf_hf.common.errors import DomainError, UserError
+from gmdf_hf.data.dataset import load_domain
+from gmdf_hf.evaluation.metrics import binary_metrics
+from gmdf_hf.evaluation.scoring import score_domain
 from gmdf_hf.modeling import GMDFImageProcessor, GMDFModel
-from gmdf_hf.scoring import score_domain
 
 
 def parser() -> argparse.ArgumentParser:

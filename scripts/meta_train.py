@@ -26,25 +26,27 @@ from tqdm import tqdm
 from transformers import get_scheduler
 from transformers.utils import logging as transformers_logging
 
-from gmdf_hf.baselines import equal_shares, merged_losses_step, merged_step, mldg_step, size_shares
-from gmdf_hf.checkpoint import environment, save_model, write_config, write_json, write_skipped
-from gmdf_hf.classifiers import image_side
-from gmdf_hf.config import TrainConfig, UserError, parse_command_line
-from gmdf_hf.dataset import DRAWN_PREFIX, DomainError
-from gmdf_hf.episodes import Episode
-from gmdf_hf.frames import FrameReader
-from gmdf_hf.health import expert_gains, expert_use, plot_history, put_back, record_failure
-from gmdf_hf.hub import publish, published_files
-from gmdf_hf.meta import meta_step
-from gmdf_hf.metrics import domain_metrics
-from gmdf_hf.processes import agree, average_over_processes, process_index, sum_gradients, wait_for_all
-from gmdf_hf.report import print_results, write_model_card
-from gmdf_hf.selection import select
-from gmdf_hf.setup import KnownDomain, Setup, check_method, set_up
-from gmdf_hf.training_state import History, Progress, Stopped, StopSignal, load_state, open_run, save_state
+from gmdf_hf.common.errors import DomainError, UserError
+from gmdf_hf.common.files import write_config, write_json
+from gmdf_hf.common.processes import agree, average_over_processes, process_index, sum_gradients, wait_for_all
+from gmdf_hf.data.dataset import DRAWN_PREFIX
+from gmdf_hf.data.episodes import Episode
+from gmdf_hf.data.frames import FrameReader
+from gmdf_hf.evaluation.metrics import domain_metrics
+from gmdf_hf.evaluation.report import print_results, write_model_card
+from gmdf_hf.evaluation.selection import select
+from gmdf_hf.serving.hub import publish, published_files
+from gmdf_hf.training.baselines import equal_shares, merged_losses_step, merged_step, mldg_step, size_shares
+from gmdf_hf.training.checkpoint import environment, save_model, write_skipped
+from gmdf_hf.training.classifiers import image_side
+from gmdf_hf.training.config import TrainConfig, parse_command_line
+from gmdf_hf.training.diagnostics import expert_gains, expert_use, plot_history, put_back, record_failure
+from gmdf_hf.training.meta import meta_step
+from gmdf_hf.training.setup import KnownDomain, Setup, check_method, set_up
+from gmdf_hf.training.training_state import History, Progress, Stopped, StopSignal, load_state, open_run, save_state
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "drawn.yaml"
-MODEL_CARD = Path(__file__).parent.parent / "model_card.md"
+MODEL_CARD = Path(__file__).parent / "model_card.md"
 STOPPED = 75  # exit code after SIGTERM, "try again later" in sysexits.h: go on with --resume true
 LOG_EVERY = 10
 

@@ -23,15 +23,16 @@ from huggingface_hub.errors import HfHubHTTPError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gmdf_hf import prepare as stage
-from gmdf_hf.contact_sheet import contact_sheet
-from gmdf_hf.crops import CROPS, FORMATS, CropSettings
-from gmdf_hf.domain_card import push_domain
-from gmdf_hf.export import export_deepfakebench
-from gmdf_hf.faces import DETECTORS, DetectorError
-from gmdf_hf.sources import celebdf, deepfakebench, deepfakeface, dfdc, faceforensics, folder, wilddeepfake
-from gmdf_hf.sources.record import Listing
-from gmdf_hf.units import ENGINES, WorkError
+from gmdf_hf.common.errors import DetectorError, WorkError
+from gmdf_hf.preparation import prepare as stage
+from gmdf_hf.preparation.contact_sheet import contact_sheet
+from gmdf_hf.preparation.crops import CROPS, FORMATS, CropSettings
+from gmdf_hf.preparation.dataset_card import push_domain
+from gmdf_hf.preparation.deepfakebench_export import export_deepfakebench
+from gmdf_hf.preparation.detectors import DETECTORS
+from gmdf_hf.preparation.sources import celebdf, deepfakebench, deepfakeface, dfdc, faceforensics, folder, wilddeepfake
+from gmdf_hf.preparation.sources.record import Listing
+from gmdf_hf.preparation.workers import ENGINES
 
 SOURCES = ("faceforensics", "celebdf", "dfdc", "wilddeepfake", "deepfakeface", "deepfakebench", "folder")
 SHOWN = 10

@@ -34,12 +34,13 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, get_cosine_schedule_with_warmup
 from transformers.utils import logging as transformers_logging
 
-from gmdf_hf.config import TrainConfig, UserError, load_recipe
-from gmdf_hf.dataset import Domain, DomainError, load_domain
-from gmdf_hf.frames import Draw, FrameReader, collate
+from gmdf_hf.common.errors import DomainError, UserError
+from gmdf_hf.data.dataset import Domain, load_domain
+from gmdf_hf.data.frames import Draw, FrameReader, collate
 from gmdf_hf.modeling import GMDFImageProcessor, GMDFModel
 from gmdf_hf.modeling.mim_gmdf import draw_mask, patchify
-from gmdf_hf.setup import backbone_path, start_model
+from gmdf_hf.training.config import TrainConfig, load_recipe
+from gmdf_hf.training.setup import backbone_path, start_model
 
 MASK_RATIO = 0.3
 LARGEST_BLUR = 1.5  # standard deviation in pixels

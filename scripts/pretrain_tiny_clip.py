@@ -1,6 +1,6 @@
 """Pre-train the tiny CLIP that ships with the package, from scratch, on drawn faces and their captions.
 
-    python scripts/pretrain_tiny_clip.py --output gmdf_hf/assets/tiny_clip
+    python scripts/pretrain_tiny_clip.py --output gmdf_hf/training/tiny_clip
 
 The pictures are genuine only, and no caption says so: what the model learns is what CLIP learns from the web, namely
 persons, backgrounds, light and picture quality. It takes about 8 minutes on one core.
@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from gmdf_hf.drawings import draw_web_faces
-from gmdf_hf.portraits import IMAGE_SIZE
+from gmdf_hf.data.drawn.domains import draw_web_faces
+from gmdf_hf.data.drawn.portraits import IMAGE_SIZE
 
 # The words of GM-DF's prompts (Table 6), which no caption holds.
 PROMPTS = [
@@ -205,7 +205,7 @@ def pretrain(output: Path, num_images: int, num_steps: int, batch_size: int, lea
 def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("gmdf_hf/assets/tiny_clip"))
+    parser.add_argument("--output", type=Path, default=Path("gmdf_hf/training/tiny_clip"))
     parser.add_argument("--num-images", type=int, default=16_000)
     parser.add_argument("--num-steps", type=int, default=800)
     parser.add_argument("--batch-size", type=int, default=128)

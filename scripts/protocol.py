@@ -31,12 +31,17 @@ from transformers.utils import logging as transformers_logging
 # Beside this file, whichever way it is run; `python scripts/protocol.py` itself would find them under other names.
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from gmdf_hf import plots
-from gmdf_hf.attention import attention_maps
-from gmdf_hf.comparison import compare
-from gmdf_hf.config import TrainConfig, UserError
-from gmdf_hf.dataset import DomainError, load_domain
-from gmdf_hf.protocol import (
+from gmdf_hf.common.errors import DomainError, UserError
+from gmdf_hf.data.dataset import load_domain
+from gmdf_hf.evaluation import plots
+from gmdf_hf.evaluation.attention import attention_maps
+from gmdf_hf.evaluation.comparison import compare
+from gmdf_hf.evaluation.score_table import DomainScores, read_scores, split_domains
+from gmdf_hf.evaluation.scoring import read_picture
+from gmdf_hf.evaluation.tables import markdown, percent, percent_interval, rich_table
+from gmdf_hf.scripts import evaluate, meta_train, pretrain_faces
+from gmdf_hf.training.config import TrainConfig
+from gmdf_hf.training.protocol import (
     Cell,
     Figure,
     Protocol,
@@ -50,11 +55,7 @@ from gmdf_hf.protocol import (
     table_of,
     value_of,
 )
-from gmdf_hf.score_table import DomainScores, read_scores, split_domains
-from gmdf_hf.scoring import read_picture
-from gmdf_hf.tables import markdown, percent, percent_interval, rich_table
-from gmdf_hf.training_state import Stopped
-from scripts import evaluate, meta_train, pretrain_faces
+from gmdf_hf.training.training_state import Stopped
 
 RECIPES = Path(__file__).parent / "recipes"
 PICTURES = 1  # of each class and test domain, in attention maps

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from gmdf_hf.config import UserError
-from gmdf_hf.hub import expert_files, publish, published_files, size_of
+from gmdf_hf.common.errors import UserError
+from gmdf_hf.serving.hub import expert_files, publish, published_files, size_of
 
 
 def parser() -> argparse.ArgumentParser:

@@ -27,16 +27,17 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
 import gmdf_hf.modeling.auto_gmdf  # noqa: F401  the auto classes then know the model
-from gmdf_hf import plots
-from gmdf_hf.attention import attention_maps
-from gmdf_hf.config import DomainSource, TrainConfig, UserError
-from gmdf_hf.dataset import Domain, DomainError, load_domain
-from gmdf_hf.intervals import measure
+from gmdf_hf.common.errors import DomainError, UserError
+from gmdf_hf.data.dataset import Domain, load_domain
+from gmdf_hf.evaluation import plots
+from gmdf_hf.evaluation.attention import attention_maps
+from gmdf_hf.evaluation.intervals import measure
+from gmdf_hf.evaluation.report_page import Face, Part, Section, html_page, markdown_page
+from gmdf_hf.evaluation.score_table import DomainScores, read_scores, split_domains
+from gmdf_hf.evaluation.scoring import read_picture
+from gmdf_hf.evaluation.tables import domain_table, percent, percent_interval
 from gmdf_hf.modeling.images_gmdf import ImageError
-from gmdf_hf.report_page import Face, Part, Section, html_page, markdown_page
-from gmdf_hf.score_table import DomainScores, read_scores, split_domains
-from gmdf_hf.scoring import read_picture
-from gmdf_hf.tables import domain_table, percent, percent_interval
+from gmdf_hf.training.config import DomainSource, TrainConfig
 
 MISTAKES = 8  # of each class and domain
 THUMBNAIL = 112

@@ -25,11 +25,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from gmdf_hf.config import UserError, load_recipe
-from gmdf_hf.dataset import Domain, DomainError, load_domain
+from gmdf_hf.common.errors import DomainError, UserError
+from gmdf_hf.data.dataset import Domain, load_domain
+from gmdf_hf.evaluation.scoring import read_picture
+from gmdf_hf.evaluation.tables import markdown, percent, rich_table
 from gmdf_hf.modeling.images_gmdf import ImageError
-from gmdf_hf.scoring import read_picture
-from gmdf_hf.tables import markdown, percent, rich_table
+from gmdf_hf.training.config import load_recipe
 
 THUMBNAIL = 16  # pixels
 WINDOW = 224  # pixels of the picture's middle, not resized: resizing destroys the traces

@@ -3,9 +3,9 @@
 import os
 import sys
 
-from gmdf_hf.cli import load_pipeline
-from gmdf_hf.config import UserError
-from gmdf_hf.demo import launch
+from gmdf_hf.scripts.gmdf import load_pipeline
+from gmdf_hf.serving.demo import launch
+from gmdf_hf.training.config import UserError
 
 if __name__ == "__main__":
     if "GMDF_MODEL" not in os.environ:

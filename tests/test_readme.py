@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from gmdf_hf import cli
-from gmdf_hf.config import parse_command_line
-from scripts import evaluate, export, prepare, publish
-from scripts.meta_train import DEFAULT_RECIPE
+from gmdf_hf.scripts import evaluate, export, prepare, publish
+from gmdf_hf.scripts import gmdf as cli
+from gmdf_hf.scripts.meta_train import DEFAULT_RECIPE
+from gmdf_hf.training.config import parse_command_line
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -1,0 +1,1 @@
+"""A domain to frames, batches and episodes."""

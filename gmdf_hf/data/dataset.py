@@ -1,0 +1,293 @@
+"""Domains: labelled frames from drawings, the hub, a folder or Parquet, not decoded yet."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.packaged_modules.parquet.parquet import ParquetConfig
+from datasets.utils.file_utils import xopen
+
+from gmdf_hf.common.columns import FEATURES
+from gmdf_hf.common.errors import DomainError
+from gmdf_hf.data.drawn import domains as drawings
+from gmdf_hf.data.drawn import forgeries, people, portraits
+from gmdf_hf.preparation.shards import ROW_GROUP
+
+LABELS = ("real", "fake")
+DRAWN_PREFIX = "drawn:"
+DRAWN_VIDEOS = {"train": 300, "validation": 60, "test": 150}
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One split of one domain, its images still encoded.
+
+    Attributes:
+        name: Name of the domain.
+        split: train, validation or test.
+        frames: Data set with the column `image` as `{"bytes", "path"}`, not decoded.
+        labels: 0 real, 1 fake, shape `(frames,)`.
+        video_ids: Video of each frame.
+        frame_numbers: Number of each frame in its video.
+        groups: Leak unit of each frame: frames of one group must not stand in two splits.
+        captions: Description of each image, for prompt P3; None where the data set has none.
+        methods: Which forgery made each frame, empty where it is not known; None where the data set has none.
+    """
+
+    name: str
+    split: str
+    frames: datasets.Dataset
+    labels: np.ndarray
+    video_ids: Sequence[str]
+    frame_numbers: np.ndarray
+    groups: Sequence[str]
+    captions: Sequence[str] | None
+    methods: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def videos(self) -> list[tuple[str, str]]:
+        """Method and id of each frame's video: videos of one name in two methods are different ones."""
+        return _videos(self.methods, self.video_ids)
+
+
+def load_domain(
+    name: str,
+    split: str,
+    path: str,
+    subset: str | None = None,
+    revision: str | None = None,
+    columns: dict[str, str | None] | None = None,
+    splits: dict[str, str] | None = None,
+    max_videos: int | None = None,
+) -> Domain:
+    """Load one split of a domain.
+
+    Columns are `image` and `label`, and where the data set has them `video_id`, `frame`, `method`, `group`, `caption`.
+    Videos of one name in two methods are different ones. Without `video_id`, frames of the same group, label and method
+    are one video; without `group` too, each image stands for itself.
+
+    Args:
+        name: What the domain is called.
+        split: train, validation or test.
+        path: Hub id, local folder or Parquet file, or `drawn:<domain>`.
+        subset: Configuration of a hub data set.
+        revision: Commit, branch or tag of a hub data set.
+        columns: Our column name to the data set's; None where a column of that name means something else there.
+        splits: Our split name to the data set's.
+        max_videos: Keep at most so many videos of each class.
+
+    Raises:
+        DomainError: If the split, a column or a class is missing, or labels cannot be told real from fake.
+    """
+    if path.startswith(DRAWN_PREFIX):
+        frames = _draw(name, path.removeprefix(DRAWN_PREFIX), split, max_videos)
+    else:
+        frames = load_frames(name, path, subset, revision, (splits or {}).get(split, split))
+    frames = rename_columns(name, frames, columns or {})
+    labels = _labels(name, frames)
+    groups = _strings(frames, "group") or [f"{name}/{split}/{row}" for row in range(len(frames))]
+    video_ids = _strings(frames, "video_id") or [
+        f"{group}/{LABELS[label]}" for group, label in zip(groups, labels, strict=True)
+    ]
+    methods = _strings(frames, "method")
+    if max_videos is not None:
+        keep = _first_videos(labels, _videos(methods, video_ids), max_videos)
+        frames, labels = frames.select(keep), labels[keep]
+        groups, video_ids = [groups[row] for row in keep], [video_ids[row] for row in keep]
+        methods = methods and [methods[row] for row in keep]
+    counts = Counter(labels.tolist())
+    if len(counts) < 2:
+        found = ", ".join(f"{count} {LABELS[label]}" for label, count in counts.items()) or "none"
+        raise DomainError(f"Domain {name!r}, split {split!r}, needs real and fake images, found {found}.")
+    videos = _videos(methods, video_ids)
+    _check_videos(name, labels, videos)
+    numbers = frames["frame"][:] if "frame" in frames.column_names else _count_up(videos)
+    return Domain(
+        name=name,
+        split=split,
+        frames=frames.select_columns("image"),
+        labels=labels,
+        video_ids=video_ids,
+        frame_numbers=np.asarray(numbers),
+        groups=groups,
+        captions=_strings(frames, "caption"),
+        methods=methods,
+    )
+
+
+def _draw(name: str, drawn: str, split: str, max_videos: int | None) -> datasets.Dataset:
+    if drawn not in drawings.DRAWN_DOMAINS:
+        raise DomainError(f"Domain {name!r}: drawn domains are {', '.join(drawings.DRAWN_DOMAINS)}, found {drawn!r}.")
+    videos = min(DRAWN_VIDEOS[split], 2 * max_videos if max_videos else DRAWN_VIDEOS[split])
+    features = datasets.Features(FEATURES | {"caption": datasets.Value("string")})
+    arguments = {"name": drawn, "split": split, "num_videos": videos}
+    # Kept in the cache of `datasets`, which by itself would not see that the drawing code changed.
+    code = b"".join(Path(module.__file__).read_bytes() for module in (people, portraits, forgeries, drawings))
+    fingerprint = hashlib.sha256(code + repr(arguments).encode()).hexdigest()[:32]
+    return datasets.Dataset.from_generator(
+        drawings.draw_domain, features=features, gen_kwargs=arguments, split=split, fingerprint=fingerprint
+    )
+
+
+def load_frames(
+    name: str, path: str, subset: str | None, revision: str | None, split: str, streaming: bool = False
+) -> datasets.Dataset | datasets.IterableDataset:
+    """One split as `datasets` gives it, from the hub, a folder or a Parquet file.
+
+    Raises:
+        DomainError: If it cannot be loaded.
+    """
+    try:
+        if Path(path).suffix == ".parquet":
+            arguments = {"path": "parquet", "data_files": {split: path}}
+        else:
+            arguments = {"path": path} if Path(path).is_dir() else {"path": path, "name": subset, "revision": revision}
+        found = _open_streams(split, **arguments) if streaming else datasets.load_dataset(**arguments)
+    except (FileNotFoundError, ConnectionError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DomainError(f"Domain {name!r}: cannot load {path!r}: {' '.join(str(error).split())[:300]}") from error
+    if split not in found:
+        raise DomainError(f"Domain {name!r}: no split {split!r} in {path!r}; found {', '.join(found)}.")
+    return found[split]
+
+
+def _open_streams(split: str, **arguments: object) -> datasets.IterableDatasetDict:
+    builder = datasets.load_dataset_builder(**arguments)
+    found = builder.as_streaming_dataset()
+    if isinstance(builder.config, ParquetConfig) and split in found:
+        features = found[split].features
+        # What `datasets` reads Parquet with runs ahead until the whole file is in memory (apache/arrow#39808).
+        files = {"files": list(builder.config.data_files[split]), "schema": features.arrow_schema}
+        found[split] = datasets.IterableDataset.from_generator(_read_parquet, features=features, gen_kwargs=files)
+    return found
+
+
+def _read_parquet(files: Sequence[str], schema: pa.Schema) -> Iterator[dict]:
+    for path in files:
+        with xopen(path, "rb") as file, pq.ParquetFile(file, pre_buffer=False) as parquet:
+            for batch in parquet.iter_batches(batch_size=ROW_GROUP):
+                yield from datasets.table.table_cast(pa.Table.from_batches([batch]), schema).to_pylist()
+
+
+def rename_columns(
+    name: str, frames: datasets.Dataset | datasets.IterableDataset, columns: dict[str, str | None]
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Give a data set's columns our names, and leave its images encoded.
+
+    Args:
+        name: Of the domain.
+        frames: Data set, in memory or streamed.
+        columns: Our column name to the data set's; None where a column of that name means something else there.
+
+    Raises:
+        DomainError: If a column is missing.
+    """
+    for column, feature in frames.features.items():
+        if isinstance(feature, datasets.Image):  # first of all: a stream that renames would decode and encode again
+            frames = frames.cast_column(column, datasets.Image(decode=False))
+    for ours, theirs in columns.items():
+        if theirs is not None and theirs not in frames.column_names:
+            raise DomainError(f"Domain {name!r}: no column {theirs!r} for {ours!r}; found {frames.column_names}.")
+        if ours != theirs:
+            frames = frames.remove_columns([ours]) if ours in frames.column_names else frames
+            frames = frames.rename_column(theirs, ours) if theirs is not None else frames
+    for column in ("image", "label"):
+        if column not in frames.column_names:
+            raise DomainError(f"Domain {name!r}: no column {column!r}; found {frames.column_names}.")
+    return frames.cast_column("image", datasets.Image(decode=False))
+
+
+def label_number(name: str, feature: object, value: int | str) -> int:
+    """0 for real and 1 for fake, whatever the data set writes.
+
+    Raises:
+        DomainError: If the two cannot be told apart.
+    """
+    # A folder's classes are numbered by the alphabet, fake before real: the names decide, not the numbers.
+    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
+    if names is not None and set(names) == set(LABELS):
+        return LABELS.index(names[value])
+    if value in LABELS:
+        return LABELS.index(value)
+    if value not in (0, 1):
+        raise DomainError(
+            f"Domain {name!r}: labels must be real and fake, or 0 and 1, found {names if names else repr(value)}."
+        )
+    return int(value)
+
+
+def _labels(name: str, frames: datasets.Dataset) -> np.ndarray:
+    feature, values = frames.features["label"], frames["label"][:]
+    numbers = {value: label_number(name, feature, value) for value in set(values)}
+    return np.asarray([numbers[value] for value in values], dtype=np.int64)
+
+
+def _strings(frames: datasets.Dataset, column: str) -> list[str] | None:
+    return [string(value) for value in frames[column]] if column in frames.column_names else None
+
+
+def string(value: object) -> str:
+    """A name as text, empty where the data set has none."""
+    return "" if value is None else str(value)
+
+
+def _videos(methods: Sequence[str] | None, video_ids: Sequence[str]) -> list[tuple[str, str]]:
+    return list(zip([""] * len(video_ids) if methods is None else methods, video_ids, strict=True))
+
+
+def _first_videos(labels: np.ndarray, videos: Sequence[tuple[str, str]], max_videos: int) -> list[int]:
+    kept: dict[int, set[tuple[str, str]]] = {0: set(), 1: set()}
+    rows = []
+    for row, (label, video) in enumerate(zip(labels.tolist(), videos, strict=True)):
+        if video in kept[label] or len(kept[label]) < max_videos:
+            kept[label].add(video)
+            rows.append(row)
+    return rows
+
+
+def _check_videos(name: str, labels: np.ndarray, videos: Sequence[tuple[str, str]]) -> None:
+    label_of: dict[tuple[str, str], int] = {}
+    for (method, video), label in zip(videos, labels.tolist(), strict=True):
+        if label_of.setdefault((method, video), label) != label:
+            of_method = f" of method {method!r}" if method else ""
+            raise DomainError(
+                f"Domain {name!r}: video {video!r}{of_method} has frames labelled real and fake; expected one label."
+            )
+
+
+def _count_up(videos: Sequence[tuple[str, str]]) -> list[int]:
+    seen: Counter[tuple[str, str]] = Counter()
+    numbers = []
+    for video in videos:
+        numbers.append(seen[video])
+        seen[video] += 1
+    return numbers
+
+
+def check_leaks(splits: Iterable[Domain]) -> None:
+    """Refuse a domain with a video or a group in two splits.
+
+    A video's name counts here without its method: two forgeries of one name are most often made from one scene.
+
+    Raises:
+        DomainError: If there is one; the message names it.
+    """
+    home: dict[tuple[str, str], str] = {}
+    for domain in splits:
+        for kind, values in (("video", domain.video_ids), ("group", domain.groups)):
+            for value in set(values):
+                if home.setdefault((kind, value), domain.split) != domain.split:
+                    raise DomainError(
+                        f"Domain {domain.name!r}: {kind} {value!r} stands in the splits {home[kind, value]!r} and "
+                        f"{domain.split!r}; expected one."
+                    )

@@ -1,0 +1,1 @@
+"""Drawn faces: five domains that need no download."""

@@ -1,0 +1,256 @@
+"""Episodes: which frames and which held-out domain, a pure function of seed and epoch (D14), and their tensors."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from gmdf_hf.common.errors import DomainError
+from gmdf_hf.common.processes import gather_counts, process_index
+from gmdf_hf.data.frames import Draw
+from gmdf_hf.modeling import GMDFConfig
+from gmdf_hf.modeling.mim_gmdf import draw_mask
+
+
+def held_out_domains(domains: int, seed: Sequence[int]) -> Iterator[int]:
+    """The meta-test domain of each iteration, without end: in a random order, each once in N iterations."""
+    rng = np.random.default_rng(seed)
+    while True:
+        yield from rng.permutation(domains).tolist()
+
+
+def balanced_batches(
+    labels: np.ndarray, videos: Sequence[Hashable], batch_size: int, seed: Sequence[int]
+) -> list[list[int]]:
+    """Rows of one epoch's batches of one domain.
+
+    Every batch holds real and fake in equal number. The epoch is over when every video of the larger class was visited,
+    each visit taking one frame at random; the smaller class is repeated.
+
+    Args:
+        labels: 0 real, 1 fake, shape `(frames,)`.
+        videos: Video of each frame.
+        batch_size: Even number of frames in a batch.
+        seed: Numbers that fix the order.
+
+    Raises:
+        ValueError: If `batch_size` is odd or a class is missing.
+    """
+    if batch_size < 2 or batch_size % 2:
+        raise ValueError(f"`batch_size` must be even and at least 2, found {batch_size}.")
+    rng = np.random.default_rng(seed)
+    rows_of: tuple[dict[Hashable, list[int]], ...] = ({}, {})
+    for row, (label, video) in enumerate(zip(labels.tolist(), videos, strict=True)):
+        rows_of[label].setdefault(video, []).append(row)
+    if not all(rows_of):
+        raise ValueError("A batch needs real and fake frames, found one class alone.")
+    half = batch_size // 2
+    batches = math.ceil(max(len(of_class) for of_class in rows_of) / half)
+    rows = []
+    for of_class in rows_of:
+        frames = list(of_class.values())
+        visits = math.ceil(batches * half / len(frames))
+        order = np.concatenate([rng.permutation(len(frames)) for _ in range(visits)])[: batches * half]
+        rows.append([frames[video][rng.integers(len(frames[video]))] for video in order])
+    real, fake = rows
+    return [real[i : i + half] + fake[i : i + half] for i in range(0, batches * half, half)]
+
+
+class EpisodeSampler(Sampler):
+    """Meta-iterations: a batch of every domain, the meta-test domain's last (Algorithm 1).
+
+    The meta-test domain is drawn at random, each domain once in N iterations. An epoch is over when the domain with the
+    most batches is; the others start again, in a new order. Of one domain alone, these are plain batches, for the
+    methods that hold nothing out.
+
+    Several processes draw the same joined batches and take their parts of them, so that they see together what one
+    process with larger batches sees, and all have the same number of iterations (decisions D14, D15).
+
+    Args:
+        labels: Labels of each domain's frames.
+        videos: Videos of each domain's frames.
+        batch_size: Frames of each domain in an iteration of one process.
+        seed: Of the order.
+        process_index: This process's number.
+        num_processes: How many there are.
+        length: Iterations that count as an epoch, if other than that.
+
+    Raises:
+        ValueError: If there is no domain.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[np.ndarray],
+        videos: Sequence[Sequence[Hashable]],
+        batch_size: int,
+        seed: int,
+        process_index: int = 0,
+        num_processes: int = 1,
+        length: int | None = None,
+    ):
+        if not labels:
+            raise ValueError("An episode needs a domain, found none.")
+        self.labels, self.videos = labels, videos
+        self.joined_size, self.seed = batch_size * num_processes, seed
+        half = batch_size // 2
+        places = np.arange(process_index * half, (process_index + 1) * half)
+        self._places = np.concatenate([places, places + self.joined_size // 2]).tolist()  # real ones, fake ones
+        self.set_epoch(0)
+        self._length = length or max(len(self._batches(domain, 0)) for domain in range(len(labels)))
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch whose order the next iteration over the sampler has, and how many episodes it leaves out."""
+        self.epoch, self.start = epoch, start
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        domains = len(self.labels)
+        rng = np.random.default_rng((self.seed, self.epoch, domains, 0))
+        streams = [self._endless(domain) for domain in range(domains)]
+        meta_tests = held_out_domains(domains, (self.seed, self.epoch, domains))
+        for number, meta_test in zip(range(len(self)), meta_tests, strict=False):
+            chances = rng.integers(2**62, size=(domains, self.joined_size))
+            batches = [next(stream) for stream in streams]
+            if number < self.start:
+                continue
+            order = [domain for domain in range(domains) if domain != meta_test] + [meta_test]
+            yield [
+                Draw(domain, batches[domain][place], int(chances[domain, place]))
+                for domain in order
+                for place in self._places
+            ]
+
+    def _batches(self, domain: int, visit: int) -> list[list[int]]:
+        seed = (self.seed, self.epoch, domain, visit)
+        return balanced_batches(self.labels[domain], self.videos[domain], self.joined_size, seed)
+
+    def _endless(self, domain: int) -> Iterator[list[int]]:
+        visit = 0
+        while True:
+            yield from self._batches(domain, visit)
+            visit += 1
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A batch of every domain, one domain after the other, the meta-test domain last.
+
+    What is known on the host stays there: reading it back from a GPU would stall it.
+
+    Attributes:
+        pixel_values: Images of shape `(B, 3, H, W)`.
+        labels: 0 real, 1 fake, shape `(B,)`.
+        domain_ids: Domain of each image, shape `(B,)`.
+        domains: Domains in the order of their images.
+        counts: For each process, how many images it has of each of `domains`.
+        weights: One over the number of images of each image's domain in all processes, shape `(B,)`.
+        mask: Patches of the meta-test images that L_mim hides, shape `(m, patches)`, on the host; None without L_mim.
+        prompt_ids: Class sentences of each image, shape `(B, 2, length)`, for template P3; None otherwise.
+    """
+
+    pixel_values: torch.Tensor
+    labels: torch.Tensor
+    domain_ids: torch.Tensor
+    domains: tuple[int, ...]
+    counts: tuple[tuple[int, ...], ...]
+    weights: torch.Tensor
+    mask: torch.BoolTensor | None = None
+    prompt_ids: torch.Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor,
+        domain_ids: torch.Tensor,
+        mask: torch.BoolTensor | None = None,
+        prompt_ids: torch.Tensor | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Episode:
+        """Make an episode of a batch on the host, and move its images to a device.
+
+        Every process must come here at the same iteration: they tell each other how many images they have.
+        """
+        domains, ours = domain_ids.unique_consecutive(return_counts=True)
+        counts = gather_counts(ours.tolist(), device)
+        everyones = torch.tensor(counts).sum(0)
+        weights = (1 / everyones).to(pixel_values.dtype).repeat_interleave(ours)
+        episode = cls(pixel_values, labels, domain_ids, tuple(domains.tolist()), counts, weights, mask, prompt_ids)
+        moved = {
+            field.name: value.to(device, non_blocking=True)
+            for field in fields(cls)
+            if field.name != "mask" and isinstance(value := getattr(episode, field.name), torch.Tensor)
+        }
+        return replace(episode, **moved)
+
+    @property
+    def source_domains(self) -> tuple[int, ...]:
+        """The meta-train domains."""
+        return self.domains[:-1]
+
+    @property
+    def source(self) -> slice:
+        """Rows of the meta-train images."""
+        return slice(sum(self.counts[process_index()][:-1]))
+
+    @property
+    def target(self) -> slice:
+        """Rows of the meta-test images."""
+        return slice(self.source.stop, None)
+
+
+def episode_of_batch(
+    batch: dict,
+    num_domains: int,
+    config: GMDFConfig,
+    hide_patches: bool,
+    encode_captions: Callable[[list[str]], torch.Tensor] | None,
+    device: torch.device,
+) -> Episode:
+    """Turn a batch of the loader into an episode.
+
+    Args:
+        batch: As `collate` makes it.
+        num_domains: Domains it must have images of.
+        config: The detector's configuration.
+        hide_patches: Whether L_mim hides patches of the meta-test images.
+        encode_captions: Captions to class sentences `(B, 2, length)`, for template P3.
+        device: Where images go.
+
+    Raises:
+        DomainError: If no image of a domain could be read.
+    """
+    if "labels" not in batch or len(batch["domain_ids"].unique()) < num_domains:
+        reasons = "; ".join(item.reason for item in batch["skipped"][:3])
+        raise DomainError(f"A whole batch of one domain could not be read: {reasons}")
+    domain_ids, mask, prompt_ids = batch["domain_ids"], None, None
+    if hide_patches:
+        meta_test = (domain_ids == domain_ids[-1]).tolist()
+        mask = hidden_patches(list(itertools.compress(batch["chances"], meta_test)), config)
+    if encode_captions is not None:
+        prompt_ids = encode_captions(batch["captions"])
+    return Episode.of(batch["pixel_values"], batch["labels"], domain_ids, mask, prompt_ids, device)
+
+
+def hidden_patches(chances: Sequence[int], config: GMDFConfig) -> torch.BoolTensor:
+    """Patches that L_mim hides: each image's own random number decides, whatever process it comes to.
+
+    Args:
+        chances: A number for each image.
+        config: The detector's configuration.
+
+    Returns:
+        True where a patch is hidden, shape `(len(chances), patches)`.
+    """
+    grid = config.vision_config.image_size // config.vision_config.patch_size
+    generators = [torch.Generator().manual_seed(chance) for chance in chances]
+    return torch.cat([draw_mask(1, grid, config.mask_ratio, config.mask_strategy, each) for each in generators])

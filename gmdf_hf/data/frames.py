@@ -1,0 +1,159 @@
+"""Frames on their way to the model: decoded, processed, mirrored, stacked into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from transformers import AutoTokenizer
+from transformers.image_processing_utils import BaseImageProcessor
+
+from gmdf_hf.data.dataset import Domain
+from gmdf_hf.modeling.configuration_gmdf import PROMPT_TEMPLATES
+from gmdf_hf.modeling.images_gmdf import ImageError, open_image
+
+
+class Draw(NamedTuple):
+    """A frame to read.
+
+    Attributes:
+        domain: Index of its domain.
+        row: Its row in that domain.
+        chance: A random number that decides all that is random about this use of the frame: mirroring (odd numbers,
+            the paper's only augmentation) and hidden patches.
+    """
+
+    domain: int
+    row: int
+    chance: int = 0
+
+
+class Frame(NamedTuple):
+    """A frame before its image is decoded.
+
+    Attributes:
+        domain: Name of its domain.
+        row: Its row there.
+        video_id: Its video.
+        number: Its number in the video.
+        method: Which forgery made it; None where the domain has no methods.
+        label: 0 real, 1 fake.
+        caption: Description of the image, for prompt P3.
+        image: As `datasets` keeps it, `{"bytes", "path"}`; None where it was not looked up yet, or none is stored.
+    """
+
+    domain: str
+    row: int
+    video_id: str
+    number: int
+    method: str | None
+    label: int
+    caption: str = ""
+    image: dict | None = None
+
+    def __str__(self) -> str:
+        return f"{self.domain}, video {self.video_id}, frame {self.number}"
+
+
+class Skipped(NamedTuple):
+    """An image that could not be read, in place of a frame.
+
+    Attributes:
+        domain: Name of its domain.
+        row: Its row there; -1 in a training stream, which has no rows.
+        reason: What is wrong, with the names of video and frame.
+    """
+
+    domain: str
+    row: int
+    reason: str
+
+
+def frame_of(domain: Domain, row: int) -> Frame:
+    """What a domain says of one of its frames, without the image."""
+    return Frame(
+        domain=domain.name,
+        row=row,
+        video_id=domain.video_ids[row],
+        number=int(domain.frame_numbers[row]),
+        method=None if domain.methods is None else domain.methods[row],
+        label=int(domain.labels[row]),
+        caption="" if domain.captions is None else domain.captions[row],
+    )
+
+
+def read_frame(frame: Frame, draw: Draw, processor: BaseImageProcessor) -> dict:
+    """Decode and process one image.
+
+    Args:
+        frame: The frame, its image looked up.
+        draw: Its domain's index, and its random number.
+        processor: Image processor of the model.
+
+    Raises:
+        ImageError: If it cannot be read.
+    """
+    stored = frame.image
+    if stored is None or (stored["bytes"] is None and not stored["path"]):
+        raise ImageError(f"{frame}: no image is stored.")
+    image = open_image(stored["bytes"] if stored["bytes"] is not None else stored["path"], name=str(frame))
+    pixel_values = processor(images=image, return_tensors="pt")["pixel_values"][0]
+    return {
+        "pixel_values": pixel_values.flip(-1) if draw.chance % 2 else pixel_values,
+        "labels": frame.label,
+        "domain_ids": draw.domain,
+        "rows": draw.row,
+        "chances": draw.chance,
+        "names": str(frame),
+        "captions": frame.caption,
+    }
+
+
+class FrameReader(torch.utils.data.Dataset):
+    """Reads frames of several domains; an index is a `Draw`, or `(domain, row)`.
+
+    A broken image comes back as `Skipped`, for the caller to count and list; it is never replaced by another.
+
+    Args:
+        domains: Domains, in the order of their indices.
+        processor: Image processor of the model.
+    """
+
+    def __init__(self, domains: Sequence[Domain], processor: BaseImageProcessor):
+        self.domains = domains
+        self.processor = processor
+
+    def __getitem__(self, index: tuple[int, ...]) -> dict | Skipped:
+        draw = Draw(*index)
+        domain = self.domains[draw.domain]
+        frame = frame_of(domain, draw.row)._replace(image=domain.frames[draw.row]["image"])
+        try:
+            return read_frame(frame, draw, self.processor)
+        except ImageError as error:
+            return Skipped(domain.name, draw.row, str(error))
+
+
+def collate(items: Sequence[dict | Skipped]) -> dict:
+    """Stack frames into a batch; the unreadable ones are listed under `skipped`."""
+    frames = [item for item in items if not isinstance(item, Skipped)]
+    batch: dict = {"skipped": [item for item in items if isinstance(item, Skipped)]}
+    if frames:
+        batch["pixel_values"] = torch.stack([frame["pixel_values"] for frame in frames])
+        for key in ("labels", "domain_ids", "rows"):
+            batch[key] = torch.tensor([frame[key] for frame in frames])
+        for key in ("chances", "names", "captions"):
+            batch[key] = [frame[key] for frame in frames]
+    return batch
+
+
+def caption_encoder(backbone: str) -> Callable[[list[str]], torch.Tensor]:
+    """Function from captions to the token ids of template P3's two sentences, shape `(B, 2, length)`."""
+    tokenizer = AutoTokenizer.from_pretrained(backbone)
+
+    def encode(captions: list[str]) -> torch.Tensor:
+        texts = [template.format(caption=caption) for caption in captions for template in PROMPT_TEMPLATES["P3"]]
+        ids = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")["input_ids"]
+        return ids.unflatten(0, (len(captions), 2))
+
+    return encode

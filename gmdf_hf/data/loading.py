@@ -1,0 +1,96 @@
+"""The domains of a run, and the loader of its episodes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch.utils.data import DataLoader
+from transformers.image_processing_utils import BaseImageProcessor
+
+from gmdf_hf.common.processes import num_processes, process_index
+from gmdf_hf.common.schema import SPLITS
+from gmdf_hf.data.dataset import Domain, check_leaks, load_domain
+from gmdf_hf.data.episodes import EpisodeSampler
+from gmdf_hf.data.frames import FrameReader, collate
+from gmdf_hf.data.streams import EpisodeStream, Stream, load_stream
+
+
+def load_domains(
+    sources: Mapping[str, dict], unseen: Mapping[str, dict], streaming: bool
+) -> tuple[list[Domain] | list[Stream], list[Domain], list[Domain]]:
+    """Load the domains of a run.
+
+    Args:
+        sources: Arguments of `load_domain` for each source domain, by name.
+        unseen: The same for domains that are only tested on.
+        streaming: Open the training splits as streams.
+
+    Returns:
+        Train and validation splits of the source domains, and the test splits of all, the unseen ones last.
+
+    Raises:
+        DomainError: If one cannot be used, or a video or group stands in two of its splits.
+    """
+    splits: dict[str, list] = {split: [] for split in SPLITS}
+    for name, fields in sources.items():
+        of_domain = [load_domain(name, split, **fields) for split in (SPLITS[1:] if streaming else SPLITS)]
+        check_leaks(of_domain)
+        for domain in of_domain:
+            splits[domain.split].append(domain)
+        if streaming:
+            splits["train"].append(load_stream(name, "train", **fields, others=of_domain))
+    for name, fields in unseen.items():
+        splits["test"].append(load_domain(name, "test", **fields))
+    return splits["train"], splits["validation"], splits["test"]
+
+
+def make_loader(
+    train: Sequence[Domain] | Sequence[Stream],
+    processor: BaseImageProcessor,
+    batch_size: int,
+    seed: int,
+    length: int | None,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> tuple[EpisodeSampler | EpisodeStream, DataLoader]:
+    """Make the loader of a run's episodes, and what sets its epoch.
+
+    Args:
+        train: Training splits of the source domains, all of them streams or none.
+        processor: Image processor of the model.
+        batch_size: Frames of each domain in an iteration of one process.
+        seed: Of the order.
+        length: Iterations that count as an epoch; None for all videos of the largest domain, which streams do not know.
+        num_workers: Processes that decode images.
+        pin_memory: Whether batches go to a GPU.
+    """
+    place = (process_index(), num_processes())
+    if isinstance(train[0], Stream):
+        sampler = EpisodeStream(train, processor, batch_size, seed, length, *place)
+        num_workers = sampler.useful_workers(num_workers)
+        arguments = {"dataset": sampler, "batch_size": None}
+    else:
+        labels, videos = [domain.labels for domain in train], [domain.videos for domain in train]
+        sampler = EpisodeSampler(labels, videos, batch_size, seed, *place, length)
+        arguments = {"dataset": FrameReader(train, processor), "batch_sampler": sampler}
+    loader = DataLoader(
+        **arguments,
+        collate_fn=collate,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        persistent_workers=num_workers > 0,
+    )
+    return sampler, loader
+
+
+def training_crops(
+    sampler: EpisodeSampler | EpisodeStream, loader: DataLoader, first_epoch: int
+) -> Iterator[torch.Tensor]:
+    """Endless batches of the training crops, in the order of epochs that training itself does not use."""
+    for epoch in itertools.count(first_epoch):
+        sampler.set_epoch(epoch)
+        for batch in loader:
+            if "pixel_values" in batch:
+                yield batch["pixel_values"]

@@ -1,0 +1,113 @@
+"""Is one method better than another? Both on the same drawn videos, and over seeds drawn as well.
+
+Two intervals that do not overlap are a stricter test than is needed: the same hard videos are hard for both methods.
+The interval of the difference sees that.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from gmdf_hf.evaluation.intervals import BLOCK, bin_edges, bin_samples, draw_weights, histogram_auc
+from gmdf_hf.evaluation.score_table import DomainScores, split_domains, video_keys
+
+
+def auc_replicates(
+    tables: Sequence[pd.DataFrame], domains: Sequence[str], replicates: int = 1000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """AUC of frames of several tables of scores of the same videos, for the sample and for drawn videos.
+
+    Args:
+        tables: Of runs, a row a frame; the same videos in each.
+        domains: Domains over whose AUC the mean is taken.
+        replicates: Times that the videos are drawn, the same ones for every table.
+        seed: Of the draws.
+
+    Returns:
+        AUC of each table, shape `(tables,)`, and of each draw, shape `(tables, replicates)`.
+
+    Raises:
+        ValueError: If a domain is missing or the tables do not hold the same videos.
+    """
+    if not all("method" in table.columns for table in tables):  # it names no video of a table that lacks it
+        tables = [table.drop(columns="method", errors="ignore") for table in tables]
+    means, drawn = [], []
+    for domain in domains:
+        samples = [_of_domain(table, domain) for table in tables]
+        first = samples[0][0]
+        if not all(videos.equals(first) for videos, _ in samples):
+            raise ValueError(f"The tables to compare hold other videos of domain {domain!r}: nothing to pair.")
+        # By name: the same videos are drawn for a domain wherever it stands, and others for another domain.
+        rng = np.random.default_rng((seed, zlib.crc32(domain.encode())))
+        edges = [bin_edges([scores], 0.5) for _, scores in samples]
+        binned = [bin_samples(scores, edge) for (_, scores), edge in zip(samples, edges, strict=True)]
+        videos = [counts.shape[1] for counts in binned[0].counts]
+        everything = [np.ones((n, 1), np.float32) for n in videos]
+        means.append([_auc(of_table.counts, everything)[0] for of_table in binned])
+        blocks = []
+        for start in range(0, replicates, BLOCK):
+            weights = [draw_weights(n, min(BLOCK, replicates - start), rng) for n in videos]
+            blocks.append(np.stack([_auc(of_table.counts, weights) for of_table in binned]))
+        drawn.append(np.concatenate(blocks, axis=1))
+    return np.mean(means, axis=0), np.mean(drawn, axis=0)
+
+
+def _of_domain(table: pd.DataFrame, domain: str) -> tuple[pd.DataFrame, DomainScores]:
+    """The domain's videos and scores, in the order of the videos' names."""
+    rows = table[table["domain"] == domain]
+    if not len(rows):
+        raise ValueError(f"A table to compare has no domain {domain!r}.")
+    keys = video_keys(rows)
+    rows = rows.astype({key: str for key in keys if key != "label"}).sort_values(keys, kind="stable")
+    return rows[keys].drop_duplicates(ignore_index=True), split_domains(rows)[domain]
+
+
+def _auc(counts: Sequence, weights: Sequence[np.ndarray]) -> np.ndarray:
+    real, fake = ((of_class @ w).astype(float) for of_class, w in zip(counts, weights, strict=True))
+    return histogram_auc(real, fake)
+
+
+def compare(
+    settings: Iterable[tuple[Sequence[pd.DataFrame], Sequence[pd.DataFrame], Sequence[str]]],
+    replicates: int = 1000,
+    seed: int = 0,
+    coverage: float = 0.95,
+) -> dict[str, float | list[float]]:
+    """Mean AUC over settings, domains and seeds of two methods and of their difference, with intervals.
+
+    A replicate draws the videos, the same for all tables, and of each method as many seeds as it has, with replacement:
+    the intervals hold what other test videos and what other seeds would have changed.
+
+    Args:
+        settings: For each the tables of scores of one method, one a seed, those of the other method, and the domains
+            over whose AUC the mean is taken.
+        replicates: Number of draws.
+        seed: Of the draws.
+        coverage: Share of the replicates that an interval holds.
+
+    Returns:
+        `method`, `other` and `difference` (method minus other), and `method_interval` and so on, `[lowest, highest]`.
+
+    Raises:
+        ValueError: As `auc_replicates`.
+    """
+    rng = np.random.default_rng((seed, 1))
+    values, replicated = [], []
+    for method, other, domains in settings:
+        means, drawn = auc_replicates([*method, *other], domains, replicates, seed)
+        for rows in (slice(len(method)), slice(len(method), None)):
+            picked = rng.integers(len(drawn[rows]), size=drawn[rows].shape)
+            values.append(means[rows].mean())
+            replicated.append(np.take_along_axis(drawn[rows], picked, 0).mean(0))
+    values = np.reshape(values, (-1, 2)).mean(0)
+    replicated = np.reshape(replicated, (-1, 2, replicates)).mean(0)
+    found = {}
+    for name, weights in {"method": (1, 0), "other": (0, 1), "difference": (1, -1)}.items():
+        found[name] = float(weights @ values)
+        ends = np.quantile(weights @ replicated, [(1 - coverage) / 2, (1 + coverage) / 2])
+        found[f"{name}_interval"] = ends.tolist()
+    return found

@@ -1,0 +1,286 @@
+"""Figures of a table of scores, a row a frame: `domain, video_id, frame, label, score, face_found` (design section 4).
+
+`score` is the probability of fake. Every figure is a function of that table, and says whether it is of frames or of
+videos, whose score is the mean of their frames'. What has no value, such as the AUC of a domain of one class, is `nan`
+and comes with a warning. Intervals are in `intervals`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from gmdf_hf.evaluation.score_table import LEVELS, split_domains, split_methods, video_scores
+
+CALIBRATION_BINS = 15
+# The same figures as a metric of `evaluate`: evaluate.load(EVALUATE_MODULE).
+EVALUATE_MODULE = str(files("gmdf_hf.evaluation") / "deepfake_metrics")
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """Where the two error rates cross.
+
+    Attributes:
+        threshold: Scores of at least this are called fake.
+        false_real: Share of fakes called real.
+        false_fake: Share of reals called fake.
+    """
+
+    threshold: float
+    false_real: float
+    false_fake: float
+
+    @property
+    def eer(self) -> float:
+        """Equal error rate: the mean of the two rates where they come closest."""
+        return (self.false_real + self.false_fake) / 2
+
+    def prior_weighted(self, real_share: float) -> float:
+        """``M^i = P_real * FRR + (1 - P_real) * FAR`` (Eq. 13): a real face rejected, a fake one accepted."""
+        return real_share * self.false_fake + (1 - real_share) * self.false_real
+
+
+@dataclass(frozen=True)
+class BinaryMetrics:
+    """Figures of one set of scores.
+
+    Attributes:
+        real: Number of real samples.
+        fake: Number of fake samples.
+        acc: Accuracy at the given threshold.
+        auc: Area under the ROC curve.
+        ap: Average precision, fake being the class to find.
+        eer: Equal error rate.
+        m: `M^i` of Eq. 13, at the point of the EER.
+        fpr: Share of reals called fake at the given threshold.
+        fnr: Share of fakes called real at the given threshold.
+        ece: Expected calibration error, 15 bins of equal width.
+        brier: Mean squared error of the probability of fake.
+    """
+
+    real: int
+    fake: int
+    acc: float
+    auc: float
+    ap: float
+    eer: float
+    m: float
+    fpr: float
+    fnr: float
+    ece: float
+    brier: float
+
+
+def _check(labels: np.ndarray, scores: np.ndarray, both: bool = True) -> None:
+    if len(labels) != len(scores):
+        raise ValueError(f"As many scores as labels are needed, found {len(scores)} and {len(labels)}.")
+    found = np.unique(labels)
+    if not len(found) or not set(found.tolist()) <= {0, 1}:
+        raise ValueError(f"Labels must be 0 (real) and 1 (fake), found {found.tolist()[:5]}.")
+    if both and len(found) < 2:
+        raise ValueError(f"Labels must hold both 0 (real) and 1 (fake), found {found.tolist()}.")
+    if not np.isfinite(scores).all():
+        raise ValueError(f"Scores must be finite, found {int((~np.isfinite(scores)).sum())} that are not.")
+
+
+def _check_probabilities(scores: np.ndarray) -> None:
+    if scores.min() < 0 or scores.max() > 1:
+        raise ValueError(
+            f"Scores must be probabilities of fake, in [0, 1], found {scores.min():.4g} to {scores.max():.4g}."
+        )
+
+
+def crossing(labels: np.ndarray, scores: np.ndarray) -> OperatingPoint:
+    """The point of the ROC curve where the two error rates are closest.
+
+    Args:
+        labels: 0 real, 1 fake, shape `(n,)`.
+        scores: Higher for fake, shape `(n,)`.
+
+    Raises:
+        ValueError: If a class is missing or a score is not finite.
+    """
+    labels, scores = np.asarray(labels), np.asarray(scores, dtype=float)
+    _check(labels, scores)
+    false_fake, found, thresholds = roc_curve(labels, scores, drop_intermediate=False)
+    best = int(np.argmin(np.abs(false_fake - (1 - found))))
+    # The first point of the curve calls nothing fake; its threshold is infinite and could not be stored as JSON.
+    threshold = float(np.nextafter(scores.max(), np.inf)) if np.isinf(thresholds[best]) else float(thresholds[best])
+    return OperatingPoint(threshold, float(1 - found[best]), float(false_fake[best]))
+
+
+def expected_calibration_error(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Mean distance between predicted and found share of fakes, over bins of equal width weighted by their samples.
+
+    Args:
+        labels: 0 real, 1 fake, shape `(n,)`.
+        scores: Probability of fake, shape `(n,)`.
+
+    Raises:
+        ValueError: If a score is not a probability.
+    """
+    labels, scores = np.asarray(labels), np.asarray(scores, dtype=float)
+    _check(labels, scores, both=False)
+    _check_probabilities(scores)
+    bins = calibration_bin(scores)
+    gaps = np.bincount(bins, weights=scores - labels, minlength=CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(scores))
+
+
+def calibration_bin(scores: np.ndarray) -> np.ndarray:
+    """Number of the calibration bin of each score: ``[i / 15, (i + 1) / 15)``, the last one closed."""
+    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
+    return np.searchsorted(edges, scores, side="right")
+
+
+def _binary_metrics(
+    labels: np.ndarray, scores: np.ndarray, threshold: float, real_share: float | None
+) -> BinaryMetrics:
+    """As `binary_metrics`; `nan` stands where a missing class leaves no value."""
+    _check(labels, scores, both=False)
+    _check_probabilities(scores)
+    fake, called_fake = labels == 1, scores >= threshold
+    reals, fakes = int((~fake).sum()), int(fake.sum())
+    both = bool(reals and fakes)
+    point = crossing(labels, scores) if both else None
+    return BinaryMetrics(
+        real=reals,
+        fake=fakes,
+        acc=float((called_fake == fake).mean()),
+        auc=float(roc_auc_score(labels, scores)) if both else np.nan,
+        ap=float(average_precision_score(labels, scores)) if both else np.nan,
+        eer=point.eer if point else np.nan,
+        m=point.prior_weighted(reals / len(labels) if real_share is None else real_share) if point else np.nan,
+        fpr=float((called_fake & ~fake).sum() / reals) if reals else np.nan,
+        fnr=float((~called_fake & fake).sum() / fakes) if fakes else np.nan,
+        ece=expected_calibration_error(labels, scores),
+        brier=float(np.square(scores - labels).mean()),
+    )
+
+
+def binary_metrics(
+    labels: np.ndarray, scores: np.ndarray, threshold: float = 0.5, real_share: float | None = None
+) -> BinaryMetrics:
+    """All figures of one set of scores.
+
+    Args:
+        labels: 0 real, 1 fake, shape `(n,)`.
+        scores: Probability of fake, shape `(n,)`.
+        threshold: Scores of at least this are called fake, for the accuracy and the two error rates.
+        real_share: Prior P_real of Eq. 13; the share in `labels` when None.
+
+    Raises:
+        ValueError: If a class is missing, a score is no probability, or `real_share` is none.
+    """
+    labels, scores = np.asarray(labels), np.asarray(scores, dtype=float)
+    _check(labels, scores)
+    if real_share is not None and not 0 <= real_share <= 1:
+        raise ValueError(f"`real_share` must lie in [0, 1], found {real_share}.")
+    return _binary_metrics(labels, scores, threshold, real_share)
+
+
+def domain_metrics(
+    table: pd.DataFrame, threshold: float = 0.5, real_share: float | None = None
+) -> dict[str, dict[str, dict]]:
+    """Figures of every domain in a table of scores.
+
+    Args:
+        table: Columns `domain, video_id, label, score`, and `method` if there is one.
+        threshold: Scores of at least this are called fake.
+        real_share: Prior P_real of Eq. 13; each domain's own share when None.
+
+    Returns:
+        `{domain: {"frame": BinaryMetrics as dict, "video": the same}}`. A domain of one class has `nan` for what needs
+        both, and a warning names it.
+
+    Raises:
+        ValueError: If a label or a score is not what it should be.
+    """
+    figures: dict[str, dict[str, dict]] = {}
+    for name, frames in split_domains(table).items():
+        for level, samples in zip(LEVELS, (frames, frames.by_video()), strict=True):
+            metrics = _binary_metrics(samples.labels, samples.scores, threshold, real_share)
+            figures.setdefault(name, {})[level] = asdict(metrics)
+        if not metrics.real or not metrics.fake:
+            warnings.warn(
+                f"Domain {name!r} has {metrics.real} real and {metrics.fake} fake videos: AUC, AP, EER and M need both "
+                "classes and are nan.",
+                stacklevel=2,
+            )
+    return figures
+
+
+def m_eer(figures: dict[str, dict[str, dict]], level: str = "frame") -> float:
+    """``M_EER = max(M^1, ..., M^N)`` over test domains (Eq. 13): the worst domain counts, not their mean.
+
+    It is `nan` if one of the domains has no `M`: the maximum over the others would be another number.
+    """
+    return float(np.max([of_domain[level]["m"] for of_domain in figures.values()]))
+
+
+def pooled_auc(table: pd.DataFrame, level: str = "frame") -> float:
+    """AUC of all domains' samples together: what one threshold for all of them meets.
+
+    Args:
+        table: Columns `domain, video_id, label, score`.
+        level: `frame` or `video`.
+
+    Returns:
+        `nan` if a class is missing in all domains.
+    """
+    rows = table if level == "frame" else video_scores(table)
+    labels, scores = rows["label"].to_numpy(), rows["score"].to_numpy(dtype=float)
+    _check(labels, scores, both=False)
+    return float(roc_auc_score(labels, scores)) if labels.any() and not labels.all() else np.nan
+
+
+def method_auc(table: pd.DataFrame, level: str = "frame") -> dict[str, dict[str, float]]:
+    """AUC of the fakes of each forgery against all reals of its domain, of domains that know of several forgeries.
+
+    Args:
+        table: Columns `domain, video_id, label, score`, and `method` if there is one.
+        level: `frame` or `video`.
+
+    Returns:
+        `{domain: {method: auc}}`; `nan` where a domain has no reals.
+    """
+    figures: dict[str, dict[str, float]] = {}
+    for (domain, method), frames in split_methods(table).items():
+        samples = frames if level == "frame" else frames.by_video()
+        reals, fakes = (samples.scores[samples.labels == label] for label in (0, 1))
+        figures.setdefault(domain, {})[method] = _auc_against_sorted(np.sort(reals), fakes)
+    return figures
+
+
+def cross_auc(table: pd.DataFrame, level: str = "frame") -> pd.DataFrame:
+    """AUC of the reals of one domain against the fakes of another, for all pairs.
+
+    Args:
+        table: Columns `domain, video_id, label, score`.
+        level: `frame` or `video`.
+
+    Returns:
+        A row the domain of the reals, a column the domain of the fakes; the diagonal holds the domains' own AUC. `nan`
+        where a domain lacks the class.
+    """
+    domains = split_domains(table)
+    samples = {name: frames if level == "frame" else frames.by_video() for name, frames in domains.items()}
+    fakes = {name: of.scores[of.labels == 1] for name, of in samples.items()}
+    rows = {}
+    for name, of_domain in samples.items():
+        reals = np.sort(of_domain.scores[of_domain.labels == 0])
+        rows[name] = {other: _auc_against_sorted(reals, scores) for other, scores in fakes.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(samples))
+
+
+def _auc_against_sorted(reals: np.ndarray, fakes: np.ndarray) -> float:
+    if not len(reals) or not len(fakes):
+        return np.nan
+    below = np.searchsorted(reals, fakes, side="left").sum() + np.searchsorted(reals, fakes, side="right").sum()
+    return float(below / (2 * len(reals) * len(fakes)))

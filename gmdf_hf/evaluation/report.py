@@ -1,0 +1,190 @@
+"""Results of a run for people to read."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from importlib.metadata import version
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from rich.console import Console
+from rich.table import Table
+
+from gmdf_hf.evaluation.metrics import m_eer
+from gmdf_hf.evaluation.tables import role_of
+from gmdf_hf.modeling import GMDFConfig
+from gmdf_hf.preparation.manifests import manifest_digest
+
+COLUMNS = ("domain", "", "frames", "ACC", "AUC", "EER", "M", "video AUC")
+# Our name of a figure to the hub's type of metric, and to what people read.
+METRICS = {
+    "acc": ("accuracy", "Accuracy"),
+    "auc": ("roc_auc", "AUC"),
+    "ap": ("average_precision", "Average precision"),
+    "eer": ("equal_error_rate", "Equal error rate"),
+}
+
+
+def result_rows(results: dict[str, Any]) -> list[list[str]]:
+    """A row of text a test domain, in the order of `COLUMNS`, rates in percent; without rates if none could be read."""
+    rows = []
+    for name, figures in results["domains"].items():
+        frame, video = figures["frame"], figures["video"]
+        rates = [frame["acc"], frame["auc"], frame["eer"], frame["m"], video["auc"]]
+        role = role_of(name, results["source_domains"])
+        rows.append([name, role, str(frame["real"] + frame["fake"]), *(f"{100 * rate:.2f}" for rate in rates)])
+    unread = results.get("unread_domains", [])
+    return rows + [[name, role_of(name, results["source_domains"]), "0", *["-"] * 5] for name in unread]
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """Print the figures of every test domain, and what they rest on."""
+    table = Table(title=f"{results['method']}, seed {results['seed']}: test splits, frame level but the last, in %")
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column in COLUMNS[:2] else "right")
+    for row in result_rows(results):
+        table.add_row(*row)
+    console = Console(width=100)
+    console.print(table)
+    console.print(f"M_EER, the worst domain (Eq. 13): {100 * m_eer(results['domains']):.2f} %")
+    console.print(
+        f"Threshold {results['threshold']:.3f} and epoch were chosen on the source domains' validation videos. "
+        f"{results['images']} images in {results['train_seconds']:.0f} s, "
+        f"{results['skipped']} unreadable ones skipped.",
+        soft_wrap=True,
+    )
+
+
+def markdown_table(results: dict[str, Any]) -> str:
+    """The figures of every test domain as a table in Markdown."""
+    header = [column or "role" for column in COLUMNS]
+    rule = ["---" if column in COLUMNS[:2] else "---:" for column in COLUMNS]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *result_rows(results)])
+
+
+def public_recipe(recipe: Any) -> Any:
+    """Return a recipe without the places of one machine: paths from its root or home are cut to their last name."""
+    if isinstance(recipe, dict):
+        return {key: public_recipe(value) for key, value in recipe.items()}
+    if isinstance(recipe, (list, tuple)):
+        return [public_recipe(value) for value in recipe]
+    if isinstance(recipe, str) and (Path(recipe).is_absolute() or recipe.startswith(("~", "..")) or "\\" in recipe):
+        return PureWindowsPath(recipe).name  # knows both kinds of slash
+    return recipe
+
+
+def caveat(recipe: dict[str, Any], drawn: bool) -> str | None:
+    """Return the sentence a card must begin with if the model was trained on what is no training data, else None."""
+    sources = _train_sources(recipe).values()
+    if drawn:
+        return (
+            "Trained on drawings, not on photographs: this model shows how the software works and detects no real "
+            "deepfake."
+        )
+    root = os.environ.get("GMDF_REAL_DATA")
+    if root and any(Path(source["path"]).is_relative_to(Path(root)) for source in sources):
+        return "Trained on a small set of test data: this model shows how the software works. Do not rely on it."
+    learned_from = [(source.get("splits") or {}).get(split) for source in sources for split in ("train", "validation")]
+    if any(split and "test" in split.lower() for split in learned_from):
+        return "Trained on the test split of a data set: no result on that data set can be compared with others'."
+    return None
+
+
+def _train_sources(recipe: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The domains a run trained on, each a mapping with at least `path`."""
+    held_out = recipe.get("hold_out") or ()
+    sources = {name: source for name, source in recipe["source_domains"].items() if name not in held_out}
+    return {name: {"path": source} if isinstance(source, str) else source for name, source in sources.items()}
+
+
+def data_rows(recipe: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Name, source and what identifies the data of each domain a run trained on."""
+    rows = []
+    for name, source in _train_sources(recipe).items():
+        path = source["path"]
+        digest = manifest_digest(path)
+        if digest is not None:
+            identity = f"sha256 of the manifest {digest}"
+        elif path.startswith("drawn:"):
+            identity = f"drawn by gmdf-hf {version('gmdf-hf')}"
+        else:
+            identity = f"revision {source.get('revision') or 'not pinned'}"
+        rows.append((name, str(public_recipe(path)), identity))
+    return rows
+
+
+def eval_results(results: dict[str, Any]) -> list[EvalResult]:
+    """The figures of every test domain for the `model-index` of a card, as they stand in `results.json`."""
+    entries = []
+    for name, levels in results["domains"].items():
+        role = role_of(name, results["source_domains"])
+        for level in ("frame", "video"):
+            for key, (kind, title) in METRICS.items():
+                value = levels.get(level, {}).get(key)
+                if value is not None and math.isfinite(value):
+                    entries.append(
+                        EvalResult(
+                            task_type="image-classification",
+                            task_name="Deepfake detection",
+                            dataset_type=re.sub(r"[^A-Za-z0-9._-]+", "-", name),
+                            dataset_name=f"{name} ({role} domain)",
+                            dataset_split="test",
+                            metric_type=kind,
+                            metric_name=f"{title} ({level} level)",
+                            metric_value=value,
+                        )
+                    )
+    return entries
+
+
+def write_model_card(
+    template: Path,
+    folder: Path,
+    results: dict[str, Any],
+    recipe: dict[str, Any],
+    image_size: int,
+    model_type: str,
+    drawn: bool,
+) -> None:
+    """Fill the model card from a run and put it beside the model.
+
+    Args:
+        template: The repository's `model_card.md`.
+        folder: The model's folder.
+        results: What `results.json` holds.
+        recipe: The run's configuration.
+        image_size: Side of the model's images in pixels.
+        model_type: Of the model's configuration: `gmdf`, or what else was trained as a baseline.
+        drawn: Whether a source domain is of drawings.
+    """
+    backbone, is_gmdf = str(recipe.get("backbone", "")), model_type == GMDFConfig.model_type
+    name = "GM-DF" if is_gmdf else PureWindowsPath(backbone).name
+    title = f"{name} on {' + '.join(results['source_domains'])}"
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        license="apache-2.0",
+        base_model=backbone if re.fullmatch(r"[\w.-]+/[\w.-]+", backbone) and not Path(backbone).exists() else None,
+        tags=["deepfake-detection", *(("gm-df", "clip") if is_gmdf else ())],
+        model_name=title,
+        eval_results=eval_results(results),
+    )
+    text = results | {
+        "title": title,
+        "is_gmdf": is_gmdf,
+        "backbone": public_recipe(backbone),
+        "model_type": model_type,
+        "source_domains": ", ".join(results["source_domains"]),
+        "threshold": f"{results['threshold']:.3f}",
+        "table": markdown_table(results),
+        "m_eer": f"{100 * m_eer(results['domains']):.2f}",
+        "recipe": yaml.safe_dump(public_recipe(recipe), sort_keys=False),
+        "data": "\n".join(f"| {' | '.join(row)} |" for row in data_rows(recipe)),
+        "image_size": image_size,
+        "caveat": caveat(recipe, drawn),
+    }
+    ModelCard.from_template(data, template_path=str(template), **text).save(folder / "README.md")

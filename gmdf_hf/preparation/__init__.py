@@ -1,0 +1,1 @@
+"""Official data sets and videos to a prepared domain."""

@@ -1,0 +1,156 @@
+"""Reading zip and tar files from strangers: nothing is unpacked to disk, and nothing odd is tolerated."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from gmdf_hf.common.errors import ArchiveError
+
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+MAX_MEMBER_BYTES = 256 * 2**20
+MAX_MEMBERS = 5_000_000
+
+
+def is_archive(path: str | Path) -> bool:
+    """Whether the name ends like an archive that this module reads."""
+    return str(path).lower().endswith(SUFFIXES)
+
+
+def list_members(path: str | Path) -> list[str]:
+    """Return the names of all files in an archive, in stored order, normalised (`./a//b` is `a/b`).
+
+    Raises:
+        ArchiveError: If the archive is damaged, or holds a name that is absolute or has `..`, a link or device, a
+            name twice, an encrypted member, one above `MAX_MEMBER_BYTES`, or more than `MAX_MEMBERS`.
+    """
+    with _errors(path):
+        if str(path).lower().endswith(".zip"):
+            with zipfile.ZipFile(path) as archive:
+                members = [_zip_name(info, path) for info in archive.infolist()]
+        else:
+            with _open_tar(path) as archive:
+                members = [_tar_name(info, path) for info in _counted(archive, path)]
+    names = [name for name in members if name is not None]
+    if len(names) > MAX_MEMBERS:
+        raise ArchiveError(f"{path}: {len(names)} members, expected at most {MAX_MEMBERS}.")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ArchiveError(f"{path}: member {twice[0]!r} is there more than once.")
+    return names
+
+
+def read_members(path: str | Path, names: Container[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield `(name, content)` of the wanted members in stored order, in one pass, holding one at a time.
+
+    Raises:
+        ArchiveError: As `list_members`, and if a member holds more bytes than it declares.
+    """
+    with _errors(path):
+        if str(path).lower().endswith(".zip"):
+            with zipfile.ZipFile(path) as archive:
+                for info in archive.infolist():
+                    name = _zip_name(info, path)
+                    if name is not None and name in names:
+                        with archive.open(info) as file:
+                            yield name, _read(file, info.file_size, name, path)
+        else:
+            with _open_tar(path) as archive:
+                for info in _counted(archive, path):
+                    name = _tar_name(info, path)
+                    if name is not None and name in names:
+                        yield name, _read(archive.extractfile(info), info.size, name, path)
+
+
+@contextmanager
+def _errors(path: str | Path) -> Iterator[None]:
+    damage = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, UnicodeError)
+    try:
+        yield
+    except (*damage, NotImplementedError, RuntimeError) as error:
+        raise ArchiveError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from error
+
+
+class _Bounded:
+    """A file that refuses to read too much at once: tar headers name sizes that `tarfile` reads unasked."""
+
+    def __init__(self, file: BinaryIO, path: str | Path) -> None:
+        self.file, self.path = file, path
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_MEMBER_BYTES:
+            raise ArchiveError(f"{self.path}: a record of {size} bytes, expected at most {MAX_MEMBER_BYTES}.")
+        return self.file.read(size)
+
+
+@contextmanager
+def _open_tar(path: str | Path) -> Iterator[tarfile.TarFile]:
+    opener = gzip.open if str(path).lower().endswith("gz") else open
+    with (
+        opener(path, "rb") as file,
+        tarfile.open(fileobj=_Bounded(file, path), mode="r:", errorlevel=2) as archive,
+    ):
+        yield archive
+
+
+def _counted(archive: tarfile.TarFile, path: str | Path) -> Iterator[tarfile.TarInfo]:
+    # Not `for info in archive`: that keeps every header in memory.
+    count = 0
+    while (info := archive.next()) is not None:
+        archive.members = []
+        count += 1
+        if count > MAX_MEMBERS:
+            raise ArchiveError(f"{path}: more than {MAX_MEMBERS} members.")
+        yield info
+
+
+def _tar_name(info: tarfile.TarInfo, path: str | Path) -> str | None:
+    name = _safe_name(info.name, path)
+    if info.isdir():
+        return None
+    if not info.isreg() or info.issparse():
+        raise ArchiveError(f"{path}: member {info.name!r} is a link or device, expected files and folders only.")
+    _check_size(info.size, info.name, path)
+    return name
+
+
+def _zip_name(info: zipfile.ZipInfo, path: str | Path) -> str | None:
+    name = _safe_name(info.filename, path)
+    if info.is_dir():
+        return None
+    kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the archive was written on Windows
+    if kind not in (0, stat.S_IFREG):
+        raise ArchiveError(f"{path}: member {info.filename!r} is a link or device, expected files and folders only.")
+    if info.flag_bits & 1:
+        raise ArchiveError(f"{path}: member {info.filename!r} is encrypted.")
+    _check_size(info.file_size, info.filename, path)
+    return name
+
+
+def _safe_name(name: str, path: str | Path) -> str:
+    pure = PurePosixPath(name.replace("\\", "/"))
+    if pure.is_absolute() or ".." in pure.parts or "\0" in name or (pure.parts and pure.parts[0].endswith(":")):
+        raise ArchiveError(f"{path}: member {name!r} points outside the archive.")
+    return str(pure)
+
+
+def _check_size(size: int, name: str, path: str | Path) -> None:
+    if size > MAX_MEMBER_BYTES:
+        raise ArchiveError(f"{path}: member {name!r} unpacks to {size} bytes, expected at most {MAX_MEMBER_BYTES}.")
+
+
+def _read(file: BinaryIO, size: int, name: str, path: str | Path) -> bytes:
+    content = file.read(size + 1)
+    if len(content) != size:
+        raise ArchiveError(f"{path}: member {name!r} holds {len(content)} bytes or more, declared {size}.")
+    return content

@@ -1,0 +1,80 @@
+"""A prepared domain out again, as DeepfakeBench reads it: frames as files and a JSON index."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path, PurePosixPath
+
+import pyarrow.parquet as pq
+from PIL import Image
+
+from gmdf_hf.common.errors import SourceError
+from gmdf_hf.common.schema import REAL_METHOD, SPLITS
+from gmdf_hf.preparation.sources.deepfakebench import write_index
+from gmdf_hf.preparation.sources.record import Record
+
+# DeepfakeBench's own names; it tells real from fake by them.
+LABEL_NAMES = {
+    "Deepfakes": "FF-DF",
+    "Face2Face": "FF-F2F",
+    "FaceSwap": "FF-FS",
+    "NeuralTextures": "FF-NT",
+    "FaceShifter": "FF-SH",
+    "DeepFakeDetection": "DFD_fake",
+    "Celeb-DF": "CelebDFv2_fake",
+    "DFDC": "DFDC_Fake",
+    "DFDCP method_A": "DFDCP_FakeA",
+    "DFDCP method_B": "DFDCP_FakeB",
+}
+REAL_NAMES = {
+    "FF": "FF-real",
+    "DFD": "DFD_real",
+    "CelebDFv2": "CelebDFv2_real",
+    "DFDC": "DFDC_Real",
+    "DFDCP": "DFDCP_Real",
+}
+
+
+def export_deepfakebench(domain: str | Path, output: str | Path, dataset: str) -> Path:
+    """Write every crop of a prepared domain as PNG, and the index that lists them.
+
+    Methods that DeepfakeBench does not know are called `<method>_Fake`, and their real videos `DF_real`.
+
+    Args:
+        domain: Prepared domain.
+        output: Folder of data sets; gets `<dataset>/…` and `<dataset>.json`.
+        dataset: DeepfakeBench's name of the data set.
+
+    Returns:
+        Path of the index.
+
+    Raises:
+        FileNotFoundError: If the domain has no Parquet files.
+        SourceError: If a video id is not a plain relative path.
+    """
+    files = [file for split in SPLITS for file in sorted(Path(domain, "data").glob(f"{split}-*.parquet"))]
+    if not files:
+        raise FileNotFoundError(f"{domain} is no prepared domain: expected data/*.parquet.")
+    output = Path(output)
+    methods = {method for file in files for method in pq.read_table(file, columns=["method"])["method"].to_pylist()}
+    names = {method: LABEL_NAMES.get(method, f"{method}_Fake") for method in methods - {REAL_METHOD}}
+    family = {name.split("_")[0].split("-")[0] for name in names.values()}
+    names[REAL_METHOD] = REAL_NAMES.get(family.pop(), "DF_real") if len(family) == 1 else "DF_real"
+    videos: dict[str, Record] = {}
+    for file in files:
+        split = file.name.split("-")[0]
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=100):
+            for row in batch.to_pylist():
+                video = PurePosixPath(row["video_id"])
+                if video.is_absolute() or ".." in video.parts:
+                    raise SourceError(f"{file}: video id {row['video_id']!r}, expected a plain relative path.")
+                frame = f"{dataset}/{names[row['method']]}/frames/{video}/{row['frame']:03}.png"
+                (output / frame).parent.mkdir(parents=True, exist_ok=True)
+                Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB").save(output / frame)
+                old = videos.get(str(video))
+                members = (*old.members, frame) if old else (frame,)
+                videos[str(video)] = Record(
+                    output, row["label"], row["method"], str(video), row["group"], split, members
+                )
+    write_index(output / f"{dataset}.json", dataset, videos.values(), names)
+    return output / f"{dataset}.json"

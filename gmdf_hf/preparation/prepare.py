@@ -1,0 +1,290 @@
+"""A listing of records in, a prepared domain out: Parquet files that `load_dataset` and `meta_train.py` read."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from gmdf_hf.common.errors import WorkError
+from gmdf_hf.common.schema import SPLITS
+from gmdf_hf.preparation.crops import CropSettings
+from gmdf_hf.preparation.dataset_card import domain_card
+from gmdf_hf.preparation.detectors import DETECTORS
+from gmdf_hf.preparation.duplicates import Duplicate, near_duplicates
+from gmdf_hf.preparation.faces import RETINAFACE, YUNET, find_weights
+from gmdf_hf.preparation.sources.record import Listing, check_leaks, some
+from gmdf_hf.preparation.work_files import Part, Skip, read_part
+from gmdf_hf.preparation.workers import ENGINES, Job, Unit, make_units, run_units
+
+# Raised when the same settings would give other bytes.
+VERSION = 1
+LANDMARK_DETECTORS = ("yunet", "retinaface")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """State after one more unit: units, videos and faces done so far, and units in all."""
+
+    units: int
+    videos: int
+    faces: int
+    total: int
+
+
+def prepare(
+    listing: Listing,
+    output: str | Path,
+    source: str,
+    settings: CropSettings | None = None,
+    detector: str = "yunet",
+    weights: str | Path | None = None,
+    processes: int = 1,
+    engine: str = "processes",
+    shard: tuple[int, int] = (1, 1),
+    max_skipped: float = 0.05,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> dict[str, Any]:
+    """Turn records into a prepared domain.
+
+    `output` gets `data/<split>-*.parquet`, a dataset card, `summary.json`, `skipped.csv` and `duplicates.csv`. Stopped
+    at any moment and called again with the same arguments, the work goes on where it was, and the files are the same
+    to the byte.
+
+    Args:
+        listing: What an importer found.
+        output: Folder of the domain.
+        source: Name of the data set, for the card.
+        settings: How crops are made; the defaults when None.
+        detector: Name of the face detector.
+        weights: Local weights of it; None takes the pinned ones from the hub.
+        processes: Number of worker processes.
+        engine: `processes` or `ray`.
+        shard: `(i, n)`: do the i-th of n parts of the work, i from 1. All machines need the same records.
+        max_skipped: Largest share of the records that may give no rows.
+        on_progress: Called after each unit.
+
+    Returns:
+        The content of `summary.json`.
+
+    Raises:
+        SourceError: If a group or video stands in two splits.
+        DetectorError: If the detector cannot be set up.
+        WorkError: If `output` holds something else, too much is skipped, or a worker dies.
+        ValueError: If an argument is out of range.
+    """
+    settings = settings or CropSettings()
+    number, of = shard
+    if not 1 <= number <= of:
+        raise ValueError(f"shard is {number}/{of}, expected i/n with i from 1 to n.")
+    if engine not in ENGINES:
+        raise ValueError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}.")
+    if processes < 1 or not 0 <= max_skipped <= 1:
+        raise ValueError(f"processes is {processes} and max_skipped {max_skipped}, expected at least 1 and 0 to 1.")
+    if detector not in DETECTORS:
+        raise ValueError(f"detector is {detector!r}, expected one of {', '.join(DETECTORS)}.")
+    if weights is not None and detector not in LANDMARK_DETECTORS:
+        raise ValueError(f"Detector {detector} has no weights, found {weights}.")
+    if settings.crop == "aligned" and detector not in LANDMARK_DETECTORS:
+        raise ValueError(
+            f"Aligned crops need landmarks, which {detector} has not: use {' or '.join(LANDMARK_DETECTORS)}."
+        )
+    check_leaks(listing.records)
+    if detector in LANDMARK_DETECTORS:
+        weights = find_weights(YUNET if detector == "yunet" else RETINAFACE, weights)
+    tag = "" if of == 1 else f"-{number}-of-{of}"
+    output = Path(output)
+    state = _fingerprint(listing, source, settings, detector, weights, shard)
+    finished = _begin(output, tag, state)
+    if finished is not None:
+        return finished
+
+    job = Job(output / f".work{tag}", settings, detector, weights)
+    units = [unit for unit in make_units(listing.records) if unit.index % of == number - 1]
+    parts = _run(units, job, processes, engine, max_skipped, on_progress, output / f"skipped{tag}.csv", listing)
+    return _finish(output, tag, units, parts, listing, state)
+
+
+def _fingerprint(
+    listing: Listing, source: str, settings: CropSettings, detector: str, weights: Path | None, shard: tuple[int, int]
+) -> dict[str, Any]:
+    """Return what decides the bytes of the result. Where files are does not, so a domain can be finished elsewhere."""
+    digest = hashlib.sha256()
+    for record in listing.records:
+        digest.update(repr(replace(record, path=Path(record.path.name))).encode())
+    return {
+        "version": VERSION,
+        "source": source,
+        **asdict(settings),
+        "detector": detector,
+        "weights_sha256": None if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "shard": f"{shard[0]}/{shard[1]}",
+        "records": len(listing.records),
+        "records_sha256": digest.hexdigest(),
+    }
+
+
+def _begin(output: Path, tag: str, state: dict[str, Any]) -> dict[str, Any] | None:
+    """Open or create the output folder; return the summary if the work was finished before."""
+    summary, work = output / f"summary{tag}.json", output / f".work{tag}"
+    begun = work / "settings.json"
+    for file in (summary, begun):
+        if file.is_file():
+            found = json.loads(file.read_text())
+            found = found.get("settings", found)
+            changed = [f"{key} {found.get(key)!r}, now {state[key]!r}" for key in state if found.get(key) != state[key]]
+            if changed:
+                raise WorkError(f"{output} holds or is becoming another domain: it was begun with {some(changed)}.")
+    if summary.is_file():
+        shutil.rmtree(work, ignore_errors=True)  # a run that was stopped while cleaning up
+        return json.loads(summary.read_text())
+    if not work.exists() and any((output / "data").glob("*" if not tag else f"*{tag}-*")):
+        raise WorkError(f"{output / 'data'} has files that no run of this program is finishing; choose another folder.")
+    work.mkdir(parents=True, exist_ok=True)
+    if not begun.is_file():
+        _write(begun, json.dumps(state))
+    return None
+
+
+def _run(
+    units: list[Unit],
+    job: Job,
+    processes: int,
+    engine: str,
+    max_skipped: float,
+    on_progress: Callable[[Progress], None] | None,
+    skipped_csv: Path,
+    listing: Listing,
+) -> list[Part]:
+    parts: dict[Path, Part] = {}
+    total = sum(len(unit.records) for unit in units)
+    skipped = videos = faces = 0
+
+    def add(part: Part) -> None:
+        nonlocal skipped, videos, faces
+        parts[part.path] = part
+        skipped += sum(not skip.frames for skip in part.skipped)
+        videos += part.videos
+        faces += part.rows
+        if on_progress is not None:
+            on_progress(Progress(len(parts), videos, faces, len(units)))
+        if skipped > max_skipped * total:
+            everything = [skip for part in parts.values() for skip in part.skipped]
+            _write_skipped(skipped_csv, everything, listing)
+            reasons = [f"{skip.file} ({skip.reason})" for skip in everything if not skip.frames]
+            raise WorkError(
+                f"{skipped} of {total} videos or images gave no face, more than --max_skipped {max_skipped} allows: "
+                f"{some(reasons, 3)}. All are in {skipped_csv}."
+            )
+
+    there = [unit for unit in units if unit.part(job).exists()]
+    for unit in there:
+        add(read_part(unit.part(job)))
+    missing = [unit for unit in units if unit.part(job) not in parts]
+    for part in run_units(missing, job, processes, engine):
+        add(part)
+    return [parts[unit.part(job)] for unit in units]
+
+
+def _finish(
+    output: Path, tag: str, units: list[Unit], parts: list[Part], listing: Listing, state: dict[str, Any]
+) -> dict[str, Any]:
+    """Write shards and reports; every file is put in place by a rename, the summary last."""
+    # `datasets` takes a second to import, and every worker imports what the main script imports at its top.
+    from gmdf_hf.preparation.shards import write_shards
+
+    work, data = output / f".work{tag}", output / "data"
+    data.mkdir(exist_ok=True)
+    made = work / "shards"
+    made.mkdir(exist_ok=True)
+    counts: dict[str, dict[str, Any]] = {}
+    hashes: dict[str, tuple[np.ndarray, list[str]]] = {}
+    for split in SPLITS:
+        mine = [part.path for unit, part in zip(units, parts, strict=True) if unit.records[0].split == split]
+        names = write_shards(mine, made, split, tag)
+        if names:
+            counts[split], hashes[split] = _count(mine)
+        for name in names:
+            (made / name).replace(data / name)
+    skipped = [skip for part in parts for skip in part.skipped]
+    _write_skipped(output / f"skipped{tag}.csv", skipped, listing)
+    duplicates = _duplicates(hashes)
+    _write_csv(
+        output / f"duplicates{tag}.csv",
+        ("split", "video_id", "other_split", "other_video_id", "pairs"),
+        [(one, d.first, two, d.second, d.pairs) for (one, two), found in duplicates.items() for d in found],
+    )
+    summary = {
+        "settings": state,
+        "splits": counts,
+        "skipped": sum(not skip.frames for skip in skipped),
+        "lost_frames": sum(len(skip.frames) for skip in skipped),
+        "left_out": len(listing.left_out),
+        "near_duplicate_videos": {f"{one} and {two}": len(found) for (one, two), found in duplicates.items()},
+        "notes": listing.notes,
+    }
+    _write(output / "README.md", domain_card(summary, list(data.glob("*.parquet"))))  # other machines' files, too
+    _write(output / f"summary{tag}.json", json.dumps(summary, indent=1))
+    shutil.rmtree(work)
+    return summary
+
+
+def _count(parts: list[Path]) -> tuple[dict[str, Any], tuple[np.ndarray, list[str]]]:
+    """Count one split's rows, videos and groups; also return the perceptual hash and video of each row."""
+    hashes: list[np.ndarray] = []
+    video_of_row: list[str] = []
+    groups: set[str] = set()
+    videos: dict[str, tuple[int, str]] = {}
+    rows: dict[str, int] = {}
+    for part in parts:
+        table = pq.read_table(part, columns=["label", "video_id", "method", "group", "hash"])
+        hashes.append(table["hash"].to_numpy())
+        groups.update(table["group"].to_pylist())
+        ids, labels, methods = (table[name].to_pylist() for name in ("video_id", "label", "method"))
+        video_of_row += ids
+        for video, label, method in zip(ids, labels, methods, strict=True):
+            videos[video] = (label, method)
+            rows[method] = rows.get(method, 0) + 1
+    methods = sorted({method for _, method in videos.values()})
+    counts = {
+        "rows": len(video_of_row),
+        "groups": len(groups),
+        "real_videos": sum(label == 0 for label, _ in videos.values()),
+        "fake_videos": sum(label == 1 for label, _ in videos.values()),
+        "methods": {m: {"videos": sum(m == method for _, method in videos.values()), "rows": rows[m]} for m in methods},
+    }
+    return counts, (np.concatenate(hashes), video_of_row)
+
+
+def _duplicates(hashes: dict[str, tuple[np.ndarray, list[str]]]) -> dict[tuple[str, str], list[Duplicate]]:
+    pairs = (("train", "test"), ("train", "validation"), ("validation", "test"))
+    return {
+        (one, two): near_duplicates(*hashes[one], *hashes[two]) for one, two in pairs if one in hashes and two in hashes
+    }
+
+
+def _write_skipped(path: Path, skipped: list[Skip], listing: Listing) -> None:
+    rows = [(skip.file, skip.video_id, " ".join(map(str, skip.frames)) or "all", skip.reason) for skip in skipped]
+    rows += [(file, "", "all", reason) for file, reason in listing.left_out]
+    _write_csv(path, ("file", "video_id", "frames", "reason"), rows)
+
+
+def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    temporary.replace(path)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

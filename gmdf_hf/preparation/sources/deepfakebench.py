@@ -1,0 +1,182 @@
+"""DeepfakeBench's JSON index: read and written.
+
+`{dataset: {label name: {split: {[compression:] {video: {"label": label name, "frames": [paths], ...}}}}}}`; paths are
+relative to the folder of the data sets and may have back-slashes. Label names in `REAL_LABELS` are real, all others
+fake.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from gmdf_hf.common.errors import SourceError
+from gmdf_hf.common.schema import FAKE, REAL, REAL_METHOD
+from gmdf_hf.preparation.sources import celebdf
+from gmdf_hf.preparation.sources.record import Listing, Record, carve_validation, drop_leaks, natural, need_folder
+
+REAL_LABELS = frozenset(
+    {
+        "FF-real",
+        "DFD_real",
+        "CelebDFv1_real",
+        "CelebDFv2_real",
+        "DFDCP_Real",
+        "DFDC_Real",
+        "DF_real",
+        "UADFV_Real",
+        "roop_Real",
+    }
+)
+COMPRESSIONS = ("raw", "c0", "c23", "c40")
+SPLIT_NAMES = {"train": "train", "val": "validation", "test": "test"}
+
+
+def list_records(index: str | Path, root: str | Path, compression: str = "c23") -> Listing:
+    """List the videos of an index.
+
+    The same video often stands in several splits there: Celeb-DF's 518 test videos are also in `train`, and `val` is
+    `test`. A video stays in the last of train, validation, test; the rest is dropped and counted. If nothing is left
+    for validation, a tenth of the training leak units is carved out by hash.
+
+    Args:
+        index: The JSON file.
+        root: Folder that the frame paths start from.
+        compression: The level to take where the index has several.
+
+    Raises:
+        SourceError: If the file is not such an index, or a path leaves `root`.
+    """
+    root = need_folder(root)
+    try:
+        content = json.loads(Path(index).read_text())
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{index}: cannot be read as JSON ({error}).") from error
+    listing = Listing()
+    absent: list[str] = []
+    for dataset, labels in _items(content, index, "data sets"):
+        videos = [
+            (label, split, video, entry)
+            for label, splits in _items(labels, index, "label names")
+            for split, found in _items(splits, index, "splits")
+            for video, entry in _items(_at_compression(found, compression), index, "videos")
+        ]
+        groups = _groups(dataset, [video for _, _, video, _ in videos])
+        for label, split, video, entry in videos:
+            if split not in SPLIT_NAMES:
+                raise SourceError(f"{index}: split {split!r}, expected one of {', '.join(SPLIT_NAMES)}.")
+            frames = [_relative(name, index) for name in entry.get("frames", [])]
+            there = [name for name in frames if (root / name).is_file()]
+            absent += [name for name in frames if name not in set(there)]
+            if not there:
+                listing.left_out.append((f"{label}/{video}", "none of its frames is on disk"))
+                continue
+            real = label in REAL_LABELS
+            listing.records.append(
+                Record(
+                    root,
+                    REAL if real else FAKE,
+                    REAL_METHOD if real else label,
+                    f"{label}/{video}",  # FF++ gives videos of different methods the same name
+                    groups[video],
+                    SPLIT_NAMES[split],
+                    tuple(sorted(there, key=natural)),
+                )
+            )
+    if not listing.records:
+        raise SourceError(f"{index}: none of its frames is in {root}.")
+    listing.missing("Frames", absent)
+    drop_leaks(listing)
+    listing.records = carve_validation(listing.records)
+    return listing
+
+
+def write_index(
+    path: str | Path,
+    dataset: str,
+    records: Iterable[Record],
+    label_names: dict[str, str],
+    compression: str | None = None,
+) -> None:
+    """Write an index that DeepfakeBench and `list_records` read.
+
+    Args:
+        path: File to write.
+        dataset: DeepfakeBench's name of the data set.
+        records: Records with `members`; the paths written are relative to each record's `path`.
+        label_names: DeepfakeBench's label name of each method.
+        compression: Level to nest under, for the data sets that have it.
+
+    Raises:
+        SourceError: If a record has no frames, or a method no label name of the right class.
+    """
+    names = {split: name for name, split in SPLIT_NAMES.items()}
+    records = list(records)
+    # `000_003` says enough within FF++'s methods; ids such as `train/real/1` and `test/real/1` do not.
+    short = Counter((record.method, record.video_id.split("/")[-1]) for record in records)
+    unique = all(count == 1 for count in short.values())
+    content: dict[str, Any] = {}
+    for record in records:
+        label = label_names.get(record.method)
+        if label is None or (label in REAL_LABELS) != (record.label == REAL):
+            raise SourceError(
+                f"Method {record.method!r} has label name {label!r}, expected one of "
+                f"{', '.join(sorted(REAL_LABELS))} for real videos and another for fake ones."
+            )
+        if not record.members:
+            raise SourceError(
+                f"{record.video_id} has no frames on disk: DeepfakeBench's index lists frames, not videos."
+            )
+        videos = content.setdefault(label, {}).setdefault(names[record.split], {})
+        videos = videos if compression is None else videos.setdefault(compression, {})
+        name = record.video_id.split("/")[-1] if unique else record.video_id.replace("/", "_")
+        videos[name] = {"label": label, "frames": list(record.members)}
+    Path(path).write_text(json.dumps({dataset: content}, indent=1))
+
+
+def _items(value: object, index: str | Path, what: str) -> list[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        raise SourceError(f"{index}: expected an object of {what}, found {type(value).__name__}.")
+    return list(value.items())
+
+
+def _at_compression(found: Any, compression: str) -> Any:
+    if not isinstance(found, dict) or not found or not set(found) <= set(COMPRESSIONS):
+        return found
+    for name in (compression, "c0") if compression == "raw" else (compression,):
+        if name in found:
+            return found[name]
+    raise SourceError(f"Compression {compression!r} is not in the index, found {', '.join(found)}.")
+
+
+def _relative(name: str, index: str | Path) -> str:
+    path = PurePosixPath(str(name).replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":")):
+        raise SourceError(f"{index}: frame {name!r} is not a path below the folder of the data sets.")
+    return str(path)
+
+
+def _groups(dataset: str, videos: Sequence[str]) -> dict[str, str]:
+    """Return the leak unit of each video name.
+
+    FF++ calls fakes `<target>_<source>`: all videos joined by such names are one unit, as the official pairs are.
+    """
+    if "celeb" in dataset.lower():
+        return {video: celebdf.group_of("YouTube-real" if video.isdigit() else "", video) for video in videos}
+    unit = {video: video for video in videos}
+
+    def head(name: str) -> str:
+        while unit.setdefault(name, name) != name:
+            name = unit[name]
+        return name
+
+    for video in videos:
+        pair = re.fullmatch(r"(\d{3})_(\d{3})", video)
+        if pair:
+            first, second = sorted(head(name) for name in pair.groups())
+            unit[second] = unit[video] = first
+    return {video: head(video) for video in videos}

@@ -1,0 +1,233 @@
+"""Units of work: what one worker does at a time, and the ways to run many of them."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+
+from gmdf_hf.common.errors import ArchiveError, WorkError
+from gmdf_hf.common.schema import SPLITS
+from gmdf_hf.modeling import images_gmdf as images
+from gmdf_hf.modeling.video_gmdf import VideoError
+from gmdf_hf.preparation.archives import is_archive
+from gmdf_hf.preparation.crops import Crops, CropSettings, make_crops, read_archive, read_pictures
+from gmdf_hf.preparation.detectors import load_detector
+from gmdf_hf.preparation.faces import Detector
+from gmdf_hf.preparation.sources.record import Record, some
+from gmdf_hf.preparation.work_files import Part, Skip, read_part, write_part
+
+ENGINES = ("processes", "ray")
+# Single images are done in batches, so that starting and finishing a unit costs nothing.
+IMAGES_PER_UNIT = 256
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all units have in common.
+
+    Attributes:
+        folder: Where parts are written.
+        settings: How crops are made.
+        detector: Name of the face detector.
+        weights: Its weights file, if it has one.
+    """
+
+    folder: Path
+    settings: CropSettings
+    detector: str
+    weights: Path | None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Records that one worker does together: a video, a whole tar, or some images. All of one split."""
+
+    index: int
+    records: tuple[Record, ...]
+
+    def part(self, job: Job) -> Path:
+        """Return the file that the unit leaves."""
+        return job.folder / f"{self.index:07}.parquet"
+
+
+def make_units(records: list[Record]) -> list[Unit]:
+    """Sort records by split and put them into units; the same records always give the same units."""
+    batches: list[list[Record]] = []
+    for split in SPLITS:
+        last: tuple[object, ...] | None = None
+        for record in (record for record in records if record.split == split):
+            kind = _kind(record)
+            if (
+                last is None
+                or kind is None
+                or kind != last
+                or (kind[0] == "images" and len(batches[-1]) == IMAGES_PER_UNIT)
+            ):
+                batches.append([])
+            batches[-1].append(record)
+            last = kind
+    return [Unit(index, tuple(batch)) for index, batch in enumerate(batches)]
+
+
+def _kind(record: Record) -> tuple[object, ...] | None:
+    """Return what records of one unit share; None for a record that is a unit by itself."""
+    if is_archive(record.path):
+        # A tar can only be read from its start, so all of it is one unit.
+        return ("images" if str(record.path).lower().endswith(".zip") else "tar", record.path)
+    if record.members[1:] or (not record.members and record.path.suffix.lower() not in images.SUFFIXES):
+        return None
+    return ("images", None)
+
+
+def run_unit(unit: Unit, job: Job) -> Part:
+    """Do a unit and leave its part; a unit whose part is there is not done again."""
+    path = unit.part(job)
+    if not path.exists():
+        rows: list[dict[str, object]] = []
+        skipped: list[Skip] = []
+        for record, crops in _crops(unit, job):
+            suffix = "jpg" if job.settings.format == "jpeg" else "png"
+            rows += [
+                {
+                    "image": {"bytes": content, "path": f"{record.video_id}/{frame:06}.{suffix}"},
+                    "label": record.label,
+                    "video_id": record.video_id,
+                    "frame": frame,
+                    "method": record.method,
+                    "group": record.group,
+                    "hash": number,
+                }
+                for frame, content, number in crops.rows
+            ]
+            skipped += _skips(record, crops)
+        write_part(path, rows, skipped)
+    return read_part(path)
+
+
+def _crops(unit: Unit, job: Job) -> Iterator[tuple[Record, Crops]]:
+    detector = _detector(job.detector, job.weights)
+    first = unit.records[0]
+    if not is_archive(first.path):
+        yield from ((record, _record_crops(record, detector, job.settings)) for record in unit.records)
+        return
+    left = dict.fromkeys(unit.records)
+    reason = f"{first.path}: members are missing."
+    try:
+        for record, pictures in read_archive(list(unit.records), job.settings.frames):
+            del left[record]
+            yield record, make_crops(pictures, detector, job.settings)
+    except ArchiveError as error:
+        reason = str(error)
+    for record in left:
+        yield record, Crops([], [(None, reason)])
+
+
+def _record_crops(record: Record, detector: Detector, settings: CropSettings) -> Crops:
+    try:
+        return make_crops(read_pictures(record, settings.frames), detector, settings)
+    except VideoError as error:
+        return Crops([], [(None, str(error))])
+
+
+def _skips(record: Record, crops: Crops) -> Iterator[Skip]:
+    file = f"{record.path}: {some(record.members, 1)}" if record.members else str(record.path)
+    reasons: dict[str, list[int]] = {}
+    for frame, reason in crops.lost:
+        reasons.setdefault(reason, []).extend([] if frame is None else [frame])
+    if crops.rows:
+        for reason, frames in reasons.items():
+            yield Skip(file, record.video_id, tuple(sorted(frames)), reason)
+    else:
+        yield Skip(file, record.video_id, (), some(list(reasons), 2) or "no frames")
+
+
+@functools.lru_cache(maxsize=1)
+def _detector(name: str, weights: Path | None) -> Detector:
+    # Work is spread over processes; threads of their own would fight over the cores and reorder sums.
+    cv2.setNumThreads(1)
+    if name == "retinaface":
+        import torch
+
+        torch.set_num_threads(1)
+    return load_detector(name, weights)
+
+
+def run_units(units: list[Unit], job: Job, processes: int, engine: str) -> Iterator[Part]:
+    """Run units and yield their parts as they come.
+
+    Raises:
+        WorkError: If a worker dies, or the engine is not installed.
+    """
+    if engine == "ray":
+        yield from _run_ray(units, job, processes)
+    elif processes == 1:
+        for unit in units:
+            yield run_unit(unit, job)
+    else:
+        yield from _run_processes(units, job, processes)
+
+
+def _run_processes(units: list[Unit], job: Job, processes: int) -> Iterator[Part]:
+    context = multiprocessing.get_context("spawn")  # a fork would copy decoder and detector threads half-way
+    pending: dict[Future[Part], Unit] = {}
+    rest = iter(units)
+    with ProcessPoolExecutor(processes, context, initializer=_end_with_parent) as pool:
+        try:
+            while True:
+                # Few units at a time are handed over: millions would fill memory.
+                while len(pending) < 3 * processes and (unit := next(rest, None)) is not None:
+                    pending[pool.submit(run_unit, unit, job)] = unit
+                if not pending:
+                    return
+                done = wait(pending, return_when=FIRST_COMPLETED).done
+                for future in done:
+                    part = future.result()
+                    del pending[future]
+                    yield part
+        except BrokenProcessPool as error:
+            files = [str(unit.records[0].path) for unit in pending.values()]
+            raise WorkError(
+                f"A worker died, probably for lack of memory or in a codec, at one of: {some(files)}. What is done is "
+                "kept: start again to go on, with fewer --processes, or without the file that kills it."
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Make a worker end when the main process does, even by `kill -9`: the pool alone would leave it waiting."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _run_ray(units: list[Unit], job: Job, processes: int) -> Iterator[Part]:
+    try:
+        import ray
+    except ImportError as error:
+        raise WorkError("--engine ray needs Ray: install this package with its extra [ray].") from error
+    if not ray.is_initialized():
+        # RAY_ADDRESS names a cluster, whose machines must all see the data and the output folder.
+        ray.init(**({} if "RAY_ADDRESS" in os.environ else {"num_cpus": processes}), logging_level="warning")
+    by_index = {unit.index: unit for unit in units}
+    data = ray.data.from_items([{"index": unit.index, "unit": unit} for unit in units])
+
+    def work(row: dict[str, object]) -> dict[str, object]:
+        run_unit(row["unit"], job)
+        return {"index": row["index"]}
+
+    for row in data.map(work, concurrency=processes).iter_rows():
+        yield read_part(by_index[row["index"]].part(job))

@@ -1,0 +1,1 @@
+"""A trained detector for people: hub, demo page, ONNX."""

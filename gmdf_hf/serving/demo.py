@@ -1,0 +1,247 @@
+"""A page to drop a picture or a video on."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import gradio
+from PIL import Image
+from transformers import Pipeline
+
+from gmdf_hf.modeling.images_gmdf import SUFFIXES as IMAGE_SUFFIXES
+from gmdf_hf.modeling.inputs_gmdf import INPUT_ERRORS, is_url, read_input
+from gmdf_hf.modeling.video_gmdf import SUFFIXES as VIDEO_SUFFIXES
+from gmdf_hf.serving.overlays import draw_faces, overlay
+
+MAX_UPLOAD = "100mb"
+MAX_SECONDS = 60  # on the frames of one video
+MAX_WAITING = 20  # visitors; the next ones wait in Gradio's queue, and so many more are told to come back
+NUM_FRAMES = 16
+SHOWN_SIDE = 720  # pixels of the longer side of a picture in the answer
+DELETE_AFTER = 20.0  # seconds from an answer to the deletion of its file
+FORGET_AFTER = 300  # seconds until an upload that nobody asked about is deleted
+
+LIMITS = """\
+### What it cannot know
+
+The score is a model's opinion of faces, not evidence. It was trained on {domains} and fails on forgeries unlike
+those, on strong compression and on small faces; it may err more often for some groups of people than for others. It
+knows nothing of sound, text, the rest of the picture, or who is shown. A low score does not prove that a picture is
+real. Do not let a score alone decide about a person.
+
+Pictures and videos are deleted within half a minute of being looked at.
+"""
+
+
+def answer(detect: Pipeline, source: str | None) -> str:
+    """Look at a file or an address and say what was found, as HTML that holds its pictures in itself.
+
+    Args:
+        detect: The pipeline `deepfake-detection`.
+        source: Path or address; None if nothing was given.
+
+    Returns:
+        HTML of the verdict, or of one sentence on what is wrong.
+    """
+    if not source:
+        return _message("Drop a picture or a video first, or give its address.")
+    suffix = Path(source).suffix.lower()
+    if not is_url(source) and suffix not in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES):
+        return _message(f"Files of the type {suffix or 'unknown'} are not looked at, only pictures and videos.")
+    try:
+        result = detect(source, num_frames=NUM_FRAMES, return_heatmap=True, max_seconds=MAX_SECONDS)
+        if not result["face_found"]:
+            return _message("No face was found, so there is no verdict.")
+        worst = max(result["faces"], key=lambda face: face["score"])
+        # An address is not asked a second time: it could answer with something else.
+        frame = None if is_url(source) else _frame(source, worst["frame"])
+    except INPUT_ERRORS as error:
+        return _message(str(error).replace(source, Path(source).name))
+    return _verdict(result, worst, frame)
+
+
+def _frame(source: str, number: int) -> Image.Image:
+    frames = read_input(source, NUM_FRAMES, max_seconds=MAX_SECONDS)
+    return next(Image.fromarray(pixels) for index, pixels in frames if index == number)
+
+
+def _verdict(result: dict[str, Any], worst: dict[str, Any], frame: Image.Image | None) -> str:
+    share = sorted(result["expert_weights"].items(), key=lambda item: -item[1])
+    parts = [
+        f"<h2 class='gmdf-{result['label']}'>{result['label']}: {result['score']:.2f}</h2>",
+        f"<p>Probability of fake, called fake from {result['threshold']:.2f}. "
+        f"{len(result['persons'])} person(s), {len(result['faces'])} face(s) in {result['frames_read']} frame(s).</p>",
+    ]
+    if frame is not None:
+        shown = draw_faces(frame, [face for face in result["faces"] if face["frame"] == worst["frame"]])
+        parts.append(_picture(shown, "faces found" + (f" in frame {worst['frame']}" if worst["frame"] else "")))
+    for person in result["persons"]:
+        own = [face for face in result["faces"] if face["person"] == person["person"]]
+        face = max(own, key=lambda face: face["score"])
+        title = f"person {person['person'] + 1}: {person['label']} {person['score']:.2f}"
+        parts.append(_picture(overlay(face["crop"].resize((256, 256)), face["heatmap"]), title))
+    parts.append("<p>Red speaks for fake, blue for real, compared with the rest of the face.</p>")
+    if result["frames_read"] > 1:
+        parts.append(timeline(result["faces"], result["threshold"]))
+    parts.append("<p>Domain experts that spoke: " + ", ".join(f"{html.escape(n)} {w:.0%}" for n, w in share) + "</p>")
+    return "\n".join(parts)
+
+
+def timeline(faces: Sequence[dict[str, Any]], threshold: float) -> str:
+    """Return the scores of a video's frames over time as SVG: a line a person, dashed the threshold."""
+    width, height, margin = 640, 160, 24
+    last = max(max(face["frame"] for face in faces), 1)
+
+    def place(frame: float, score: float) -> str:
+        return (
+            f"{margin + frame / last * (width - 2 * margin):.1f},{height - margin - score * (height - 2 * margin):.1f}"
+        )
+
+    lines = []
+    for person in sorted({face["person"] for face in faces}):
+        own = sorted((face["frame"], face["score"]) for face in faces if face["person"] == person)
+        color = f"hsl({person * 67 % 360} 70% 40%)"
+        lines.append(
+            f"<polyline fill='none' stroke='{color}' stroke-width='2' points='{' '.join(place(*p) for p in own)}'/>"
+        )
+        lines += [
+            "<circle r='3' fill='{}' cx='{}' cy='{}'><title>frame {}: {:.2f}</title></circle>".format(
+                color, *place(*point).split(","), *point
+            )
+            for point in own
+        ]
+    dashed = f"points='{place(0, threshold)} {place(last, threshold)}'"
+    return (
+        f"<svg viewBox='0 0 {width} {height}' width='100%' role='img' aria-label='scores of the frames'>"
+        f"<rect width='{width}' height='{height}' fill='white'/>"
+        f"<polyline fill='none' stroke='black' stroke-dasharray='4' {dashed}/>{''.join(lines)}"
+        f"<text x='2' y='{margin}' font-size='11'>fake</text>"
+        f"<text x='2' y='{height - margin}' font-size='11'>real</text>"
+        f"<text x='{width - margin}' y='{height - 6}' font-size='11' text-anchor='end'>frame {last}</text></svg>"
+    )
+
+
+def _picture(image: Image.Image, title: str) -> str:
+    image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=88)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    title = html.escape(title)
+    return (
+        f"<figure style='display:inline-block;margin:4px'><img alt='{title}' src='data:image/jpeg;base64,{data}'>"
+        f"<figcaption>{title}</figcaption></figure>"
+    )
+
+
+def _message(text: str) -> str:
+    return f"<p role='alert'><b>{html.escape(text)}</b></p>"
+
+
+class Visits:
+    """Looks at one visitor's file at a time, and deletes it soon after the last one who waits for it has his answer.
+
+    Gradio stores uploads of equal content once, so the first answer must not take the file from the second visitor.
+    Whoever waits does so here, where it is known who waits for what, and not in Gradio's queue.
+
+    Args:
+        detect: The pipeline `deepfake-detection`.
+    """
+
+    def __init__(self, detect: Pipeline) -> None:
+        self.detect = detect
+        self.turn, self.lock = threading.Lock(), threading.Lock()
+        self.waiting: Counter[str] = Counter()
+        self.answered: dict[str, float] = {}
+        threading.Thread(target=self._sweep_forever, daemon=True).start()
+
+    def look(self, upload: str | None, address: str) -> str:
+        """Answer one visitor, who gave a file or an address."""
+        address = (address or "").strip()
+        if not upload:
+            if address and not is_url(address):
+                return _message("An address begins with https:// or http://.")
+            with self.turn:
+                return answer(self.detect, address)
+        with self.lock:
+            self.waiting[upload] += 1
+        try:
+            with self.turn:
+                return answer(self.detect, upload)
+        finally:
+            with self.lock:
+                self.waiting[upload] -= 1
+                self.answered[upload] = time.monotonic()
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Delete the files answered `DELETE_AFTER` seconds ago that nobody waits for.
+
+        Not at once: another visitor may have sent the same content and not asked about it yet.
+        """
+        with self.lock:
+            for upload, moment in list(self.answered.items()):
+                if not self.waiting[upload] and time.monotonic() - moment >= DELETE_AFTER:
+                    del self.answered[upload], self.waiting[upload]
+                    Path(upload).unlink(missing_ok=True)
+                    with suppress(OSError):  # not empty
+                        Path(upload).parent.rmdir()  # its name is a hash of the content
+
+    def _sweep_forever(self) -> None:
+        while True:
+            time.sleep(1)
+            self.sweep()
+
+
+def build(detect: Pipeline) -> gradio.Blocks:
+    """Return the page.
+
+    Args:
+        detect: The pipeline `deepfake-detection`.
+    """
+    with gradio.Blocks(title="GM-DF", analytics_enabled=False, delete_cache=(60, FORGET_AFTER)) as page:
+        gradio.Markdown("# Are these faces forged?")
+        upload = gradio.File(
+            label=f"Picture or video, at most {MAX_UPLOAD}",
+            file_types=[*IMAGE_SUFFIXES, *VIDEO_SUFFIXES],
+            type="filepath",
+        )
+        address = gradio.Textbox(label="or its address", placeholder="https://", max_lines=1, max_length=2000)
+        button = gradio.Button("Look at it", variant="primary")
+        shown = gradio.HTML(elem_id="answer")
+        gradio.Markdown(LIMITS.format(domains=", ".join(detect.model.config.domains)))
+        visits = Visits(detect)
+        looked = button.click(visits.look, [upload, address], shown, concurrency_limit=MAX_WAITING, api_name="look")
+        looked.then(lambda: (None, ""), None, [upload, address], queue=False, api_visibility="private")
+    return page.queue(max_size=MAX_WAITING)
+
+
+def settings(host: str, port: int | None) -> dict[str, Any]:
+    """What `gradio.Blocks.launch` is told: bounds on uploads, no tunnel to the outside, no history of runs."""
+    return {
+        "server_name": host,
+        "server_port": port,
+        "max_file_size": MAX_UPLOAD,
+        "share": False,
+        "footer_links": [],
+        "run_history": False,
+    }
+
+
+def launch(detect: Pipeline, host: str = "127.0.0.1", port: int = 7860) -> None:
+    """Serve the page until it is interrupted.
+
+    Args:
+        detect: The pipeline `deepfake-detection`.
+        host: Address to listen on.
+        port: Port to listen on.
+    """
+    build(detect).launch(**settings(host, port))

@@ -1,0 +1,1 @@
+"""Configuration, losses, update steps and checkpoints of a run."""

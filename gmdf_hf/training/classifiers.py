@@ -1,0 +1,173 @@
+"""Any image classifier of transformers in the place of CLIP: ViT, ConvNeXt, ResNet, timm's through `TimmWrapper`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import torch
+from PIL import Image
+from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    PreTrainedModel,
+)
+from transformers.image_processing_utils import BaseImageProcessor
+
+from gmdf_hf.common.errors import UserError
+from gmdf_hf.modeling import GMDFModel
+
+CLASSIFIER_METHODS = ("direct_merge", "balanced_erm", "linear_probe")  # the others need what only a GM-DF has
+# `num_labels` as well: timm's configurations carry their own number of classes, which wins over the names.
+CLASSES = {"id2label": {0: "real", 1: "fake"}, "label2id": {"real": 0, "fake": 1}, "num_labels": 2}
+
+
+def load_classifier(
+    backbone: str, domains: Sequence[str], image_size: int | None = None, attn_implementation: str = "sdpa"
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """An image classifier with a new head for real and fake, and its own image processor.
+
+    Weights are read from safetensors alone, and no code of the checkpoint's runs.
+
+    Args:
+        backbone: Hub id or folder.
+        domains: Names of the source domains, kept in the model's configuration.
+        image_size: Side of the images in pixels, if other than the image processor's.
+        attn_implementation: Attention of transformers.
+
+    Raises:
+        UserError: If it cannot be loaded, has no head, or does not take images of that size.
+    """
+    # Asked for by name, `sdpa` is refused by models without attention; not asked for, it is what the others take.
+    attention = {} if attn_implementation == "sdpa" else {"attn_implementation": attn_implementation}
+    try:
+        config = AutoConfig.from_pretrained(backbone, trust_remote_code=False, **CLASSES)
+        if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+            raise ValueError(f"transformers has no image classifier of the model type {config.model_type!r}.")
+        model, report = AutoModelForImageClassification.from_pretrained(
+            backbone,
+            config=config,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,  # in which it trains, whatever it was saved in
+            **attention,
+        )
+        head = head_parameters(model)
+        absent = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])} - head.keys()
+        # Old checkpoints lack the number of batches behind running statistics, which nothing depends on.
+        needed = {name for name in model.state_dict() if not name.endswith("num_batches_tracked")}
+        if absent := sorted(absent & needed):
+            raise ValueError(f"it lacks weights, or has them in another shape: {', '.join(absent[:5])}.")
+        processor = AutoImageProcessor.from_pretrained(backbone, trust_remote_code=False)
+        if image_size is not None:
+            processor = resized(processor, image_size)
+        check_size(model, image_side(processor))
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"The backbone {backbone!r} cannot be used: {' '.join(str(error).split())}") from error
+    for name, module in model.named_modules():
+        # Made anew even where there was one for two classes: they were other ones, or stood in another order.
+        if isinstance(module, torch.nn.Linear) and f"{name}.weight" in head:
+            module.reset_parameters()
+    model.config.domains = list(domains)
+    return model, processor
+
+
+def missing_packages(backbone: str) -> list[str]:
+    """What a timm model on the hub needs and is not installed; nothing for any other name."""
+    needed = ("timm", "torchvision") if backbone.startswith("timm/") else ()
+    return [name for name in needed if find_spec(name) is None]
+
+
+def image_side(processor: BaseImageProcessor) -> int:
+    """Side in pixels of the images that an image processor makes.
+
+    Raises:
+        ValueError: If they are not squares of one size, whatever the picture's shape.
+    """
+    pixel_values = processor(images=Image.new("RGB", (64, 48)), return_tensors="pt")["pixel_values"]
+    if pixel_values.ndim != 4 or pixel_values.shape[-1] != pixel_values.shape[-2]:
+        raise ValueError(f"its image processor makes no squares: a picture of 64 x 48 is {tuple(pixel_values.shape)}.")
+    return pixel_values.shape[-1]
+
+
+def resized(processor: BaseImageProcessor, image_size: int) -> BaseImageProcessor:
+    """An image processor like another whose images have another size, the share that it cuts off being the same.
+
+    Raises:
+        ValueError: If it cannot make images of that size.
+    """
+    own, fields = image_side(processor), processor.to_dict()
+    for name in ("size", "crop_size"):
+        if fields.get(name):
+            fields[name] = {key: round(value * image_size / own) for key, value in fields[name].items()}
+    processor = type(processor).from_dict(fields)
+    if (found := image_side(processor)) != image_size:
+        raise ValueError(f"its image processor makes images of {found} pixels a side, expected {image_size}.")
+    return processor
+
+
+@torch.no_grad()
+def check_size(model: PreTrainedModel, image_size: int) -> None:
+    """Make sure that a model takes images of a size.
+
+    Raises:
+        ValueError: If it does not, as a transformer with a position embedding for each patch.
+    """
+    try:
+        model.eval()(pixel_values=torch.zeros(1, 3, image_size, image_size))
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"it takes no images of {image_size} pixels a side: {error}") from error
+
+
+def head_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """By name: what a linear probe trains, everything else being frozen.
+
+    For a GM-DF or CLIP these are the projection of the image features and the temperature: real and fake are then told
+    apart by the sign of a linear function of the frozen features, and training starts at CLIP's own zero-shot decision.
+
+    Raises:
+        ValueError: If the model has no head of a known name.
+    """
+    names = ("visual_projection.", "logit_scale") if isinstance(model, GMDFModel) else ("classifier.", "head.", "fc.")
+    parts = tuple(f".{name}" for name in names)
+    found = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if name.startswith(names) or any(part in name for part in parts if not isinstance(model, GMDFModel))
+    }
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no parameters named {', '.join(names)}: no head to train.")
+    return found
+
+
+def freeze_all_but_the_head(model: torch.nn.Module) -> None:
+    """Make a model a linear probe: `requires_grad` is True for `head_parameters` alone."""
+    head = head_parameters(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in head)
+
+
+def freeze_tower(model: GMDFModel, but_layer_norms: bool) -> None:
+    """Freeze what is CLIP's in the vision tower, so that what it knows of images it never saw is kept.
+
+    The experts in it, the projection behind it, the temperature and the masked-image head train as before.
+
+    Args:
+        model: The detector.
+        but_layer_norms: Let the gains and biases of the tower's layer normalisations train, as GenD does.
+    """
+    norms = (module for module in model.vision_model.modules() if isinstance(module, torch.nn.LayerNorm))
+    spared = {id(parameter) for norm in norms for parameter in norm.parameters()} if but_layer_norms else set()
+    for name, parameter in model.shared_parameters().items():
+        if name.startswith("vision_model.") and id(parameter) not in spared:
+            parameter.requires_grad_(False)
+
+
+def running_statistics(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Buffers of batch normalisation, which every forward pass in training changes; none in a GM-DF."""
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    return [buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] in names]

@@ -1,0 +1,295 @@
+"""One frozen object with everything a run needs, from a recipe file and the command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from huggingface_hub.utils import validate_repo_id
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from gmdf_hf.common.errors import UserError
+from gmdf_hf.modeling import GMDFConfig
+
+Method = Literal["gmdf", "direct_merge", "balanced_erm", "merged_losses", "mldg", "linear_probe", "add_domain"]
+# Fields of GMDFConfig that a recipe may set; the rest follows from backbone and domains.
+MODEL_FIELDS = (
+    "dil",
+    "expert_bottleneck_size",
+    "prompt_size",
+    "num_prompt_tokens",
+    "aggregation",
+    "prompt",
+    "mask_ratio",
+    "mask_strategy",
+    "codebook_size",
+)
+
+
+class DomainSource(BaseModel):
+    """Where a domain's frames come from.
+
+    Attributes:
+        path: Hub id, local folder or Parquet file, or `drawn:<domain>`.
+        subset: Configuration of the hub data set.
+        revision: Commit, branch or tag of the hub data set.
+        columns: Our column name to the data set's; null where a column of that name means something else there.
+        splits: Our split name (train, validation, test) to the data set's.
+        max_videos: Read at most so many videos of each class and split.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    subset: str | None = None
+    revision: str | None = None
+    columns: dict[str, str | None] = {}
+    splits: dict[str, str] = {}
+    max_videos: int | None = Field(None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_a_bare_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("path")
+    @classmethod
+    def _expand(cls, path: str) -> str:
+        expanded = os.path.expanduser(os.path.expandvars(path))
+        if unset := re.search(r"\$\{?(\w+)", expanded):
+            raise ValueError(f"the path {path!r} needs the environment variable {unset[1]}, which is not set")
+        return expanded
+
+
+class TrainConfig(BaseModel):
+    """A run of `scripts/meta_train.py`. The defaults are the paper's (section 5.1) where it gives them (decision D13).
+
+    Attributes:
+        source_domains: Domains to train on, by name.
+        unseen_domains: Domains to score once, after training.
+        hold_out: Source domains to treat as unseen instead.
+        backbone: Hub id or folder of a CLIP checkpoint; `tiny_clip` is the one in this package. Or of any other image
+            classifier of transformers, as a baseline: its own configuration says what it is.
+        image_size: Side of the images in pixels, if other than the backbone's.
+        model: Fields of `GMDFConfig` to set; they mean nothing to another image classifier.
+        method: `gmdf`; a baseline on the same CLIP (see `gmdf_hf.training.baselines`): `direct_merge`, `balanced_erm`,
+            `merged_losses`, `mldg`, `linear_probe`, of which another image classifier can have the first two and the
+            last; or `add_domain`: the backbone is a trained detector, which learns one more domain, all it knew being
+            untouched.
+        epochs: Passes over the videos of the largest domain.
+        max_steps: Stop after so many meta-iterations.
+        batch_size: Images of each domain in a meta-iteration, half of them real.
+        learning_rate: Step size delta of theta_O (Adam).
+        inner_learning_rate: Step size beta of theta_E (Eq. 10, plain gradient descent).
+        train_tower: What theta_O holds of the vision tower: `all`, its `layer_norms`, or `none` of it, which leaves the
+            projection, the temperature and the masked-image head. Fewer weights want a larger `learning_rate`.
+        alignment_weight: Weight of L_sis in Eq. 11.
+        mim_weight: Weight of L_mim in Eq. 11.
+        source_weight: Weight of the source domains' own loss in the objective of theta_O (decision D16).
+        meta_gradient: `first_order`, or `second_order`: theta_O's gradient goes through Eq. 10, as in MAML (D9).
+        outer_experts: Experts the meta-test batch meets: those of the `source` domains (decision D3), or `all`.
+        align_gradient: Which features L_sis trains: `target`, or `both` (decision D12).
+        image_tokenizer: Visual codes for L_mim: `train` one on the training crops, a folder with a trained one, or
+            `dalle`, the published codebook.
+        image_tokenizer_steps: Steps of that training.
+        max_grad_norm: Shrink the gradient of theta_O to at most this norm.
+        lr_scheduler: Course of `learning_rate`, a schedule of transformers: `constant`, `linear`, `cosine` and so on.
+        warmup_steps: Meta-iterations over which `learning_rate` rises from 0.
+        mixed_precision: `no`, `bf16` or `fp16`.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
+        attn_implementation: Attention of transformers: `sdpa`, `eager`, `flash_attention_2`.
+        torch_compile: Compile the model with `torch.compile`.
+        streaming: Read the training splits as streams: nothing is downloaded first. Needs `steps_per_epoch`.
+        steps_per_epoch: Meta-iterations that count as an epoch, if other than all videos of the largest domain.
+        seed: Of initialisation, order, masks and flips.
+        num_workers: Processes that decode images.
+        output_dir: Folder of the run.
+        resume: Go on from the last checkpoint in `output_dir`, if there is one.
+        save_steps: Meta-iterations between checkpoints; besides, there is one at the end of every epoch.
+        keep: Checkpoints to keep.
+        save_slim: Leave text tower and masked-image head out of the saved model (not with prompt P3).
+        push_to_hub: Publish the run there, as `user/name`, when it is done; a new repository is private.
+        report_to: Tracker of accelerate, such as `tensorboard`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source_domains: dict[str, DomainSource]
+    unseen_domains: dict[str, DomainSource] = {}
+    hold_out: tuple[str, ...] = ()
+    backbone: str = "openai/clip-vit-base-patch16"
+    image_size: int | None = Field(None, ge=8)
+    model: dict[str, Any] = {}
+    method: Method = "gmdf"
+    epochs: int = Field(40, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(32, ge=2, multiple_of=2)
+    learning_rate: float = Field(3e-6, gt=0)
+    inner_learning_rate: float = Field(1e-2, gt=0)
+    train_tower: Literal["all", "layer_norms", "none"] = "all"
+    alignment_weight: float = Field(1.0, ge=0)
+    mim_weight: float = Field(1.0, ge=0)
+    source_weight: float = Field(0.0, ge=0)
+    meta_gradient: Literal["first_order", "second_order"] = "first_order"
+    outer_experts: Literal["source", "all"] = "source"
+    align_gradient: Literal["target", "both"] = "target"
+    image_tokenizer: str = "train"
+    image_tokenizer_steps: int = Field(1000, ge=1)
+    max_grad_norm: float | None = Field(None, gt=0)
+    lr_scheduler: Literal[
+        "constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "constant_with_warmup", "inverse_sqrt"
+    ] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    gradient_checkpointing: bool = False
+    attn_implementation: str = "sdpa"
+    torch_compile: bool = False
+    streaming: bool = False
+    steps_per_epoch: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0)
+    num_workers: int = Field(0, ge=0)
+    output_dir: Path = Path("runs/gmdf")
+    resume: bool = False
+    save_steps: int | None = Field(None, ge=1)
+    keep: int = Field(2, ge=1)
+    save_slim: bool = True
+    push_to_hub: str | None = None
+    report_to: str | None = None
+
+    @field_validator("model")
+    @classmethod
+    def _check_model_fields(cls, value: dict[str, Any]) -> dict[str, Any]:
+        unknown = sorted(set(value) - set(MODEL_FIELDS))
+        if unknown:
+            raise ValueError(f"unknown key {unknown[0]!r}; a recipe can set {', '.join(MODEL_FIELDS)}")
+        try:
+            GMDFConfig(**value)
+        except Exception as error:  # strict dataclasses have error types of their own, one per kind of mistake
+            raise ValueError(str(error).splitlines()[-1].strip()) from error
+        return value
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _accept_the_no_of_yaml(cls, value: Any) -> Any:
+        return "no" if value is False else value
+
+    @field_validator("push_to_hub")
+    @classmethod
+    def _check_repository(cls, value: str | None) -> str | None:
+        # Now, and not after the training.
+        if value is not None:
+            validate_repo_id(value)
+            if value.count("/") != 1:
+                raise ValueError(f"a repository is user/name, found {value!r}")
+        return value
+
+    @field_validator("hold_out", mode="before")
+    @classmethod
+    def _accept_one_name(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_domains(self) -> TrainConfig:
+        for name in self.hold_out:
+            if name not in self.source_domains:
+                raise ValueError(f"hold_out names {name!r}; the source domains are {', '.join(self.source_domains)}")
+        if twice := sorted(set(self.source_domains) & set(self.unseen_domains)):
+            raise ValueError(f"{twice[0]!r} is both a source and an unseen domain")
+        found = f"found {len(self.train_domains)}: {', '.join(self.train_domains) or 'none'}"
+        if self.method == "add_domain":
+            if len(self.train_domains) != 1:
+                raise ValueError(f"add_domain trains exactly one source domain, {found}")
+        elif len(self.train_domains) < (2 if self.method in ("gmdf", "merged_losses", "mldg") else 1):
+            raise ValueError(f"training needs at least two source domains, {found}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_what_excludes_each_other(self) -> TrainConfig:
+        if self.warmup_steps and self.lr_scheduler == "constant":
+            raise ValueError("warmup_steps needs another lr_scheduler than constant: constant_with_warmup, for example")
+        if self.train_tower != "all" and self.method in ("linear_probe", "add_domain"):
+            raise ValueError(f"train_tower means nothing to {self.method}, which leaves the whole tower as it is")
+        if self.streaming and self.steps_per_epoch is None:
+            raise ValueError("streaming needs steps_per_epoch: nobody knows how long a stream is")
+        if self.meta_gradient == "second_order":
+            # Each of these gives a wrong gradient without a word, or has no second derivative.
+            if self.gradient_checkpointing:
+                raise ValueError("second_order cannot be had with gradient_checkpointing: the gradient would be wrong")
+            if self.torch_compile:
+                raise ValueError("second_order cannot be had with torch_compile, which has no double backward")
+            if self.attn_implementation not in ("sdpa", "eager"):
+                raise ValueError(
+                    f"second_order needs attn_implementation sdpa or eager, found {self.attn_implementation!r}, which "
+                    "has no double backward"
+                )
+        return self
+
+    @property
+    def train_domains(self) -> dict[str, DomainSource]:
+        """Source domains that are not held out."""
+        return {name: source for name, source in self.source_domains.items() if name not in self.hold_out}
+
+    @property
+    def test_only_domains(self) -> dict[str, DomainSource]:
+        """Unseen domains, the held-out ones first."""
+        return {name: self.source_domains[name] for name in self.hold_out} | self.unseen_domains
+
+
+def load_recipe(path: Path, overrides: dict[str, Any]) -> TrainConfig:
+    """Read a recipe and lay the command line's values over it.
+
+    Args:
+        path: YAML file with fields of `TrainConfig`.
+        overrides: Fields that win over the file's.
+
+    Raises:
+        UserError: If the file cannot be read, or a field is unknown or out of range.
+    """
+    try:
+        fields = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise UserError(f"The recipe {path} cannot be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"The recipe {path} is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"The recipe {path} must be a mapping of fields, found {type(fields).__name__}.")
+    try:
+        return TrainConfig(**fields | overrides)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            reason = (
+                f"unknown key; known are {', '.join(TrainConfig.model_fields)}"
+                if len(first["loc"]) == 1
+                else (f"unknown key; known are {', '.join(DomainSource.model_fields)}")
+            )
+        elif first["type"] not in ("missing", "value_error"):
+            reason = f"{reason[0].lower()}{reason[1:]}, found {first['input']!r}"
+        raise UserError(f"{path}: {where + ': ' if where else ''}{reason}.") from error
+
+
+def parse_command_line(arguments: list[str] | None, description: str, default_recipe: Path) -> TrainConfig:
+    """Make a `TrainConfig` from `--recipe FILE` and an option for every field, whose value is read as YAML.
+
+    Raises:
+        UserError: As `load_recipe`.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, default=default_recipe, help=f"YAML file (default: {default_recipe})")
+    meanings = dict(
+        re.findall(r"^ {8}(\w+): (.+?)(?=\n {8}\w+: |\n {4}\S|\Z)", TrainConfig.__doc__, re.DOTALL | re.MULTILINE)
+    )
+    for name, field in TrainConfig.model_fields.items():
+        default = "" if field.is_required() else f" (default: {field.get_default(call_default_factory=True)})"
+        meaning = " ".join(meanings[name].split()) + default
+        parser.add_argument(
+            f"--{name}", type=yaml.safe_load, default=argparse.SUPPRESS, metavar="YAML", help=meaning.replace("%", "%%")
+        )
+    overrides = vars(parser.parse_args(arguments))
+    return load_recipe(overrides.pop("recipe"), overrides)

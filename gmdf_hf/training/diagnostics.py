@@ -1,0 +1,148 @@
+"""Is a run well: what broke an iteration, what the experts have become, and the curves of its history."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from accelerate.utils import gather_object
+from matplotlib.figure import Figure
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from gmdf_hf.common.files import write_json
+from gmdf_hf.common.processes import process_index
+from gmdf_hf.data.episodes import Episode
+from gmdf_hf.data.frames import FrameReader, collate
+from gmdf_hf.modeling import GMDFModel
+
+
+@torch.no_grad()
+def put_back(tensors: Sequence[torch.Tensor], before: Sequence[torch.Tensor]) -> None:
+    """Undo the half of an iteration that is done."""
+    for tensor, value in zip(tensors, before, strict=True):
+        tensor.copy_(value)
+
+
+@torch.no_grad()
+def broken_images(model: torch.nn.Module, episode: Episode, names: Sequence[str]) -> list[str]:
+    """Images of an episode whose pixels or whose own loss are not finite.
+
+    Args:
+        model: The detector, as it was before the iteration; it is left in evaluation mode.
+        episode: Images of all domains.
+        names: What each image is called.
+    """
+    finite = episode.pixel_values.isfinite().flatten(1).all(1)
+    if finite.all():
+        ours = isinstance(model, GMDFModel)
+        route = {"domain_ids": episode.domain_ids, "prompt_ids": episode.prompt_ids} if ours else {}
+        # In training, batch normalisation would carry what one image has to all others.
+        output = model.eval()(pixel_values=episode.pixel_values, **route)
+        finite = cross_entropy(output.logits.float(), episode.labels, reduction="none").isfinite()
+    return [name for name, fine in zip(names, finite.tolist(), strict=True) if not fine]
+
+
+def record_failure(
+    path: Path, model: PreTrainedModel, episode: Episode, names: Sequence[str], step: int, values: Mapping[str, float]
+) -> str:
+    """Write down an iteration that gave a number that is not finite; all processes come here together.
+
+    Args:
+        path: JSON file to write.
+        model: The detector, as it was before the iteration.
+        episode: Images of all domains.
+        names: What each image is called.
+        step: Number of the iteration.
+        values: Its losses and gradient norm.
+
+    Returns:
+        What happened and which images did it, in a few sentences.
+    """
+    broken, images = gather_object(broken_images(model, episode, names)), gather_object(list(names))
+    record = {
+        "step": step,
+        "values": {name: str(value) for name, value in values.items()},
+        "domains": [model.config.domains[domain] for domain in episode.domains],
+        "broken": broken,
+        "images": images,
+    }
+    if process_index() == 0:
+        write_json(path, record)
+    found = ", ".join(f"{name} = {value}" for name, value in values.items() if not math.isfinite(value))
+    which = f"Pixels or loss of {'; '.join(broken[:3])} are not finite." if broken else "No single image explains it."
+    return (
+        f"Iteration {step} gave {found}. {which} What was learned before it is saved, and the whole episode is in "
+        f"{path}. Leave the image out or lower the step sizes, then go on with --resume true."
+    )
+
+
+def expert_gains(model: GMDFModel) -> dict[str, list[float]]:
+    """alpha of every domain's expert, block by block (Eq. 2): 0 where an expert adds nothing."""
+    gains = torch.stack([layer.experts.alpha for layer in model.vision_model.encoder.layers]).T
+    return dict(zip(model.config.domains, gains.tolist(), strict=True))
+
+
+@torch.no_grad()
+def expert_use(model: GMDFModel, frames: FrameReader, images: int = 32) -> dict[str, dict[str, float]]:
+    """Each expert's share in what the experts add to the images of a domain, over all blocks.
+
+    Args:
+        model: The detector.
+        frames: Domains to look at, by evenly spaced images.
+        images: How many of each domain.
+
+    Returns:
+        For each domain of `frames` the shares of the model's domains, which sum to 1.
+    """
+    use = {}
+    for number, domain in enumerate(frames.domains):
+        rows = torch.linspace(0, len(domain) - 1, min(images, len(domain))).long().unique().tolist()
+        batch = collate([frames[number, row] for row in rows])
+        if "pixel_values" in batch:
+            output = model(batch["pixel_values"].to(model.device), output_expert_weights=True)
+            shares = torch.stack(output.expert_weights).float().mean((0, 1))
+            use[domain.name] = dict(zip(model.config.domains, shares.tolist(), strict=True))
+    return use
+
+
+def plot_history(history: Path, picture: Path) -> None:
+    """Draw the curves of a run: losses, gradient norm, validation AUC, and the experts' mean gain.
+
+    Args:
+        history: The run's `history.jsonl`.
+        picture: PNG file to write.
+    """
+    records = [json.loads(line) for line in history.read_text().splitlines()]
+    steps = [record for record in records if "gradient_norm" in record]
+    epochs = [record for record in records if "validation_auc" in record]
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    (losses, norm), (auc, gain) = figure.subplots(2, 2)
+    for name in ("source", "classification", "alignment", "masked_image"):
+        if any(name in record for record in steps):
+            losses.plot(*_curve(steps, name), label=name.replace("_", " "))
+    losses.set(title="losses", yscale="log")
+    losses.legend()
+    norm.plot(*_curve(steps, "gradient_norm"))
+    norm.set(title="gradient norm of the shared parameters", yscale="log")
+    auc.plot(*_curve(epochs, "validation_auc"), marker="o", markersize=3)
+    auc.set(title="mean validation AUC of the source domains")
+    domains = list(epochs[0].get("alpha", {})) if epochs else []
+    for domain in domains:
+        values = [sum(map(abs, record["alpha"][domain])) / len(record["alpha"][domain]) for record in epochs]
+        gain.plot([record["step"] for record in epochs], values, marker="o", markersize=3, label=domain)
+    gain.set(title="mean |alpha| of each domain's expert")
+    if domains:
+        gain.legend()
+    for axes in (losses, norm, auc, gain):
+        axes.set_xlabel("iteration")
+        axes.grid(alpha=0.3)
+    figure.savefig(picture, dpi=110)
+
+
+def _curve(records: list[dict], name: str) -> tuple[list[int], list[float]]:
+    having = [record for record in records if name in record]
+    return [record["step"] for record in having], [record[name] for record in having]

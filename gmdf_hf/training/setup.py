@@ -1,0 +1,294 @@
+"""From a run's settings to what it trains with: the one place of the library that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, get_args
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+import gmdf_hf
+from gmdf_hf.common.errors import UserError
+from gmdf_hf.common.processes import same_on_all
+from gmdf_hf.data.dataset import Domain
+from gmdf_hf.data.episodes import Episode, EpisodeSampler, episode_of_batch
+from gmdf_hf.data.frames import Skipped, caption_encoder
+from gmdf_hf.data.loading import load_domains, make_loader, training_crops
+from gmdf_hf.data.streams import EpisodeStream, Stream
+from gmdf_hf.evaluation.scoring import score_domains
+from gmdf_hf.modeling import GMDFImageProcessor, GMDFModel, GMDFOutput
+from gmdf_hf.training.classifiers import (
+    CLASSIFIER_METHODS,
+    freeze_all_but_the_head,
+    freeze_tower,
+    load_classifier,
+    running_statistics,
+)
+from gmdf_hf.training.config import Method, TrainConfig
+from gmdf_hf.training.visual_codes import make_image_tokenizer
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run trains with.
+
+    Attributes:
+        accelerator: Device, precision, processes.
+        train: Training splits of the source domains.
+        validation: Their validation splits.
+        test: Test splits of all domains, the unseen ones last.
+        model: The detector: a GM-DF, or another image classifier.
+        parameters: What the optimizer updates.
+        statistics: Running statistics of its batch normalisation, which are kept the same on all processes.
+        changed_early: What an iteration changes before its numbers are known to be finite: theta_E, or statistics.
+        processor: Its image processor.
+        save_options: For the model's `save_pretrained`.
+        episode_of: Makes an episode of the loader's batch.
+        score: Scores of domains by a model, and the frames that could not be read.
+        sampler: Sets the loader's epoch.
+        loader: Batches of episodes.
+        image_tokenizer: Visual codes for L_mim; None without it.
+    """
+
+    accelerator: Accelerator
+    train: list[Domain] | list[Stream]
+    validation: list[Domain]
+    test: list[Domain]
+    model: PreTrainedModel
+    parameters: list[torch.nn.Parameter]
+    statistics: list[torch.Tensor]
+    changed_early: list[torch.Tensor]
+    processor: BaseImageProcessor
+    save_options: dict[str, Any]
+    episode_of: Callable[[dict], Episode]
+    score: Callable[[torch.nn.Module, list[Domain]], tuple[pd.DataFrame, list[Skipped]]]
+    sampler: EpisodeSampler | EpisodeStream
+    loader: DataLoader
+    image_tokenizer: torch.nn.Module | None
+
+
+def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
+    """Make what a run trains with.
+
+    Raises:
+        UserError: If the run is not possible as asked.
+        DomainError: If a domain cannot be used.
+    """
+    set_seed(config.seed)
+    sources = {name: source.model_dump() for name, source in config.train_domains.items()}
+    unseen = {name: source.model_dump() for name, source in config.test_only_domains.items()}
+    with accelerator.main_process_first():
+        train, validation, test = load_domains(sources, unseen, config.streaming)
+    names = [domain.name for domain in train]
+    model, processor = make_model(config, names)
+    model.to(accelerator.device)
+    if config.gradient_checkpointing:
+        try:
+            # The reentrant form does not allow gradients of chosen inputs, as both half steps take them.
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        except ValueError as error:
+            raise UserError(f"gradient_checkpointing: {' '.join(str(error).split())}") from error
+    if config.torch_compile:
+        model.compile()
+    if config.method == "linear_probe":
+        freeze_all_but_the_head(model)
+    elif config.train_tower != "all":
+        freeze_tower(model, but_layer_norms=config.train_tower == "layer_norms")
+    of_ours = isinstance(model, GMDFModel)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if config.method == "add_domain":
+        parameters = list(model.train_only_domain(names[0]).values())
+    elif of_ours:
+        parameters = list(model.shared_parameters().values())
+    same_on_all(model.parameters())
+    statistics = running_statistics(model)
+    experts = list(model.expert_parameters().values()) if of_ours else []
+    # A grown detector keeps the sentences it was saved with.
+    captions = getattr(model.config, "prompt", None) == "P3" and config.method != "add_domain"
+    encode_captions = caption_encoder(backbone_path(config.backbone)) if captions else None
+    sampler, loader = make_loader(
+        train,
+        processor,
+        config.batch_size,
+        config.seed,
+        config.steps_per_epoch,
+        num_workers=config.num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    image_tokenizer = None
+    if config.method in ("gmdf", "merged_losses") and config.mim_weight > 0:
+        with accelerator.main_process_first():  # it trains the tokenizer, the others load it
+            image_tokenizer = make_image_tokenizer(
+                config.image_tokenizer,
+                model.config,
+                training_crops(sampler, loader, config.epochs),
+                config.image_tokenizer_steps,
+                accelerator.device,
+                config.output_dir / "image_tokenizer",
+            )
+    episode_of = partial(
+        episode_of_batch,
+        num_domains=len(train),
+        config=model.config,
+        hide_patches=image_tokenizer is not None,
+        encode_captions=encode_captions,
+        device=accelerator.device,
+    )
+    score = partial(
+        score_domains,
+        processor=processor,
+        batch_size=2 * config.batch_size,
+        num_workers=config.num_workers,
+        encode_captions=encode_captions,
+    )
+    # Template P3 needs the text tower whenever an image brings a caption.
+    save_options = {"slim": config.save_slim and encode_captions is None} if of_ours else {}
+    return Setup(
+        accelerator=accelerator,
+        train=train,
+        validation=validation,
+        test=test,
+        model=model,
+        parameters=parameters,
+        statistics=[tensor for tensor in statistics if tensor.is_floating_point()],
+        changed_early=[*experts, *statistics],
+        processor=processor,
+        save_options=save_options,
+        episode_of=episode_of,
+        score=score,
+        sampler=sampler,
+        loader=loader,
+        image_tokenizer=image_tokenizer,
+    )
+
+
+def backbone_path(backbone: str) -> str:
+    """Hub id or folder of a backbone; `tiny_clip` is the CLIP in this package."""
+    return str(gmdf_hf.TINY_CLIP) if backbone == "tiny_clip" else backbone
+
+
+def check_method(backbone: str, method: str, train_tower: str) -> None:
+    """Make sure that a backbone can be trained as asked, before anything else is loaded, drawn or removed.
+
+    Args:
+        backbone: Hub id or folder of a CLIP, a trained GM-DF or another image classifier, or `tiny_clip`.
+        method: As in `TrainConfig`.
+        train_tower: As in `TrainConfig`.
+
+    Raises:
+        UserError: If it cannot, or its configuration cannot be read.
+    """
+    found = backbone_type(backbone)
+    if found == "clip":
+        possible = tuple(name for name in get_args(Method) if name != "add_domain")
+    else:
+        possible = ("add_domain",) if found == GMDFModel.config_class.model_type else CLASSIFIER_METHODS
+    if method not in possible:
+        raise UserError(
+            f"The backbone {backbone!r} has the model type {found!r}, which trains with {', '.join(possible)}; found "
+            f"the method {method!r}."
+        )
+    if found != "clip" and train_tower != "all":
+        raise UserError(
+            f"train_tower chooses parts of CLIP's tower; the backbone {backbone!r} has the model type {found!r}, and "
+            f"trains with `all`; found {train_tower!r}."
+        )
+
+
+def backbone_type(backbone: str) -> str:
+    """The model type in a backbone's own configuration: `clip`, `gmdf`, `vit`, `timm_wrapper` and so on.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    try:
+        return str(PreTrainedConfig.get_config_dict(backbone_path(backbone))[0].get("model_type"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"The backbone {backbone!r} cannot be used: {' '.join(str(error).split())}") from error
+
+
+def make_model(config: TrainConfig, domains: Sequence[str]) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """The model that a run starts from, and its image processor.
+
+    `config.model` describes GM-DF. Another image classifier ignores it, as every baseline ignores what it has no use
+    for: so one recipe serves all rows of a table.
+
+    Raises:
+        UserError: If the backbone cannot be used.
+    """
+    size, attention = config.image_size, config.attn_implementation
+    if config.method == "add_domain":
+        model = grown_model(config.backbone, domains[0], attention)
+    elif backbone_type(config.backbone) == "clip":
+        fields = config.model | {"image_size": size, "attn_implementation": attention}
+        model = start_model(config.backbone, domains, fields, train_experts=config.method == "gmdf")
+    else:
+        return load_classifier(config.backbone, domains, size, attention)
+    return model, GMDFImageProcessor.of_size(model.config.vision_config.image_size)
+
+
+def start_model(backbone: str, domains: Sequence[str], fields: dict[str, Any], train_experts: bool = True) -> GMDFModel:
+    """Make a detector that starts as a pre-trained CLIP.
+
+    Args:
+        backbone: Hub id or folder of a CLIP checkpoint, or `tiny_clip`.
+        domains: Names of the source domains.
+        fields: Further arguments of `GMDFModel.from_clip`.
+        train_experts: False leaves the experts at their zero effect: the model stays a CLIP.
+
+    Raises:
+        UserError: If the backbone cannot be used.
+    """
+    try:
+        model = GMDFModel.from_clip(backbone_path(backbone), domains=domains, **fields)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"The backbone {backbone!r} cannot be used: {' '.join(str(error).split())}") from error
+    if not train_experts:
+        for parameter in model.expert_parameters().values():
+            parameter.requires_grad_(False)
+    return model
+
+
+def grown_model(detector: str, domain: str, attn_implementation: str) -> GMDFModel:
+    """Load a trained detector and grow it by a domain.
+
+    Args:
+        detector: Hub id or folder.
+        domain: Name of the new domain.
+        attn_implementation: Attention of transformers.
+
+    Raises:
+        UserError: If it cannot be loaded, or has that domain.
+    """
+    try:
+        model = GMDFModel.from_pretrained(detector, attn_implementation=attn_implementation)
+        model.add_domain(domain)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"The detector {detector!r} cannot be grown: {' '.join(str(error).split())}") from error
+    return model
+
+
+class KnownDomain(torch.nn.Module):
+    """A detector that is told the domain of its images: they go through that domain's own expert.
+
+    Args:
+        model: The detector.
+        domain: Name of the domain.
+    """
+
+    def __init__(self, model: GMDFModel, domain: str):
+        super().__init__()
+        self.model, self.index = model, model.domain_id(domain)
+
+    def forward(self, pixel_values: torch.Tensor, **arguments) -> GMDFOutput:
+        """Score images of shape `(B, 3, image_size, image_size)`."""
+        domain_ids = torch.full((len(pixel_values),), self.index, device=pixel_values.device)
+        return self.model(pixel_values, domain_ids=domain_ids, **arguments)

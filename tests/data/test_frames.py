@@ -1,0 +1,52 @@
+import datasets
+import pytest
+import torch
+
+from gmdf_hf import TINY_CLIP, GMDFImageProcessor
+from gmdf_hf.data.dataset import load_domain
+from gmdf_hf.data.frames import Draw, FrameReader, Skipped, caption_encoder, collate
+from tests.domains import png, write_parquet
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def test_broken_images_are_skipped_and_listed_never_replaced(tmp_path):
+    images = [png(0), png(1)[:40], b"no image", png(3)]
+    write_parquet(tmp_path / "d", rows=4, image=[{"bytes": data, "path": None} for data in images])
+    reader = FrameReader([load_domain("d", "train", str(tmp_path / "d"))], GMDFImageProcessor.of_size(8))
+    items = [reader[0, row] for row in range(4)]
+    assert [isinstance(item, Skipped) for item in items] == [False, True, True, False]
+    assert "d, video d/train/1/fake, frame 0" in items[1].reason
+    batch = collate(items)
+    assert batch["rows"].tolist() == [0, 3]
+    assert batch["labels"].tolist() == [0, 1]
+    assert batch["pixel_values"].shape == (2, 3, 8, 8)
+    assert [item.row for item in batch["skipped"]] == [1, 2]
+    assert "pixel_values" not in collate(items[1:3])
+
+
+def test_odd_chances_mirror(tmp_path):
+    stripes = png([[0, 80, 160, 240]] * 4)
+    write_parquet(tmp_path / "d", image=[{"bytes": stripes, "path": None}] * 8)
+    reader = FrameReader([load_domain("d", "train", str(tmp_path / "d"))], GMDFImageProcessor.of_size(8))
+    plain, even, odd = reader[0, 2], reader[Draw(0, 2, 10)], reader[Draw(0, 2, 11)]
+    assert torch.equal(plain["pixel_values"], even["pixel_values"])
+    assert torch.equal(plain["pixel_values"], odd["pixel_values"].flip(-1))
+    assert not torch.equal(plain["pixel_values"], odd["pixel_values"])
+    assert collate([even, odd])["chances"] == [10, 11]
+
+
+def test_real_faces_are_read(real_data):
+    domain = load_domain("stylegan", "validation", str(real_data / "faces" / "stylegan"))
+    frame = FrameReader([domain], GMDFImageProcessor.of_size(64))[0, 5]
+    assert frame["pixel_values"].shape == (3, 64, 64)
+    assert frame["names"] == f"stylegan, video {domain.video_ids[5]}, frame {domain.frame_numbers[5]}"
+
+
+def test_captions_become_two_sentences_each():
+    ids = caption_encoder(str(TINY_CLIP))(["a face", "a noisy photo of a face"])
+    assert ids.shape[:2] == (2, 2)
+    assert not torch.equal(ids[0, 0], ids[0, 1])

@@ -1,0 +1,41 @@
+from gmdf_hf.evaluation.tables import csv_text, domain_table, markdown, percent, percent_interval
+
+FIGURES = dict.fromkeys(("auc", "ap", "acc", "eer", "m", "fpr", "fnr", "ece", "brier"), 0.25) | {"real": 3, "fake": 5}
+RESULTS = {
+    "source_domains": ["x"],
+    "domains": {"x": {"frame": FIGURES}, "z": {"frame": FIGURES | {"auc": None}}},
+    "intervals": {"domains": {"x": {"frame": {"auc": [0.2, 0.3]}}, "z": {"frame": {"auc": [None, None]}}}},
+}
+
+
+def test_a_row_a_domain_with_its_interval():
+    header, x, z = domain_table(RESULTS)
+    assert dict(zip(header, x, strict=True)) | {"AP": "25.00"} == {
+        "domain": "x",
+        "role": "source",
+        "level": "frame",
+        "real": "3",
+        "fake": "5",
+        "AUC": "25.00",
+        "95 %": "20.0 to 30.0",
+    } | dict.fromkeys(("AP", "ACC", "EER", "M", "FPR", "FNR", "ECE", "Brier"), "25.00")
+    assert z[1] == "unseen"
+    assert z[5:7] == ["-", "-"]
+
+
+def test_a_domain_of_which_nothing_could_be_read_has_a_row_all_the_same():
+    rows = domain_table(RESULTS | {"unread_domains": ["w"]})
+    assert len(rows) == 4
+    assert rows[-1][:5] == ["w", "unseen", "frame", "0", "0"]
+    assert len(rows[-1]) == len(rows[0]) and set(rows[-1][5:]) == {"-"}
+
+
+def test_forms_of_a_table():
+    rows = [["name", "value"], ["a|b", "1"], ["c,d", "2"]]
+    assert markdown(rows) == "| name | value |\n| --- | ---: |\n| a/b | 1 |\n| c,d | 2 |"
+    assert csv_text(rows) == 'name,value\na|b,1\n"c,d",2\n'
+
+
+def test_no_value_is_a_dash():
+    assert percent(float("nan")) == percent(None) == percent_interval(None) == "-"
+    assert percent(0.12345) == "12.35"

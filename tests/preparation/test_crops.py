@@ -1,0 +1,110 @@
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gmdf_hf.modeling.images_gmdf import ImageError
+from gmdf_hf.preparation.crops import (
+    CropSettings,
+    frame_numbers,
+    make_crops,
+    perceptual_hash,
+    read_archive,
+    read_pictures,
+    wanted_members,
+)
+from gmdf_hf.preparation.detectors import whole_picture
+from gmdf_hf.preparation.faces import Face
+from gmdf_hf.preparation.sources.record import Record
+from tests.media import number_of, numbered, write_video
+
+
+def record(path, members=()):
+    return Record(path, 0, "real", "v", "g", "train", tuple(members))
+
+
+def test_settings_name_value_and_range():
+    for field, value in (("frames", 0), ("crop", "round"), ("size", 8), ("format", "webp")):
+        with pytest.raises(ValueError, match=f"{field} is {value!r}, expected"):
+            CropSettings(**{field: value})
+
+
+def test_frame_numbers_come_from_names_if_they_are_numbers():
+    assert frame_numbers(("a/005.png", "a/010.png")) == [5, 10]
+    assert frame_numbers(("x/a.png", "x/b.png")) == [0, 1]
+    assert frame_numbers(("x/1.png", "y/1.png")) == [0, 1]
+    assert list(wanted_members(record(None, [f"{n}.png" for n in range(10)]), 3).values()) == [0, 4, 9]
+
+
+def test_videos_folders_and_images_are_read_alike(tmp_path):
+    video = write_video(tmp_path / "a.mp4", numbered(20))
+    (tmp_path / "frames").mkdir()
+    for n, pixels in enumerate(numbered(20)):
+        Image.fromarray(pixels).save(tmp_path / "frames" / f"{n}.png")
+    (tmp_path / "frames/7.png").write_bytes(b"broken")
+    from_video = list(read_pictures(record(video), 20))
+    from_frames = list(read_pictures(record(tmp_path / "frames", [f"{n}.png" for n in range(20)]), 20))
+    for n in range(20):
+        assert from_video[n][0] == from_frames[n][0] == n
+        if n != 7:
+            assert number_of(from_frames[n][1]) == n
+    assert isinstance(from_frames[7][1], ImageError)
+    ((number, pixels),) = read_pictures(record(tmp_path / "frames/3.png"), 20)
+    assert number == 0 and number_of(pixels) == 3
+
+
+def test_archive_is_read_once_and_gives_whole_records(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for n, pixels in enumerate(numbered(12)):
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "PNG")
+            archive.writestr(f"{'ab'[n % 2]}/{n}.png", buffer.getvalue())
+    records = [record(path, [f"{'ab'[k]}/{n}.png" for n in range(k, 12, 2)]) for k in (0, 1)]
+    read = {r.members[0]: [(n, number_of(p)) for n, p in pictures] for r, pictures in read_archive(records, 3)}
+    assert read == {"a/0.png": [(0, 0), (4, 4), (10, 10)], "b/1.png": [(1, 1), (5, 5), (11, 11)]}
+
+
+def test_crop_is_the_followed_face_at_full_resolution():
+    rng = np.random.default_rng(0)
+    texture = np.asarray(Image.fromarray(rng.integers(0, 255, (6, 6, 3), np.uint8)).resize((200, 200)))
+    pictures = []
+    for n in range(8):
+        pixels = np.zeros((900, 1600, 3), np.uint8)
+        pixels[300:500, 400 + 10 * n : 600 + 10 * n] = texture
+        pictures.append((n, pixels))
+
+    def detector(pixels):
+        rows, columns = np.nonzero(pixels.sum(axis=2) > 30)
+        box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        return [Face(tuple(map(float, box)), np.array(box, float)[[0, 1, 2, 1, 0, 3, 2, 3, 0, 1]].reshape(5, 2), 0.9)]
+
+    crops = make_crops([*pictures, (8, ImageError("x.png: broken"))], detector, CropSettings(size=260, format="png"))
+    assert [frame for frame, _, _ in crops.rows] == list(range(8))
+    assert crops.lost == [(8, "x.png: broken")]
+    crop = np.asarray(Image.open(io.BytesIO(crops.rows[3][1])), int)
+    assert crop.shape == (260, 260, 3)
+    assert np.abs(crop[40:220, 40:220] - texture[10:190, 10:190]).mean() < 12  # up to the detector's own resolution
+
+
+def test_no_face_is_said_per_frame():
+    assert make_crops([(0, np.zeros((50, 50, 3), np.uint8))], lambda _: [], CropSettings()).lost == [(0, "no face")]
+
+
+def test_crops_of_the_data_set_are_kept_whatever_their_size():
+    pictures = [(n, np.full((50 + 40 * n, 60, 3), 99, np.uint8)) for n in range(4)]
+    crops = make_crops(pictures, whole_picture, CropSettings(size=32))
+    assert len(crops.rows) == 4
+    assert Image.open(io.BytesIO(crops.rows[0][1])).size == (32, 32)
+
+
+def test_perceptual_hash_survives_compression_and_scale():
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 255, (9, 9, 3), np.uint8)).resize((224, 224), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.resize((100, 100)).save(buffer, "JPEG", quality=60)
+    other = Image.fromarray(rng.integers(0, 255, (9, 9, 3), np.uint8)).resize((224, 224))
+    distance = lambda a, b: (perceptual_hash(a) ^ perceptual_hash(b)).bit_count()  # noqa: E731
+    assert distance(image, Image.open(buffer)) <= 3 and distance(image, other) > 12

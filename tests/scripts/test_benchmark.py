@@ -1,0 +1,40 @@
+"""The benchmark's peer computes what it should, and the benchmark runs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gmdf_hf.scripts.benchmark_literal import frechet, views_attended
+from gmdf_hf.training.losses import alignment_loss
+from tests.conftest import tiny_model
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("active", [None, [0, 2]])
+@pytest.mark.parametrize("aggregation", ["mean", "sum"])
+def test_the_literal_views_are_those_of_the_gram_form(aggregation, active):
+    experts = tiny_model(aggregation=aggregation).vision_model.encoder.layers[0].experts
+    hidden = torch.randn(2, 5, 3, 8)
+    ours, literal = experts._aggregate(hidden, active)[0], views_attended(experts, hidden, active)[0]
+    torch.testing.assert_close(ours, literal, atol=1e-5, rtol=1e-4)
+
+
+def test_the_literal_distance_is_that_of_the_nuclear_norm():
+    source, target = torch.randn(12, 6), torch.randn(9, 6) * 2 + 1
+    assert float(frechet(source, target)) == pytest.approx(float(alignment_loss([source], target)), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_every_figure_is_a_line_of_json():
+    command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--backbone", "tiny", "--repeats", "1"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    figures = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(figures) == 6
+    assert all(figure["value"] > 0 and figure["backbone"] == "tiny" and figure["goal"] for figure in figures)

@@ -1,0 +1,241 @@
+"""The training script as a user runs it, in miniature."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pandas as pd
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+
+from gmdf_hf import GMDFModel
+from gmdf_hf.evaluation.metrics import domain_metrics
+from gmdf_hf.scripts import meta_train
+from gmdf_hf.training.config import TrainConfig, load_recipe
+from tests.domains import write_domain
+
+ROOT = Path(__file__).parents[2]
+
+
+def miniature(tmp_path: Path, **fields) -> TrainConfig:
+    sources = {name: write_domain(tmp_path / name, seed) for seed, name in enumerate(("x", "y"))}
+    return TrainConfig(
+        **{
+            "source_domains": sources,
+            "unseen_domains": {"z": write_domain(tmp_path / "z", 9)},
+            "backbone": "tiny_clip",
+            "model": {"codebook_size": 16, "expert_bottleneck_size": 4, "prompt_size": 4},
+            "epochs": 3,
+            "batch_size": 4,
+            "learning_rate": 1e-3,
+            "image_tokenizer_steps": 2,
+            "output_dir": tmp_path / "run",
+        }
+        | fields
+    )
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    AcceleratorState._reset_state(reset_partial_state=True)  # one process, several runs
+
+
+def test_a_run_leaves_all_that_is_needed_to_repeat_it(tmp_path):
+    config = miniature(tmp_path, source_weight=1.0)
+    results = meta_train.main(config)
+    run = tmp_path / "run"
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        "model",
+        "image_tokenizer",
+        "train_config.yaml",
+        "environment.json",
+        "history.jsonl",
+        "history.png",
+        "checkpoints",
+        "scores.parquet",
+        "skipped.csv",
+        "results.json",
+    }
+    assert results == json.loads((run / "results.json").read_text())
+    assert results["steps"] == 6
+    assert list(results["domains"]) == ["x", "y", "z"]
+    assert results["unseen_domains"] == ["z"]
+    scores = pd.read_parquet(run / "scores.parquet")
+    assert list(scores) == ["domain", "video_id", "frame", "label", "score", "face_found"]
+    assert domain_metrics(scores, results["threshold"]) == results["domains"]
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in history if "validation_auc" in line] == [0, 1, 2]
+    assert GMDFModel.from_pretrained(run / "model").config.domains == ["x", "y"]
+    card = (run / "model" / "README.md").read_text()
+    assert "| z | unseen | 16 |" in card
+    assert "drawings" not in card
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["packages"]["transformers"]
+
+    again = load_recipe(run / "train_config.yaml", {"output_dir": str(tmp_path / "again")})
+    repeated = meta_train.main(again)
+    assert repeated["domains"] == results["domains"]
+    first, second = (GMDFModel.from_pretrained(folder / "model") for folder in (run, tmp_path / "again"))
+    for (name, ours), other in zip(first.named_parameters(), second.parameters(), strict=True):
+        assert (ours == other).all(), name
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "direct_merge"},
+        {"method": "linear_probe"},
+        {"method": "mldg"},
+        {"method": "merged_losses"},
+        {"train_tower": "none", "gradient_checkpointing": True},
+        {"train_tower": "layer_norms", "meta_gradient": "second_order"},
+        {"align_gradient": "both", "outer_experts": "all", "model": {"dil": "affine_bias", "mask_strategy": "block"}},
+        {"mim_weight": 0, "alignment_weight": 0, "mixed_precision": "bf16"},
+        {"model": {"prompt": "P3", "codebook_size": 16}},
+        {
+            "streaming": True,
+            "steps_per_epoch": 3,
+            "gradient_checkpointing": True,
+            "max_grad_norm": 0.1,
+            "lr_scheduler": "cosine",
+            "warmup_steps": 2,
+            "attn_implementation": "eager",
+        },
+        {"hold_out": "y", "source_domains": "three", "report_to": "tensorboard", "image_size": 32, "num_workers": 2},
+    ],
+    ids=[
+        "direct_merge",
+        "linear_probe",
+        "mldg",
+        "merged_losses",
+        "frozen_tower",
+        "layer_norms",
+        "both_all",
+        "no_extra_losses",
+        "captions",
+        "streaming",
+        "hold_out",
+    ],
+)
+def test_settings_run_and_learn_something(tmp_path, fields):
+    if fields.get("source_domains") == "three":
+        sources = {name: write_domain(tmp_path / "more" / name, seed) for seed, name in enumerate(("x", "y", "w"))}
+        fields = fields | {"source_domains": sources}
+    results = meta_train.main(miniature(tmp_path, **{"epochs": 1} | fields))
+    assert 0 <= results["domains"]["z"]["frame"]["auc"] <= 1
+    model = GMDFModel.from_pretrained(tmp_path / "run" / "model")
+    if "method" in fields:
+        assert all(not layer.experts.alpha.any() for layer in model.vision_model.encoder.layers)
+    else:
+        assert all(layer.experts.alpha.any() for layer in model.vision_model.encoder.layers)
+    assert model.config.slim is (model.config.prompt != "P3")
+    if "report_to" in fields:
+        assert list((tmp_path / "run" / "gmdf").rglob("events.out.*"))
+        assert results["unseen_domains"] == ["y", "z"]
+        assert model.config.vision_config.image_size == 32
+
+
+def test_a_trained_detector_learns_one_more_domain(tmp_path, monkeypatch):
+    published = []
+    monkeypatch.setattr(meta_train, "publish", lambda files, repo, message: published.append((repo, sorted(files))))
+    first = meta_train.main(miniature(tmp_path, epochs=1, push_to_hub="user/base"))
+    assert published[0][0] == "user/base" and {"model.safetensors", "README.md", "results.json"} <= set(published[0][1])
+    base = GMDFModel.from_pretrained(tmp_path / "run" / "model").eval()
+    assert base.config.threshold == pytest.approx(min(first["threshold"], 1))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    fields = {
+        "method": "add_domain",
+        "backbone": str(tmp_path / "run" / "model"),
+        "source_domains": {"w": write_domain(tmp_path / "w", 5)},
+        "unseen_domains": {},
+        "learning_rate": 1e-2,
+        "output_dir": tmp_path / "grown",
+    }
+    results = meta_train.main(miniature(tmp_path / "again", **fields))
+    assert list(results["domains"]) == ["w"]
+    grown = GMDFModel.from_pretrained(tmp_path / "grown" / "model").eval()
+    assert grown.config.domains == ["x", "y", "w"]
+    assert grown.config.threshold == base.config.threshold
+    assert "added to a trained detector" in (tmp_path / "grown" / "model" / "README.md").read_text()
+    images, old, new = torch.randn(2, 3, 64, 64), torch.tensor([0, 1]), torch.tensor([2, 2])
+    with torch.no_grad():
+        assert torch.equal(grown(images, domain_ids=old).logits, base(images, domain_ids=old).logits)
+        expected = grown(images, domain_ids=new).logits
+        assert not torch.equal(expected, grown(images, domain_ids=old).logits)
+        assert base.load_expert(tmp_path / "grown" / "expert") == 2
+        assert torch.equal(base(images, domain_ids=new).logits, expected)
+
+
+def test_broken_images_are_listed(tmp_path):
+    sources = {"x": write_domain(tmp_path / "bad", 3, broken=(2, 5)), "y": write_domain(tmp_path / "good", 4)}
+    results = meta_train.main(miniature(tmp_path, source_domains=sources, batch_size=8, epochs=4))
+    listed = pd.read_csv(tmp_path / "run" / "skipped.csv")
+    assert results["skipped"] == len(listed) > 0
+    assert set(listed["row"]) <= {2, 5}
+    assert set(listed["domain"]) == {"x"}
+
+
+def launch(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    command = [sys.executable, *launcher, str(ROOT / "scripts" / "meta_train.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+ACCELERATE = ("-m", "accelerate.commands.launch", "--quiet")
+
+
+def test_accelerate_launch_prints_the_table(tmp_path):
+    config = miniature(tmp_path, max_steps=2, mim_weight=0)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    result = launch("--recipe", str(recipe), "--seed", "4", launcher=ACCELERATE)
+    assert result.returncode == 0, result.stderr[-3000:]
+    for text in ("seed 4", "unseen", "M_EER", f"model: {tmp_path / 'run' / 'model'}"):
+        assert text in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learn_rate": 1}, "learn_rate: unknown key"),
+        ({"source_domains": {"x": "drawn:swap"}}, "at least two source domains, found 1: x"),
+        ({"source_domains": {"x": "one_class", "y": "drawn:swap"}}, "needs real and fake images, found 16 real"),
+        ({"backbone": "/no/such/folder"}, "The backbone '/no/such/folder' cannot be used"),
+        (
+            {"backbone": "not_a_clip"},
+            "has the model type 'gmdf', which trains with add_domain; found the method 'gmdf'",
+        ),
+        ({"unseen_domains": {"z": "/no/such/data"}}, "Domain 'z': cannot load '/no/such/data'"),
+    ],
+    ids=["key", "domains", "class", "backbone", "checkpoint", "data"],
+)
+def test_a_users_mistake_is_one_sentence(tmp_path, monkeypatch, change, message):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = miniature(tmp_path).model_dump(mode="json") | change
+    if "one_class" in str(change):
+        config["source_domains"]["x"] = write_domain(tmp_path / "one", 0, classes=1)
+    if change.get("backbone") == "not_a_clip":
+        from tests.conftest import tiny_model
+
+        tiny_model().save_pretrained(tmp_path / "gmdf")
+        config["backbone"] = str(tmp_path / "gmdf")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(config))
+    result = launch("--recipe", str(recipe))
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("meta_train.py: ")
+    assert message in last
+
+
+def test_a_mistake_is_one_sentence_through_accelerate_too(tmp_path):
+    result = launch("--recipe", str(tmp_path / "none.yaml"), launcher=ACCELERATE)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert f"meta_train.py: The recipe {tmp_path / 'none.yaml'} cannot be read" in result.stderr

@@ -1,0 +1,189 @@
+import csv
+import importlib.util
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from datasets import load_dataset
+
+from tests.domains import build_folder
+from tests.media import fill, numbered, write_video
+from tests.preparation.test_prepare import digests, rows_of
+
+SCRIPT = Path(__file__).parents[2] / "scripts/prepare.py"
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}
+SMALL = ("--detector", "none", "--size", "32", "--frames", "4", "--processes", "1")
+
+
+def run(*arguments, check=True, **options):
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, **options)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def real_data():
+    root = os.environ.get("GMDF_REAL_DATA")
+    if not root:
+        pytest.skip("GMDF_REAL_DATA is not set")
+    return Path(root)
+
+
+def copy_videos(root, target, names):
+    for name in names:
+        kind = "fake" if name.startswith("fake/") else "real"
+        (target / kind).mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / "data/videos" / name, target / kind)
+    return target
+
+
+def test_errors_are_one_sentence(tmp_path):
+    data = build_folder(tmp_path / "mine", videos=1, images=1)
+    (tmp_path / "empty").mkdir()
+    for arguments, message in (
+        (("folder", "absent"), "absent is no folder"),
+        (("celebdf", tmp_path / "empty"), "List_of_testing_videos.txt not found"),
+        (("folder", data, "--methods", "FaceSwap"), "--source folder takes no --methods"),
+        (("folder", data, "--shard", "5"), "--shard is '5', expected i/n"),
+        (("folder", data, "--crop", "aligned"), "Aligned crops need landmarks"),
+    ):
+        source, root, *rest = arguments
+        done = run("--source", source, "--root", root, "--output", tmp_path / "out", *SMALL, *rest, check=False)
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert message in done.stderr and done.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_missing_package_is_said(tmp_path):
+    (tmp_path / "av.py").write_text("raise ImportError('No module named av', name='av')")
+    environment = ENVIRONMENT | {"PYTHONPATH": f"{tmp_path}:{ENVIRONMENT['PYTHONPATH']}"}
+    done = subprocess.run([sys.executable, str(SCRIPT)], env=environment, capture_output=True, text=True)
+    assert done.stderr == "error: package av is missing: pip install 'gmdf-hf[prepare]'.\n" and done.returncode == 1
+
+
+def test_one_person_is_followed_and_what_has_no_face_is_listed(tmp_path):
+    root = real_data()
+    names = (
+        "no_face.mp4",
+        "several_faces.mp4",
+        "real/dfdc_track_aayrffkzxn_0_0.mp4",
+        "fake/dfdc_track_aaqaifqrwn_0_0.mp4",
+    )
+    data = copy_videos(root, tmp_path / "videos", names)
+    options = (
+        "--detector_weights",
+        root / "models/yunet_n_dynamic.onnx",
+        "--processes",
+        1,
+        "--contact_sheet",
+        tmp_path / "a.png",
+    )
+    done = run("--source", "folder", "--root", data, "--output", tmp_path / "out", *options, check=False)
+    assert done.returncode == 1 and "1 of 4 videos or images gave no face" in done.stderr
+    assert not list((tmp_path / "out").glob("data/*"))
+    run("--source", "folder", "--root", data, "--output", tmp_path / "out", *options, "--max_skipped", 0.25)
+    with (tmp_path / "out/skipped.csv").open(newline="") as file:
+        rows = {row["video_id"]: row for row in csv.DictReader(file)}
+    assert rows["real/no_face"]["frames"] == "all" and rows["real/no_face"]["reason"] == "no face"
+    frames = {}
+    for table in load_dataset(str(tmp_path / "out")).values():
+        for video, frame in zip(table["video_id"], table["frame"], strict=True):
+            frames.setdefault(video, []).append(frame)
+    assert {video: len(found) for video, found in frames.items()} == {
+        "real/several_faces": 14,
+        "real/dfdc_track_aayrffkzxn_0_0": 32,
+        "fake/dfdc_track_aaqaifqrwn_0_0": 32,
+    }
+    # The singer's close shot and nobody else: not the audience of the last shot, not the head of the second.
+    assert min(frames["real/several_faces"]) >= 81 and max(frames["real/several_faces"]) <= 205
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_every_face_video_has_a_face_in_every_frame(tmp_path):
+    root = real_data()
+    names = [f"{kind}/{path.name}" for kind in ("real", "fake") for path in (root / "data/videos" / kind).iterdir()]
+    data = copy_videos(root, tmp_path / "videos", names)
+    for crop in ("box", "aligned"):
+        weights = ("--detector_weights", root / "models/yunet_n_dynamic.onnx")
+        run("--source", "folder", "--root", data, "--output", tmp_path / crop, "--crop", crop, *weights)
+        rows = rows_of(tmp_path / crop)
+        assert len(rows) == 32 * len(names) and len({row[0] for row in rows}) == len(names)
+        assert (tmp_path / crop / "skipped.csv").read_text().splitlines() == ["file,video_id,frames,reason"]
+
+
+@pytest.mark.slow
+def test_twenty_kills_lose_and_double_nothing(tmp_path):
+    data = build_folder(tmp_path / "mine", videos=30, frames=25)
+    arguments = ("--source", "folder", "--root", data, *SMALL[:-1])
+    started = time.monotonic()
+    run(*arguments, 2, "--output", tmp_path / "whole")
+    whole = time.monotonic() - started
+    chance = random.Random(0)
+    kills = 0
+    # Moments are spread over start, work and finish; a run that finished before its moment starts a new domain.
+    for attempt in range(200):
+        output = tmp_path / f"killed{attempt}"
+        finished = False
+        while not finished and kills < 20:
+            command = [sys.executable, str(SCRIPT), *map(str, arguments), "2", "--output", str(output)]
+            process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+            try:
+                finished = process.wait(chance.uniform(0.3 * whole, whole)) == 0
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                kills += 1
+        run(*arguments, 2, "--output", output)
+        assert rows_of(output) == rows_of(tmp_path / "whole")
+        assert digests(output) == digests(tmp_path / "whole")
+        if kills == 20:
+            return
+    raise AssertionError(f"only {kills} kills")
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_videos(tmp_path):
+    video = write_video(tmp_path / "a.mp4", numbered(60, 720, 1280))
+    if not Path("/proc/self/status").exists():
+        pytest.skip("peak memory of a process is read from /proc")
+    # `ru_maxrss` is at least what the parent had when it started the process.
+    program = (
+        "import re, runpy, sys; sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
+    )
+    peaks = []
+    for number in (10, 200):
+        data = tmp_path / f"data{number}"
+        fill(data / "train/real", [f"{n}.mp4" for n in range(number)], video)
+        arguments = ["--source", "folder", "--root", str(data), "--output", str(tmp_path / f"out{number}")]
+        arguments += ["--detector", "none", "--processes", "1"]
+        command = [sys.executable, "-c", program, str(SCRIPT), *arguments]
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout.split()[-1]))
+    assert peaks[1] < 1.1 * peaks[0], peaks
+
+
+@pytest.mark.slow
+def test_ray_makes_the_same_domain(tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    data = build_folder(tmp_path / "mine", videos=4)
+    for engine in ("processes", "ray"):
+        run("--source", "folder", "--root", data, *SMALL[:-1], 2, "--engine", engine, "--output", tmp_path / engine)
+    assert digests(tmp_path / "ray") == digests(tmp_path / "processes")
+
+
+def test_ray_that_is_not_installed_is_said(tmp_path):
+    if importlib.util.find_spec("ray"):
+        pytest.skip("Ray is installed")
+    data = build_folder(tmp_path / "mine", videos=1, images=1)
+    done = run(
+        "--source", "folder", "--root", data, *SMALL, "--engine", "ray", "--output", tmp_path / "out", check=False
+    )
+    assert "its extra [ray]" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,217 @@
+"""The page: what it answers, what it refuses, and what it leaves behind."""
+
+import itertools
+import os
+import re
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import pipeline
+
+from gmdf_hf import GMDFImageProcessor
+from gmdf_hf.modeling.video_gmdf import VideoError
+from gmdf_hf.training.checkpoint import save_model
+from tests.conftest import tiny_model
+from tests.media import numbered, write_video
+
+pytest.importorskip("gradio", reason="needs the extra `demo`")
+gradio_client = pytest.importorskip("gradio_client")
+
+from gmdf_hf.serving import demo  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def detect(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("detector") / "model"
+    save_model(folder, tiny_model(threshold=0.25), GMDFImageProcessor.of_size(32), slim=True)
+    return pipeline("deepfake-detection", model=str(folder), trust_remote_code=False, detector="none")
+
+
+@pytest.fixture
+def picture(tmp_path) -> str:
+    path = tmp_path / "face.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(path)
+    return str(path)
+
+
+def test_a_pictures_answer_has_verdict_boxes_map_and_experts(detect, picture):
+    text = demo.answer(detect, picture)
+    result = detect(picture)
+    assert f"{result['label']}: {result['score']:.2f}" in text
+    assert text.count("data:image/jpeg;base64,") == 2  # the picture with its boxes, the face with its map
+    assert all(f"{name} {share:.0%}" in text for name, share in result["expert_weights"].items())
+    assert "<svg" not in text
+
+
+def test_a_videos_answer_has_a_timeline(detect, tmp_path):
+    text = demo.answer(detect, str(write_video(tmp_path / "video.mp4", numbered(5))))
+    assert text.count("<circle") == 5
+    assert "in 5 frame(s)" in text
+
+
+def test_the_timeline_is_to_scale():
+    faces = [{"frame": frame, "person": 0, "score": score} for frame, score in ((0, 0.0), (5, 1.0), (10, 0.5))]
+    points = re.findall(r"cx='([\d.]+)' cy='([\d.]+)'", demo.timeline(faces, 0.5))
+    (x0, y0), (x1, y1), (x2, y2) = [tuple(map(float, point)) for point in points]
+    assert x1 - x0 == x2 - x1 > 0
+    assert y0 - y1 == 2 * (y0 - y2) > 0
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (None, "Drop a picture or a video first"),
+        ("/tmp/program.exe", "Files of the type .exe are not looked at"),
+        ("http://127.0.0.1/face.png", "not an address of the public internet"),
+        ("http://169.254.169.254/latest/meta-data/face.png", "not an address of the public internet"),
+        ("http://[::1]:8000/face.png", "not an address of the public internet"),
+        ("file:///etc/passwd", "only http: and https: addresses"),
+        ("/etc/passwd", "not looked at"),
+        ("/no/such/place/face.png", "<b>face.png: no such file."),
+    ],
+)
+def test_what_is_refused(detect, source, words):
+    text = demo.answer(detect, source)
+    assert words in text and "role='alert'" in text
+    assert "/no/such/place" not in text
+
+
+def test_names_cannot_write_html(detect, tmp_path):
+    (tmp_path / "<img src=x onerror=alert(1)>.png").write_bytes(b"no picture")
+    text = demo.answer(detect, str(tmp_path / "<img src=x onerror=alert(1)>.png"))
+    assert "<img" not in text and "&lt;img" in text
+
+
+def test_no_face_is_no_verdict(detect, picture, monkeypatch):
+    monkeypatch.setattr(detect, "_finders", {("none", None): lambda pictures, size: [list(pictures), []][1]})
+    assert "No face was found, so there is no verdict" in demo.answer(detect, picture)
+
+
+@pytest.fixture
+def server(detect, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "MAX_UPLOAD", "1mb")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    page = demo.build(detect)
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **demo.settings("127.0.0.1", None))
+    yield url
+    page.close()
+
+
+def test_five_visitors_are_served_and_nothing_is_kept(server, picture, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "DELETE_AFTER", 5.0)
+    answers = []
+
+    def visit():
+        client = gradio_client.Client(server, verbose=False)
+        answers.append(client.predict(gradio_client.handle_file(picture), "", api_name="/look"))
+
+    visitors = [threading.Thread(target=visit) for _ in range(5)]
+    for visitor in visitors:
+        visitor.start()
+    for visitor in visitors:
+        visitor.join()
+    assert len(answers) == 5 and all("data:image/jpeg" in text for text in answers)
+
+    def kept() -> list[Path]:
+        return [path for path in (tmp_path / "uploads").rglob("*") if path.is_file() and path.stat().st_size]
+
+    assert kept()
+    deadline = time.monotonic() + 30
+    while kept() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert kept() == []
+    assert Path(picture).exists()
+
+
+def upload(url: str, size: int, name: str = "face.png") -> int:
+    body = f'--b\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
+    body += b"x" * size + b"\r\n--b--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    request = urllib.request.Request(f"{url}gradio_api/upload", body, headers)
+    try:
+        return urllib.request.urlopen(request, timeout=20).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_a_large_upload_is_refused(server):
+    assert upload(server, 1000) == 200
+    assert upload(server, 3_000_000) == 413
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "http://127.0.0.1:9/face.png", "file:///etc/passwd"])
+def test_files_and_addresses_of_the_server_cannot_be_asked_for(server, path):
+    client = gradio_client.Client(server, verbose=False)
+    file = {"path": path, "url": path, "meta": {"_type": "gradio.FileData"}}
+    with pytest.raises(Exception, match=r".+"):
+        client.predict(file, "", api_name="/look")
+    assert "public internet" in client.predict(None, "http://127.0.0.1:9/face.png", api_name="/look")
+
+
+def resident_megabytes() -> float:
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def damaged(data: bytes, rng: np.random.Generator) -> bytes:
+    """A file with some bytes changed, or cut short, or with a piece doubled."""
+    kind = rng.integers(3)
+    if kind == 0:
+        values = bytearray(data)
+        for place in rng.integers(len(values), size=rng.integers(1, 40)):
+            values[place] = rng.integers(256)
+        return bytes(values)
+    cut = int(rng.integers(1, len(data)))
+    return data[:cut] if kind == 1 else data[:cut] + data[cut // 2 :]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_damaged_uploads_neither_crash_it_nor_make_it_grow(detect, picture, tmp_path, monkeypatch):
+    """GMDF_SOAK_SECONDS=600 for the long one."""
+    seconds = float(os.environ.get("GMDF_SOAK_SECONDS", "20"))
+    sources = [
+        Path(picture),
+        write_video(tmp_path / "a.mp4", numbered(20)),
+        write_video(tmp_path / "b.mkv", numbered(9)),
+    ]
+    for suffix in (".jpg", ".webp", ".gif", ".bmp", ".tif"):
+        sources.append(tmp_path / f"c{suffix}")
+        Image.open(picture).save(sources[-1])
+    whole = [source.read_bytes() for source in sources]
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(demo, "DELETE_AFTER", 0.0)
+    visits = demo.Visits(detect)
+    started, count, verdicts, after_warm_up = time.monotonic(), 0, 0, None
+    while time.monotonic() - started < seconds:
+        index = int(rng.integers(len(sources)))
+        upload = tmp_path / "uploads" / sources[index].name
+        upload.parent.mkdir(exist_ok=True)
+        upload.write_bytes(damaged(whole[index], rng))
+        text = visits.look(str(upload), "")
+        assert ("role='alert'" in text) != ("<h2" in text)
+        assert not upload.exists()
+        count, verdicts = count + 1, verdicts + ("<h2" in text)
+        if after_warm_up is None and time.monotonic() - started > seconds / 4:
+            after_warm_up = resident_megabytes()
+    assert 0 < verdicts < count
+    assert resident_megabytes() - after_warm_up < 60
+    print(f"{count} uploads, {verdicts} verdicts, {resident_megabytes() - after_warm_up:.1f} MB more")
+
+
+@pytest.mark.slow
+def test_a_video_of_100_000_frames_is_bounded(detect, tmp_path):
+    path = write_video(tmp_path / "long.mp4", itertools.repeat(np.zeros((16, 16, 3), np.uint8), 100_000), codec="mpeg4")
+    before, started = resident_megabytes(), time.monotonic()
+    result = detect(path, num_frames=4)
+    assert result["frames_read"] == 4
+    assert time.monotonic() - started < 60
+    assert resident_megabytes() - before < 100
+    with pytest.raises(VideoError, match=r"not read within 0\.01 seconds, 100000 frames"):
+        detect(path, num_frames=4, max_seconds=0.01)

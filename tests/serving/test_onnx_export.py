@@ -1,0 +1,104 @@
+"""An exported detector scores like the one it came from."""
+
+import json
+import time
+
+import pandas as pd
+import pytest
+import torch
+
+from gmdf_hf import GMDFImageProcessor, GMDFModel
+from gmdf_hf.modeling.images_gmdf import open_image
+from gmdf_hf.training.checkpoint import save_model
+from tests.conftest import tiny_model
+
+onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
+pytest.importorskip("onnxscript", reason="needs the extra `export`")
+onnx_export = pytest.importorskip("gmdf_hf.serving.onnx_export", reason="needs the extra `export`")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    model, processor = tiny_model(threshold=0.25), GMDFImageProcessor.of_size(32)
+    save_model(folder / "model", model, processor)
+    onnx_export.export_onnx(model, processor, folder / "model.onnx")
+    onnx_export.quantize(folder / "model.onnx", folder / "model.int8.onnx")
+    return folder
+
+
+@pytest.mark.parametrize("dil", ["affine", "affine_bias", "cross_attention"])
+def test_torch_export_takes_any_number_of_images(pixel_values, dil):
+    model = tiny_model(dil=dil)
+    program = onnx_export.export_program(model).module()
+    for count in (1, 2, 5):
+        torch.testing.assert_close(program(pixel_values[:count]), model(pixel_values[:count]).logits)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_onnx_scores_like_the_model(exported, pixel_values, count):
+    model = GMDFModel.from_pretrained(exported / "model")
+    logits = onnx_export.OnnxDetector(exported / "model.onnx")(pixel_values[:count]).logits
+    torch.testing.assert_close(logits, model(pixel_values[:count]).logits, atol=1e-4, rtol=0)
+
+
+def test_the_file_needs_nothing_else_and_knows_its_threshold(exported):
+    file = onnx.load(exported / "model.onnx")
+    facts = {entry.key: json.loads(entry.value) for entry in file.metadata_props if entry.value[:1] in '[".0123456789'}
+    assert facts["threshold"] == 0.25
+    assert facts["domains"] == ["a", "b", "c"]
+    assert facts["image_size"] == 32
+    assert facts["labels"] == ["real", "fake"]
+    names = [tensor.name for tensor in file.graph.initializer]
+    assert not [name for name in names if "text" in name or "prompt_embeds" in name or "mim" in name]
+    assert not list(exported.glob("*.data"))
+
+
+def test_a_grown_or_full_model_is_exported_as_it_is(pixel_values, tmp_path):
+    model = tiny_model()
+    model.add_domain("d")
+    with torch.no_grad():
+        model.text_projection.weight.mul_(-1)
+    model.update_prompt_embeds()
+    onnx_export.export_onnx(model, GMDFImageProcessor.of_size(32), tmp_path / "grown.onnx")
+    logits = onnx_export.OnnxDetector(tmp_path / "grown.onnx")(pixel_values).logits
+    torch.testing.assert_close(logits, model(pixel_values).logits, atol=1e-4, rtol=0)
+
+
+def test_eight_bits_are_smaller_and_close(exported, pixel_values):
+    assert (exported / "model.int8.onnx").stat().st_size < (exported / "model.onnx").stat().st_size
+    assert not list(exported.glob("*.prepared.onnx"))
+    exact = onnx_export.OnnxDetector(exported / "model.onnx")(pixel_values).logits
+    rounded = onnx_export.OnnxDetector(exported / "model.int8.onnx")(pixel_values).logits
+    assert 0 < (exact - rounded).abs().max() < 0.5
+
+
+def test_parity_on_real_faces(exported, real_data):
+    model, processor = (kind.from_pretrained(exported / "model") for kind in (GMDFModel, GMDFImageProcessor))
+    stored = pd.read_parquet(real_data / "faces" / "dfdc" / "test.parquet")["image"][:32]
+    pictures = [open_image(image["bytes"]) for image in stored]
+    pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
+    logits = onnx_export.OnnxDetector(exported / "model.onnx")(pixels).logits
+    assert (logits - model(pixels).logits).abs().max() <= 1e-4
+
+
+def test_the_script_measures_what_it_writes(exported, tmp_path, capsys):
+    from gmdf_hf.scripts import export
+
+    options = ["--model", str(exported / "model"), "--output", str(tmp_path), "--int8", "--domain", "drawn:swap"]
+    rows = export.main([*options, "--batch_size", "4"])
+    assert [row["variant"] for row in rows] == ["PyTorch", "ONNX", "ONNX int8"]
+    assert rows[1]["difference"] <= 1e-4 < rows[2]["difference"]
+    assert rows[1]["auc"] == pytest.approx(rows[0]["auc"], abs=1e-3)
+    assert rows[2]["bytes"] < rows[1]["bytes"]
+    cells = [[cell.strip() for cell in line.split("│")] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert cells[0][-3:-1] == [f"{100 * rows[0]['auc']:.2f}", f"{100 * rows[0]['accuracy']:.2f}"]
+
+
+def test_benchmark_counts_faces_a_second():
+    from gmdf_hf.scripts import benchmark_predict
+
+    variants = {"slow": lambda pixels: time.sleep(0.02), "fast": lambda pixels: time.sleep(0.005)}
+    rates = benchmark_predict.faces_per_second(variants, torch.zeros(4, 1), rounds=3, seconds=0.1)
+    assert rates["slow"] == pytest.approx(4 / 0.02, rel=0.3)
+    assert 2 < rates["fast"] / rates["slow"] < 5

@@ -1,0 +1,350 @@
+"""Other image classifiers than CLIP through the whole training loop, in miniature."""
+
+import json
+import shutil
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BertConfig,
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    ConvNextImageProcessor,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
+
+from gmdf_hf.common.errors import UserError
+from gmdf_hf.data import frames
+from gmdf_hf.scripts import evaluate, meta_train
+from gmdf_hf.serving.hub import published_files
+from gmdf_hf.training.classifiers import (
+    CLASSES,
+    head_parameters,
+    image_side,
+    load_classifier,
+    missing_packages,
+    resized,
+)
+from gmdf_hf.training.config import TrainConfig
+from gmdf_hf.training.training_state import last_state
+from tests.common.test_processes import ROOT, start
+from tests.domains import write_domain
+
+VIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 32, "patch_size": 8}  # noqa: E501  # fmt: skip
+CONVNEXT = {"hidden_sizes": [8, 8], "depths": [1, 1], "num_stages": 2}
+RESNET = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "layer_type": "basic"}
+SQUARE, SHORTEST = {"height": 32, "width": 32}, {"shortest_edge": 32}
+BACKBONES = {
+    "vit": (ViTForImageClassification, ViTConfig(**VIT, num_labels=5), ViTImageProcessor(size=SQUARE)),
+    "convnext": (
+        ConvNextForImageClassification,
+        ConvNextConfig(**CONVNEXT, num_labels=2),
+        ConvNextImageProcessor(size=SHORTEST),
+    ),
+    "resnet": (
+        ResNetForImageClassification,
+        ResNetConfig(**RESNET, num_labels=2),
+        ConvNextImageProcessor(size=SHORTEST),
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    AcceleratorState._reset_state(reset_partial_state=True)  # one process, several runs
+
+
+def save_backbone(kind: str, folder: Path) -> str:
+    """A random checkpoint of that kind with its image processor."""
+    model_class, config, processor = BACKBONES[kind]
+    torch.manual_seed(0)
+    model_class(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+def miniature(tmp_path: Path, kind: str, **fields) -> TrainConfig:
+    """Four iterations on two domains of noise, a checkpoint after two of them."""
+    for seed, name in enumerate("xyz"):
+        if not (tmp_path / name).exists():
+            write_domain(tmp_path / name, seed)
+    settings = {
+        "source_domains": {name: str(tmp_path / name) for name in "xy"},
+        "unseen_domains": {"z": str(tmp_path / "z")},
+        "backbone": save_backbone(kind, tmp_path / kind),
+        "method": "direct_merge",
+        "model": {"codebook_size": 16},  # GM-DF's, of no effect here
+        "epochs": 1,
+        "steps_per_epoch": 4,
+        "save_steps": 2,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "output_dir": tmp_path / "run",
+    }
+    return TrainConfig(**settings | fields)
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_a_classifier_has_a_new_head_and_all_else_is_the_checkpoints(kind, tmp_path):
+    before = AutoModelForImageClassification.from_pretrained(save_backbone(kind, tmp_path)).state_dict()
+    model, processor = load_classifier(str(tmp_path), ["x", "y"])
+    assert model.config.id2label == {0: "real", 1: "fake"} and model.config.domains == ["x", "y"]
+    assert processor.to_dict() == AutoImageProcessor.from_pretrained(tmp_path).to_dict()
+    assert image_side(processor) == 32
+    head = head_parameters(model)
+    assert {name.split(".")[0] for name in head} == {"classifier"}
+    for name, tensor in model.state_dict().items():
+        same = before[name].shape == tensor.shape and torch.equal(before[name], tensor)
+        assert same is (name not in head), name
+
+
+def test_a_run_is_scored_saved_described_and_found_again(tmp_path):
+    drawn = {name: {"path": f"drawn:{name}", "max_videos": 4} for name in ("swap", "reenact")}
+    unseen = {"compress": {"path": "drawn:compress", "max_videos": 4}}
+    config = miniature(tmp_path, "vit", source_domains=drawn, unseen_domains=unseen, method="balanced_erm")
+    results = meta_train.main(config)
+    run = tmp_path / "run"
+    assert results["steps"] == 4 and list(results["domains"]) == ["swap", "reenact", "compress"]
+    lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert "classification" in lines[0] and "validation_auc" in lines[1] and "alpha" not in lines[1]
+    model = AutoModelForImageClassification.from_pretrained(run / "model")
+    assert type(model) is ViTForImageClassification
+    assert model.config.threshold == pytest.approx(min(results["threshold"], 1))
+
+    asked = evaluate.Evaluation(
+        model=str(run / "model"),
+        domains={**config.source_domains, **config.unseen_domains},
+        output_dir=tmp_path / "scores",
+        batch_size=2 * config.batch_size,
+        replicates=10,
+    )
+    found = evaluate.main(asked)
+    assert found["threshold"] == model.config.threshold and found["threshold_source"].startswith("the model's own")
+    assert found["source_domains"] == ["swap", "reenact"] and found["unseen_domains"] == ["compress"]
+    keys = ["domain", "video_id", "frame", "label"]
+    ours, again = (
+        pd.read_parquet(folder / "scores.parquet").sort_values(keys, ignore_index=True)
+        for folder in (run, tmp_path / "scores")
+    )
+    assert ours[keys].equals(again[keys])
+    np.testing.assert_allclose(ours["score"], again["score"], rtol=1e-6)
+
+    card = (run / "model" / "README.md").read_text()
+    assert "# vit on swap + reenact" in card and "Trained on drawings" in card
+    assert "`vit` (model type `vit`) with a new head" in card and "32 pixels a side" in card
+    for word in ("meta-trained", "gmdf predict", "GMDFModel", 'deepfake-detection"', "gm-df", "{{", "{%"):
+        assert word not in card, word
+    files = published_files(run, "user/name")
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} < set(files)
+    assert not any(name.endswith(".py") for name in files)
+
+
+@pytest.mark.parametrize("kind", ["convnext", "resnet"])
+def test_a_resumed_run_ends_as_one_that_was_not_stopped(kind, tmp_path):
+    meta_train.main(miniature(tmp_path, kind, lr_scheduler="cosine"))
+    straight, stopped = tmp_path / "run", tmp_path / "stopped"
+    half = last_state(straight / "checkpoints").with_name("step-00000002")
+    shutil.copytree(half, stopped / "checkpoints" / half.name)
+    shutil.copy(straight / "train_config.yaml", stopped)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    config = miniature(tmp_path, kind, lr_scheduler="cosine", output_dir=stopped, resume=True)
+    assert meta_train.main(config)["steps"] == 4
+    for name in ("history.jsonl", "scores.parquet", "model/model.safetensors"):
+        assert (straight / name).read_bytes() == (stopped / name).read_bytes(), name
+    states = [last_state(run / "checkpoints") / "state.safetensors" for run in (straight, stopped)]
+    assert states[0].read_bytes() == states[1].read_bytes()
+    moved = [name for name in load_file(states[0]) if name.endswith("running_mean")]
+    assert bool(moved) is (kind == "resnet")
+    for name in moved:
+        early, late = load_file(half / "state.safetensors")[name], load_file(states[0])[name]
+        assert early.any() and not torch.equal(early, late), name
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_a_linear_probe_changes_its_head_alone(kind, tmp_path):
+    config = miniature(tmp_path, kind, method="linear_probe")
+    meta_train.main(config)
+    folders = Path(config.backbone), tmp_path / "run" / "model"
+    before, after = (load_file(folder / "model.safetensors") for folder in folders)
+    for name, tensor in after.items():  # running statistics too
+        assert name.startswith("classifier.") or torch.equal(tensor, before[name]), name
+    history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
+    assert history[0]["gradient_norm"] > 0
+    state = load_file(last_state(tmp_path / "run" / "checkpoints") / "state.safetensors")
+    # The optimizer has the head's two tensors, and nothing else.
+    assert {name.split(".")[1] for name in state if name.startswith("optimizer.")} == {"0", "1"}
+
+
+def test_a_convolutional_backbone_takes_another_image_size(tmp_path):
+    meta_train.main(miniature(tmp_path, "convnext", image_size=48, max_steps=1))
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "run" / "model")
+    assert image_side(processor) == 48
+    assert "48 pixels a side" in (tmp_path / "run" / "model" / "README.md").read_text()
+    assert image_side(resized(BACKBONES["vit"][2], 24)) == 24
+
+
+def test_what_one_broken_image_did_to_the_running_statistics_is_undone(tmp_path, monkeypatch):
+    read_frame, uses = frames.read_frame, []
+
+    def plant(frame, *arguments):
+        read = read_frame(frame, *arguments)
+        if "y, video train-2-1" in str(frame):
+            uses.append(frame)
+            if len(uses) > 1:
+                read["pixel_values"][0, 3, 4] = torch.inf
+        return read
+
+    monkeypatch.setattr(frames, "read_frame", plant)
+    with pytest.raises(UserError, match=r"Iteration \d+ gave .*nan.*of y, video train-2-1, frame \d are not finite"):
+        meta_train.main(miniature(tmp_path, "resnet", steps_per_epoch=20, save_steps=None))
+    state = load_file(last_state(tmp_path / "run" / "checkpoints") / "state.safetensors")
+    assert all(tensor.isfinite().all() for tensor in state.values())
+    counts = {int(tensor) for name, tensor in state.items() if name.endswith("num_batches_tracked")}
+    assert counts == {json.loads((tmp_path / "run" / "failure.json").read_text())["step"] - 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_two_processes_train_as_one(kind, tmp_path):
+    steps = 1 if kind == "resnet" else 4
+    for processes, name in ((1, "one"), (2, "two")):
+        fields = {
+            "batch_size": 8 // processes,
+            "max_steps": steps,
+            "learning_rate": 1e-5,
+            "output_dir": tmp_path / name,
+        }
+        config = miniature(tmp_path, kind, method="balanced_erm", save_steps=None, **fields)
+        recipe = tmp_path / f"{name}.yaml"
+        recipe.write_text(json.dumps(config.model_dump(mode="json")))
+        start(ROOT / "scripts" / "meta_train.py", "--recipe", recipe, processes=processes)
+    one, two = (load_file(last_state(tmp_path / name / "checkpoints") / "state.safetensors") for name in ("one", "two"))
+    if kind == "vit":
+        for name, tensor in one.items():
+            if name.startswith("model.") and "attention.key.bias" not in name:  # rounding alone moves that
+                torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5)
+    else:
+        # Each process normalises with its own part of the batch; the mean of both is that of the whole in layer one.
+        name = "model.resnet.embedder.embedder.normalization.running_mean"
+        assert one[name].any()
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["gmdf", "merged_losses", "mldg", "add_domain"])
+def test_a_method_that_needs_a_gmdf_is_refused_before_anything_is_touched(method, tmp_path):
+    sources = {name: f"/no/such/{name}" for name in ("x", "y")[: 1 if method == "add_domain" else 2]}
+    config = miniature(tmp_path, "vit", method=method, source_domains=sources)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "results.json").write_text("{}")
+    message = (
+        f"model type 'vit', which trains with direct_merge, balanced_erm, linear_probe; found the method '{method}'"
+    )
+    with pytest.raises(UserError, match=message):
+        meta_train.main(config)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["results.json"]
+
+
+def test_parts_of_a_tower_are_clips(tmp_path):
+    config = miniature(tmp_path, "vit", method="direct_merge", train_tower="layer_norms")
+    with pytest.raises(UserError, match="has the model type 'vit', and trains with `all`; found 'layer_norms'"):
+        meta_train.main(config)
+
+
+def pickled(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def incomplete(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("vit.layernorm.weight")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_running_statistics_of_an_old_checkpoint_need_no_count(tmp_path):
+    file = Path(save_backbone("resnet", tmp_path)) / "model.safetensors"
+    tensors = {name: tensor for name, tensor in load_file(file).items() if "num_batches" not in name}
+    save_file(tensors, file, {"format": "pt"})
+    load_classifier(str(tmp_path), ["x", "y"])
+    tensors.pop("resnet.embedder.embedder.normalization.running_var")
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"it lacks weights, .*: resnet.embedder.embedder.normalization.running_var"):
+        load_classifier(str(tmp_path), ["x", "y"])
+
+
+def of_another_kind(folder: Path) -> None:
+    BertConfig().save_pretrained(folder)
+
+
+def with_code_of_its_own(folder: Path) -> None:
+    config = {"model_type": "mine", "auto_map": {"AutoConfig": "code.Config"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text("raise SystemExit('this code ran')")
+
+
+def without_processor(folder: Path) -> None:
+    (folder / "preprocessor_config.json").unlink()
+
+
+def oblong(folder: Path) -> None:
+    ViTImageProcessor(size={"height": 32, "width": 24}).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (pickled, "model.safetensors"),
+        (incomplete, "it lacks weights, or has them in another shape: vit.layernorm.weight"),
+        (of_another_kind, "no image classifier of the model type 'bert'"),
+        (with_code_of_its_own, "trust_remote_code"),
+        (without_processor, "mage processor"),
+        (oblong, "makes no squares"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_used_is_one_sentence(change, message, tmp_path):
+    change(Path(save_backbone("vit", tmp_path)))
+    with pytest.raises(UserError, match=f"The backbone .* cannot be used: .*{message}") as caught:
+        load_classifier(str(tmp_path), ["x", "y"])
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_that_a_backbone_cannot_have_are_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"takes no images of 64 pixels a side: .*doesn't match model \(32\*32\)"):
+        load_classifier(save_backbone("vit", tmp_path / "vit"), ["x", "y"], image_size=64)
+    with pytest.raises(UserError, match="does not support Flash Attention 2"):
+        load_classifier(save_backbone("resnet", tmp_path / "resnet"), ["x"], attn_implementation="flash_attention_2")
+    with pytest.raises(UserError, match="gradient_checkpointing: ResNetForImageClassification does not support"):
+        meta_train.main(miniature(tmp_path, "resnet", gradient_checkpointing=True))
+    with pytest.raises(UserError, match="The backbone '/no/such/folder' cannot be used"):
+        load_classifier("/no/such/folder", ["x", "y"])
+    with pytest.raises(ValueError, match="Identity has no parameters named classifier"):
+        head_parameters(torch.nn.Identity())
+
+
+def test_timms_own_classes_give_way_to_ours(tmp_path, monkeypatch):
+    """As timm's checkpoints stand on the hub: no model type, and a number of classes of their own."""
+    settings = {"architecture": "legacy_xception", "num_classes": 1000, "pretrained_cfg": {"input_size": [3, 299, 299]}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    config = AutoConfig.from_pretrained(tmp_path, **CLASSES)
+    assert config.id2label == {0: "real", 1: "fake"}
+    config.domains, config.threshold = ["x", "y"], 0.25
+    config.save_pretrained(tmp_path / "saved")
+    again = AutoConfig.from_pretrained(tmp_path / "saved")
+    assert (again.id2label, again.domains, again.threshold) == ({0: "real", 1: "fake"}, ["x", "y"], 0.25)
+    monkeypatch.setattr("gmdf_hf.training.classifiers.find_spec", lambda name: None if name == "torchvision" else name)
+    assert missing_packages("timm/legacy_xception.tf_in1k") == ["torchvision"]
+    assert missing_packages("google/vit-base-patch16-224") == []

@@ -1,0 +1,225 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from gmdf_hf.common.errors import UserError
+from gmdf_hf.training.protocol import (
+    PAPER_RESULTS,
+    Cell,
+    Figure,
+    Protocol,
+    Run,
+    Scale,
+    Setting,
+    columns_of,
+    distortions_of,
+    paper_results,
+    plan,
+    read_yaml,
+    table_of,
+    value_of,
+)
+
+RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
+PROTOCOLS = {path.stem: path for path in sorted((RECIPES / "protocols").glob("*.yaml"))}
+OF_THE_PAPER = [name for name in PROTOCOLS if not name.startswith("real_")]
+
+
+def planned(name: str, scale_name: str, folder: Path, seeds=(0,)):
+    scale = read_yaml(RECIPES / "scales" / f"{scale_name}.yaml", Scale)
+    protocol = read_yaml(PROTOCOLS[name], Protocol)
+    return plan(protocol, scale, RECIPES / "scales" / scale.recipe, seeds, folder)
+
+
+def test_every_table_and_figure_with_figures_has_a_protocol():
+    assert set(OF_THE_PAPER) == {f"table{n}" for n in (2, 3, 4, 5, 7, 8, 9, 10)} | {"fig4", "fig7", "fig8"}
+    assert set(yaml.safe_load(PAPER_RESULTS.read_text())) == {f"table{n}" for n in (2, 3, 4, 5, 7, 8, 9, 10)}
+
+
+@pytest.mark.parametrize("name", [name for name in PROTOCOLS if name.startswith("table")])
+def test_the_papers_figures_fit_their_protocol(name):
+    protocol = read_yaml(PROTOCOLS[name], Protocol)
+    paper = paper_results(protocol.paper)
+    assert set(paper["columns"]) <= set(columns_of(protocol))
+    for row, values in paper["rows"].items():
+        assert len(values) == len(paper["columns"]), row
+        assert all(value is None or 20 < value <= 100 for value in values), row
+    named = {row.paper for row in protocol.rows if row.paper}
+    assert named and named <= set(paper["rows"])
+
+
+def test_some_figures_of_the_paper():
+    """Copied once more by hand, from the abstract-level claims of its text."""
+    table2, table8 = paper_results("table2"), paper_results("table8")
+    columns = [table2["columns"].index(f"FF++ & Celeb & DFF: {domain} AUC") for domain in ("DFDC", "WDF")]
+    ours, theirs = (np.mean([table2["rows"][row][column] for column in columns]) for row in ("GM-DF", "UCF"))
+    assert ours - theirs == pytest.approx(8.87)  # "an average AUC improvement of 8.87% over UCF"
+    assert table8["rows"]["num2"][0] - table8["rows"]["num1"][0] == pytest.approx(0.91)
+    assert table8["rows"]["num3"][0] - table8["rows"]["num1"][0] == pytest.approx(1.66)
+
+
+@pytest.mark.parametrize("name", OF_THE_PAPER)
+def test_real_recipes_find_their_data_or_say_what_is_missing(name, tmp_path, monkeypatch):
+    monkeypatch.delenv("GMDF_DOMAINS", raising=False)
+    with pytest.raises(UserError, match=r"data of domain .* are not there: .* variable GMDF_DOMAINS, which is not set"):
+        planned(name, "paper", tmp_path)
+    monkeypatch.setenv("GMDF_DOMAINS", str(tmp_path / "data"))
+    with pytest.raises(UserError, match=f"are not there: no file or folder {tmp_path}/data/"):
+        planned(name, "paper", tmp_path)
+    for path in yaml.safe_load((RECIPES / "scales" / "paper.yaml").read_text())["domains"].values():
+        (tmp_path / "data" / Path(path).name).mkdir(parents=True)
+    for run in planned(name, "paper", tmp_path):
+        assert (run.config is None) == (run.refused is not None)
+        if run.config is not None:
+            step_size = run.row.set.get("learning_rate", 3e-6)
+            assert (run.config.epochs, run.config.learning_rate, run.config.batch_size) == (40, step_size, 32)
+            assert set(run.config.train_domains) == set(run.setting.train)
+            assert set(run.config.test_only_domains) == set(run.setting.test) - set(run.setting.train)
+    assert any(run.config is not None for run in planned(name, "paper", tmp_path))
+
+
+@pytest.mark.parametrize("name", [name for name in PROTOCOLS if name.startswith("real_")])
+def test_the_three_real_domains_are_found(name, tmp_path, monkeypatch, real_data):
+    monkeypatch.setenv("GMDF_REAL_DATA", str(real_data.parent))
+    assert any(run.config is not None for run in planned(name, "real", tmp_path))
+
+
+def test_every_row_has_the_same_schedule(tmp_path):
+    """No baseline gets a worse one: rows differ in what the row is about, and in nothing else.
+
+    What trains few weights of CLIP, as the linear probe, has a larger step size, one for all rows that train as few.
+    """
+    step_sizes: dict[str, float] = {}
+    about = {"method", "model", "alignment_weight", "mim_weight", "output_dir", "train_tower"}
+    for name in PROTOCOLS:
+        if name in ("real_variants", "real_step_sizes"):  # whose rows are about the schedule
+            continue
+        configs = {}
+        for run in planned(name, "mini", tmp_path):
+            if run.config is not None:
+                fields = run.config.model_dump(mode="json", exclude=about)
+                if "learning_rate" in run.row.set:
+                    trained = "none" if run.config.method == "linear_probe" else run.config.train_tower
+                    assert trained != "all" and fields["learning_rate"] > 3e-4
+                    assert step_sizes.setdefault(trained, fields["learning_rate"]) == fields["learning_rate"]
+                    fields["learning_rate"] = 3e-4
+                assert configs.setdefault(run.setting.label, fields) == fields, (name, run.row.label)
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"), [("table2", "X"), ("table3", "X"), ("table4", "E"), ("table5", "XE"), ("table10", "X")], ids=str
+)
+def test_a_row_with_a_backbone_of_its_own(name, labels, tmp_path, monkeypatch):
+    monkeypatch.setenv("GMDF_DOMAINS", str(tmp_path / "data"))
+    for path in yaml.safe_load((RECIPES / "scales" / "paper.yaml").read_text())["domains"].values():
+        (tmp_path / "data" / Path(path).name).mkdir(parents=True)
+    ids = {"X": "timm/legacy_xception.tf_in1k", "E": "timm/efficientnet_b4.ra2_in1k"}
+
+    def rows(scale: str) -> list[Run]:
+        return [run for run in planned(name, scale, tmp_path) if run.row.backbone]
+
+    installed = {"timm", "torchvision"}
+    monkeypatch.setattr(
+        "gmdf_hf.training.classifiers.find_spec", lambda package: package if package in installed else None
+    )
+    configs = [run.config for run in rows("paper")]
+    assert {config.backbone for config in configs} == {ids[label] for label in labels}
+    for config in configs:
+        assert (config.method, config.learning_rate, config.image_size) == ("direct_merge", 2e-4, None)
+    installed.remove("torchvision")
+    for run in rows("paper"):
+        assert run.config is None and "needs torchvision, not installed here" in run.refused
+        assert run.refused.startswith("backbone: timm/")
+    for run in rows("mini"):
+        assert run.config is None and run.refused == f"backbone: this scale has none called {run.row.backbone!r}"
+
+
+def test_tables_share_their_runs(tmp_path):
+    full = [run for run in planned("table8", "mini", tmp_path) if run.row.label == "+DA +MIM +Meta-MoE"]
+    shown = [run for run in planned("table3", "mini", tmp_path) if run.row.label == "GM-DF"]
+    assert full[0].config.output_dir not in {run.config.output_dir for run in shown}  # other test domains
+    fig8 = [run for run in planned("fig8", "mini", tmp_path) if run.row.label == "GM-DF"]
+    assert fig8[0].config.output_dir == shown[0].config.output_dir
+
+
+def test_only_the_same_run_is_done(tmp_path):
+    first, second = planned("table9", "mini", tmp_path, seeds=(0, 1))[:2]
+    assert (first.seed, second.seed) == (0, 1)
+    assert first.config.output_dir.parent == second.config.output_dir.parent
+    assert not first.done
+    first.config.output_dir.mkdir(parents=True)
+    stored = first.config.model_dump(mode="json") | {"output_dir": "elsewhere"}
+    (first.config.output_dir / "train_config.yaml").write_text(yaml.safe_dump(stored))
+    assert not first.done
+    (first.config.output_dir / "results.json").write_text("{}")
+    assert first.done and not second.done
+    (first.config.output_dir / "train_config.yaml").write_text(yaml.safe_dump(stored | {"max_steps": 9}))
+    assert not first.done
+
+
+DOMAINS = {
+    "a": {"frame": {"auc": 0.9, "m": 0.1}, "video": {"auc": 1.0, "m": 0.0}},
+    "b": {"frame": {"auc": 0.7, "m": 0.4}, "video": {"auc": None, "m": 0.5}},
+    "c": {"frame": {"auc": 0.2, "m": 0.9}, "video": {"auc": 0.1, "m": 0.9}},
+}
+
+
+@pytest.mark.parametrize(
+    ("figure", "value"),
+    [
+        ({"figure": "auc"}, 0.8),
+        ({"figure": "m_eer"}, 0.4),
+        ({"figure": "auc", "domain": "c"}, 0.2),
+        ({"figure": "m_eer", "level": "video"}, 0.5),
+        ({"figure": "auc", "level": "video"}, float("nan")),
+    ],
+)
+def test_figures_of_a_run(figure, value):
+    setting = Setting(label="", train=("c",), test=("a", "b"))
+    assert value_of(Figure(label="", **figure), setting, DOMAINS) == pytest.approx(value, nan_ok=True)
+
+
+def test_cells_and_their_table():
+    assert str(Cell("x", "y", (0.5, 0.7), 61.234)) == "60.00 ± 14.14 (61.23)"
+    assert str(Cell("x", "y", (0.5,), None)) == "50.00"
+    assert str(Cell("x", "y", (), 61.2)) == "- (61.20)"
+    protocol = read_yaml(PROTOCOLS["table9"], Protocol)
+    cells = {
+        (row.label, column): Cell("", "", (0.5,), None) for row in protocol.rows for column in columns_of(protocol)
+    }
+    table = table_of(protocol, cells)
+    assert table[0] == ["", "Celeb & DFF: WDF ACC", "Celeb & DFF: WDF AUC"]
+    assert len(table) == 4
+    others = table_of(read_yaml(PROTOCOLS["table5"], Protocol), _all_cells("table5"))
+    assert ["Implicit, paper", "(82.04)", "-"] in others
+
+
+def _all_cells(name: str) -> dict:
+    protocol = read_yaml(PROTOCOLS[name], Protocol)
+    return {(row.label, column): Cell("", "", (), None) for row in protocol.rows for column in columns_of(protocol)}
+
+
+def test_distortions_of_a_figure():
+    assert distortions_of(Figure(label="", figure="auc")) == []
+    assert distortions_of(Figure(label="", figure="auc", distortion="blur")) == [f"blur:{n}" for n in range(1, 6)]
+    assert len(distortions_of(Figure(label="", figure="auc", distortion="all"))) == 25
+
+
+def test_what_is_wrong_in_a_protocol_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="There is no 'table1'; there are fig4, fig7"):
+        read_yaml(RECIPES / "protocols" / "table1.yaml", Protocol)
+    (tmp_path / "odd.yaml").write_text(json.dumps({"title": "t", "rows": [], "settings": [], "figure": []}))
+    with pytest.raises(UserError, match="odd"):
+        read_yaml(tmp_path / "odd.yaml", Protocol)
+    protocol = read_yaml(PROTOCOLS["table9"], Protocol)
+    scale = Scale(recipe="", domains={"celebdf": "drawn:swap"})
+    with pytest.raises(UserError, match="no domain 'deepfakeface'; it has celebdf"):
+        plan(protocol, scale, RECIPES / "drawn.yaml", [0], tmp_path)
+    scale = Scale(
+        recipe="", domains={"celebdf": "drawn:swap", "deepfakeface": "drawn:swap", "wilddeepfake": "drawn:swap"}
+    )
+    with pytest.raises(UserError, match="max_steps: Input should be greater than or equal to 1"):
+        plan(protocol, scale.model_copy(update={"set": {"max_steps": 0}}), RECIPES / "drawn.yaml", [0], tmp_path)
