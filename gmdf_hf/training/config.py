@@ -40,6 +40,7 @@ class DomainSource(BaseModel):
         columns: Our column name to the data set's; null where a column of that name means something else there.
         splits: Our split name (train, validation, test) to the data set's.
         max_videos: Read at most so many videos of each class and split.
+        labels: `real` or `fake` for the data set's own class names, where these do not say it: `{ai_art: fake}`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,11 +51,17 @@ class DomainSource(BaseModel):
     columns: dict[str, str | None] = {}
     splits: dict[str, str] = {}
     max_videos: int | None = Field(None, ge=1)
+    labels: dict[str, Literal["real", "fake"]] = {}
 
     @model_validator(mode="before")
     @classmethod
     def _accept_a_bare_path(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _names_are_texts(cls, labels: Any) -> Any:
+        return {str(name): label for name, label in labels.items()} if isinstance(labels, dict) else labels
 
     @field_validator("path")
     @classmethod
