@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from gmdf_hf.common.errors import UserError
 from gmdf_hf.modeling import GMDFConfig
 
-Method = Literal["gmdf", "direct_merge", "balanced_erm", "merged_losses", "mldg", "linear_probe", "add_domain"]
+MethodName = Literal["gmdf", "direct_merge", "balanced_erm", "merged_losses", "mldg", "linear_probe", "add_domain"]
 # Fields of GMDFConfig that a recipe may set; the rest follows from backbone and domains.
 MODEL_FIELDS = (
     "dil",
@@ -76,7 +76,7 @@ class TrainConfig(BaseModel):
             classifier of transformers, as a baseline: its own configuration says what it is.
         image_size: Side of the images in pixels, if other than the backbone's.
         model: Fields of `GMDFConfig` to set; they mean nothing to another image classifier.
-        method: `gmdf`; a baseline on the same CLIP (see `gmdf_hf.training.baselines`): `direct_merge`, `balanced_erm`,
+        method: `gmdf`; a baseline on the same CLIP (see `gmdf_hf/training/methods/`): `direct_merge`, `balanced_erm`,
             `merged_losses`, `mldg`, `linear_probe`, of which another image classifier can have the first two and the
             last; or `add_domain`: the backbone is a trained detector, which learns one more domain, all it knew being
             untouched.
@@ -85,6 +85,7 @@ class TrainConfig(BaseModel):
         batch_size: Images of each domain in a meta-iteration, half of them real.
         learning_rate: Step size delta of theta_O (Adam).
         inner_learning_rate: Step size beta of theta_E (Eq. 10, plain gradient descent).
+        mldg_learning_rate: Step size alpha of `mldg`'s step on the meta-train domains (plain gradient descent).
         train_tower: What theta_O holds of the vision tower: `all`, its `layer_norms`, or `none` of it, which leaves the
             projection, the temperature and the masked-image head. Fewer weights want a larger `learning_rate`.
         alignment_weight: Weight of L_sis in Eq. 11.
@@ -124,12 +125,13 @@ class TrainConfig(BaseModel):
     backbone: str = "openai/clip-vit-base-patch16"
     image_size: int | None = Field(None, ge=8)
     model: dict[str, Any] = {}
-    method: Method = "gmdf"
+    method: MethodName = "gmdf"
     epochs: int = Field(40, ge=1)
     max_steps: int | None = Field(None, ge=1)
     batch_size: int = Field(32, ge=2, multiple_of=2)
     learning_rate: float = Field(3e-6, gt=0)
     inner_learning_rate: float = Field(1e-2, gt=0)
+    mldg_learning_rate: float = Field(1e-2, gt=0)
     train_tower: Literal["all", "layer_norms", "none"] = "all"
     alignment_weight: float = Field(1.0, ge=0)
     mim_weight: float = Field(1.0, ge=0)
