@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from huggingface_hub.utils import validate_repo_id
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gmdf_hf.common.errors import UserError
-from gmdf_hf.modeling import GMDFConfig
+from gmdf_hf.common.options import add_yaml_options, first_problem
 
-Method = Literal["gmdf", "direct_merge", "balanced_erm", "merged_losses", "mldg", "linear_probe", "add_domain"]
+MethodName = Literal["gmdf", "direct_merge", "balanced_erm", "merged_losses", "mldg", "linear_probe", "add_domain"]
 # Fields of GMDFConfig that a recipe may set; the rest follows from backbone and domains.
 MODEL_FIELDS = (
     "dil",
@@ -31,27 +30,22 @@ MODEL_FIELDS = (
 
 
 class DomainSource(BaseModel):
-    """Where a domain's frames come from.
-
-    Attributes:
-        path: Hub id, local folder or Parquet file, or `drawn:<domain>`.
-        subset: Configuration of the hub data set.
-        revision: Commit, branch or tag of the hub data set.
-        columns: Our column name to the data set's; null where a column of that name means something else there.
-        splits: Our split name (train, validation, test) to the data set's.
-        max_videos: Read at most so many videos of each class and split.
-        labels: `real` or `fake` for the data set's own class names, where these do not say it: `{ai_art: fake}`.
-    """
+    """Where a domain's frames come from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str
-    subset: str | None = None
-    revision: str | None = None
-    columns: dict[str, str | None] = {}
-    splits: dict[str, str] = {}
-    max_videos: int | None = Field(None, ge=1)
-    labels: dict[str, Literal["real", "fake"]] = {}
+    path: str = Field(description="Hub id, local folder or Parquet file, or `drawn:<domain>`.")
+    subset: str | None = Field(None, description="Configuration of the hub data set.")
+    revision: str | None = Field(None, description="Commit, branch or tag of the hub data set.")
+    columns: dict[str, str | None] = Field(
+        {},
+        description="Our column name to the data set's; null where a column of that name means something else there.",
+    )
+    splits: dict[str, str] = Field({}, description="Our split name (train, validation, test) to the data set's.")
+    max_videos: int | None = Field(None, ge=1, description="Read at most so many videos of each class and split.")
+    labels: dict[str, Literal["real", "fake"]] = Field(
+        {}, description="`real` or `fake` for the data set's own class names that do not say it: `{ai_art: fake}`."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -73,99 +67,109 @@ class DomainSource(BaseModel):
 
 
 class TrainConfig(BaseModel):
-    """A run of `scripts/meta_train.py`. The defaults are the paper's (section 5.1) where it gives them (decision D13).
-
-    Attributes:
-        source_domains: Domains to train on, by name.
-        unseen_domains: Domains to score once, after training.
-        hold_out: Source domains to treat as unseen instead.
-        backbone: Hub id or folder of a CLIP checkpoint; `tiny_clip` is the one in this package. Or of any other image
-            classifier of transformers, as a baseline: its own configuration says what it is.
-        image_size: Side of the images in pixels, if other than the backbone's.
-        model: Fields of `GMDFConfig` to set; they mean nothing to another image classifier.
-        method: `gmdf`; a baseline on the same CLIP (see `gmdf_hf.training.baselines`): `direct_merge`, `balanced_erm`,
-            `merged_losses`, `mldg`, `linear_probe`, of which another image classifier can have the first two and the
-            last; or `add_domain`: the backbone is a trained detector, which learns one more domain, all it knew being
-            untouched.
-        epochs: Passes over the videos of the largest domain.
-        max_steps: Stop after so many meta-iterations.
-        batch_size: Images of each domain in a meta-iteration, half of them real.
-        learning_rate: Step size delta of theta_O (Adam).
-        inner_learning_rate: Step size beta of theta_E (Eq. 10, plain gradient descent).
-        train_tower: What theta_O holds of the vision tower: `all`, its `layer_norms`, or `none` of it, which leaves the
-            projection, the temperature and the masked-image head. Fewer weights want a larger `learning_rate`.
-        alignment_weight: Weight of L_sis in Eq. 11.
-        mim_weight: Weight of L_mim in Eq. 11.
-        source_weight: Weight of the source domains' own loss in the objective of theta_O (decision D16).
-        meta_gradient: `first_order`, or `second_order`: theta_O's gradient goes through Eq. 10, as in MAML (D9).
-        outer_experts: Experts the meta-test batch meets: those of the `source` domains (decision D3), or `all`.
-        align_gradient: Which features L_sis trains: `target`, or `both` (decision D12).
-        image_tokenizer: Visual codes for L_mim: `train` one on the training crops, a folder with a trained one, or
-            `dalle`, the published codebook.
-        image_tokenizer_steps: Steps of that training.
-        max_grad_norm: Shrink the gradient of theta_O to at most this norm.
-        lr_scheduler: Course of `learning_rate`, a schedule of transformers: `constant`, `linear`, `cosine` and so on.
-        warmup_steps: Meta-iterations over which `learning_rate` rises from 0.
-        mixed_precision: `no`, `bf16` or `fp16`.
-        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
-        attn_implementation: Attention of transformers: `sdpa`, `eager`, `flash_attention_2`.
-        torch_compile: Compile the model with `torch.compile`.
-        streaming: Read the training splits as streams: nothing is downloaded first. Needs `steps_per_epoch`.
-        steps_per_epoch: Meta-iterations that count as an epoch, if other than all videos of the largest domain.
-        seed: Of initialisation, order, masks and flips.
-        num_workers: Processes that decode images.
-        output_dir: Folder of the run.
-        resume: Go on from the last checkpoint in `output_dir`, if there is one.
-        save_steps: Meta-iterations between checkpoints; besides, there is one at the end of every epoch.
-        keep: Checkpoints to keep.
-        save_slim: Leave text tower and masked-image head out of the saved model (not with prompt P3).
-        push_to_hub: Publish the run there, as `user/name`, when it is done; a new repository is private.
-        report_to: Tracker of accelerate, such as `tensorboard`.
-    """
+    """A run of `scripts/meta_train.py`; defaults are the paper's (section 5.1) where it gives them (decision D13)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source_domains: dict[str, DomainSource]
-    unseen_domains: dict[str, DomainSource] = {}
-    hold_out: tuple[str, ...] = ()
-    backbone: str = "openai/clip-vit-base-patch16"
-    image_size: int | None = Field(None, ge=8)
-    model: dict[str, Any] = {}
-    method: Method = "gmdf"
-    epochs: int = Field(40, ge=1)
-    max_steps: int | None = Field(None, ge=1)
-    batch_size: int = Field(32, ge=2, multiple_of=2)
-    learning_rate: float = Field(3e-6, gt=0)
-    inner_learning_rate: float = Field(1e-2, gt=0)
-    train_tower: Literal["all", "layer_norms", "none"] = "all"
-    alignment_weight: float = Field(1.0, ge=0)
-    mim_weight: float = Field(1.0, ge=0)
-    source_weight: float = Field(0.0, ge=0)
-    meta_gradient: Literal["first_order", "second_order"] = "first_order"
-    outer_experts: Literal["source", "all"] = "source"
-    align_gradient: Literal["target", "both"] = "target"
-    image_tokenizer: str = "train"
-    image_tokenizer_steps: int = Field(1000, ge=1)
-    max_grad_norm: float | None = Field(None, gt=0)
+    source_domains: dict[str, DomainSource] = Field(description="Domains to train on, by name.")
+    unseen_domains: dict[str, DomainSource] = Field({}, description="Domains to score once, after training.")
+    hold_out: tuple[str, ...] = Field((), description="Source domains to treat as unseen instead.")
+    backbone: str = Field(
+        "openai/clip-vit-base-patch16",
+        description="Hub id or folder of a CLIP checkpoint; `tiny_clip` is the one in this package. Or of any other "
+        "image classifier of transformers, as a baseline: its own configuration says what it is.",
+    )
+    image_size: int | None = Field(
+        None, ge=8, description="Side of the images in pixels, if other than the backbone's."
+    )
+    model: dict[str, Any] = Field(
+        {}, description="Fields of `GMDFConfig` to set; they mean nothing to another image classifier."
+    )
+    method: MethodName = Field(
+        "gmdf",
+        description="`gmdf`; a baseline on the same CLIP (see `gmdf_hf/training/methods/`): `direct_merge`, "
+        "`balanced_erm`, `merged_losses`, `mldg`, `linear_probe`, of which another image classifier can have the first "
+        "two and the last; or `add_domain`: the backbone is a trained detector, which learns one more domain, all it "
+        "knew being untouched.",
+    )
+    epochs: int = Field(40, ge=1, description="Passes over the videos of the largest domain.")
+    max_steps: int | None = Field(None, ge=1, description="Stop after so many meta-iterations.")
+    batch_size: int = Field(
+        32, ge=2, multiple_of=2, description="Images of each domain in a meta-iteration, half of them real."
+    )
+    learning_rate: float = Field(3e-6, gt=0, description="Step size delta of theta_O (Adam).")
+    inner_learning_rate: float = Field(
+        1e-2, gt=0, description="Step size beta of theta_E (Eq. 10, plain gradient descent)."
+    )
+    mldg_learning_rate: float = Field(
+        1e-2, gt=0, description="Step size alpha of `mldg`'s step on the meta-train domains (plain gradient descent)."
+    )
+    train_tower: Literal["all", "layer_norms", "none"] = Field(
+        "all",
+        description="What theta_O holds of the vision tower: `all`, its `layer_norms`, or `none` of it, which leaves "
+        "the projection, the temperature and the masked-image head. Fewer weights want a larger `learning_rate`.",
+    )
+    alignment_weight: float = Field(1.0, ge=0, description="Weight of L_sis in Eq. 11.")
+    mim_weight: float = Field(1.0, ge=0, description="Weight of L_mim in Eq. 11.")
+    source_weight: float = Field(
+        0.0, ge=0, description="Weight of the source domains' own loss in the objective of theta_O (decision D16)."
+    )
+    meta_gradient: Literal["first_order", "second_order"] = Field(
+        "first_order",
+        description="`first_order`, or `second_order`: theta_O's gradient goes through Eq. 10, as in MAML (D9).",
+    )
+    outer_experts: Literal["source", "all"] = Field(
+        "source",
+        description="Experts the meta-test batch meets: those of the `source` domains (decision D3), or `all`.",
+    )
+    align_gradient: Literal["target", "both"] = Field(
+        "target", description="Which features L_sis trains: `target`, or `both` (decision D12)."
+    )
+    image_tokenizer: str = Field(
+        "train",
+        description="Visual codes for L_mim: `train` one on the training crops, a folder with a trained one, or "
+        "`dalle`, the published codebook.",
+    )
+    image_tokenizer_steps: int = Field(1000, ge=1, description="Steps of that training.")
+    max_grad_norm: float | None = Field(None, gt=0, description="Shrink the gradient of theta_O to at most this norm.")
     lr_scheduler: Literal[
         "constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "constant_with_warmup", "inverse_sqrt"
-    ] = "constant"
-    warmup_steps: int = Field(0, ge=0)
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    gradient_checkpointing: bool = False
-    attn_implementation: str = "sdpa"
-    torch_compile: bool = False
-    streaming: bool = False
-    steps_per_epoch: int | None = Field(None, ge=1)
-    seed: int = Field(0, ge=0)
-    num_workers: int = Field(0, ge=0)
-    output_dir: Path = Path("runs/gmdf")
-    resume: bool = False
-    save_steps: int | None = Field(None, ge=1)
-    keep: int = Field(2, ge=1)
-    save_slim: bool = True
-    push_to_hub: str | None = None
-    report_to: str | None = None
+    ] = Field(
+        "constant",
+        description="Course of `learning_rate`, a schedule of transformers: `constant`, `linear`, `cosine` and so on.",
+    )
+    warmup_steps: int = Field(0, ge=0, description="Meta-iterations over which `learning_rate` rises from 0.")
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="`no`, `bf16` or `fp16`.")
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, more time."
+    )
+    attn_implementation: str = Field(
+        "sdpa", description="Attention of transformers: `sdpa`, `eager`, `flash_attention_2`."
+    )
+    torch_compile: bool = Field(False, description="Compile the model with `torch.compile`.")
+    streaming: bool = Field(
+        False, description="Read the training splits as streams: nothing is downloaded first. Needs `steps_per_epoch`."
+    )
+    steps_per_epoch: int | None = Field(
+        None,
+        ge=1,
+        description="Meta-iterations that count as an epoch, if other than all videos of the largest domain.",
+    )
+    seed: int = Field(0, ge=0, description="Of initialisation, order, masks and flips.")
+    num_workers: int = Field(0, ge=0, description="Processes that decode images.")
+    output_dir: Path = Field(Path("runs/gmdf"), description="Folder of the run.")
+    resume: bool = Field(False, description="Go on from the last checkpoint in `output_dir`, if there is one.")
+    save_steps: int | None = Field(
+        None, ge=1, description="Meta-iterations between checkpoints; besides, there is one at the end of every epoch."
+    )
+    keep: int = Field(2, ge=1, description="Checkpoints to keep.")
+    save_slim: bool = Field(
+        True, description="Leave text tower and masked-image head out of the saved model (not with prompt P3)."
+    )
+    push_to_hub: str | None = Field(
+        None, description="Publish the run there, as `user/name`, when it is done; a new repository is private."
+    )
+    report_to: str | None = Field(None, description="Tracker of accelerate, such as `tensorboard`.")
 
     @field_validator("model")
     @classmethod
@@ -173,6 +177,10 @@ class TrainConfig(BaseModel):
         unknown = sorted(set(value) - set(MODEL_FIELDS))
         if unknown:
             raise ValueError(f"unknown key {unknown[0]!r}; a recipe can set {', '.join(MODEL_FIELDS)}")
+        if not value:
+            return value
+        from gmdf_hf.modeling import GMDFConfig  # imports transformers, which takes seconds: `--help` does without
+
         try:
             GMDFConfig(**value)
         except Exception as error:  # strict dataclasses have error types of their own, one per kind of mistake
@@ -189,6 +197,8 @@ class TrainConfig(BaseModel):
     def _check_repository(cls, value: str | None) -> str | None:
         # Now, and not after the training.
         if value is not None:
+            from huggingface_hub.utils import validate_repo_id  # slow to import
+
             validate_repo_id(value)
             if value.count("/") != 1:
                 raise ValueError(f"a repository is user/name, found {value!r}")
@@ -267,18 +277,11 @@ def load_recipe(path: Path, overrides: dict[str, Any]) -> TrainConfig:
     try:
         return TrainConfig(**fields | overrides)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ")
+        first, reason = error.errors()[0], first_problem(error)
         if first["type"] == "extra_forbidden":
-            reason = (
-                f"unknown key; known are {', '.join(TrainConfig.model_fields)}"
-                if len(first["loc"]) == 1
-                else (f"unknown key; known are {', '.join(DomainSource.model_fields)}")
-            )
-        elif first["type"] not in ("missing", "value_error"):
-            reason = f"{reason[0].lower()}{reason[1:]}, found {first['input']!r}"
-        raise UserError(f"{path}: {where + ': ' if where else ''}{reason}.") from error
+            known = TrainConfig if len(first["loc"]) == 1 else DomainSource
+            reason = f"{'.'.join(map(str, first['loc']))}: unknown key; known are {', '.join(known.model_fields)}"
+        raise UserError(f"{path}: {reason}.") from error
 
 
 def parse_command_line(arguments: list[str] | None, description: str, default_recipe: Path) -> TrainConfig:
@@ -289,14 +292,6 @@ def parse_command_line(arguments: list[str] | None, description: str, default_re
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, default=default_recipe, help=f"YAML file (default: {default_recipe})")
-    meanings = dict(
-        re.findall(r"^ {8}(\w+): (.+?)(?=\n {8}\w+: |\n {4}\S|\Z)", TrainConfig.__doc__, re.DOTALL | re.MULTILINE)
-    )
-    for name, field in TrainConfig.model_fields.items():
-        default = "" if field.is_required() else f" (default: {field.get_default(call_default_factory=True)})"
-        meaning = " ".join(meanings[name].split()) + default
-        parser.add_argument(
-            f"--{name}", type=yaml.safe_load, default=argparse.SUPPRESS, metavar="YAML", help=meaning.replace("%", "%%")
-        )
+    add_yaml_options(parser, TrainConfig, yaml.safe_load)
     overrides = vars(parser.parse_args(arguments))
     return load_recipe(overrides.pop("recipe"), overrides)

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,4 +115,13 @@ def test_help_explains_every_field(capsys):
     printed = " ".join(capsys.readouterr().out.split())
     assert "what it is" in printed
     assert "Step size delta of theta_O (Adam). (default: 3e-06)" in printed
-    assert "Tracker of accelerate, such as `tensorboard`. (default: None)" in printed
+    assert "Tracker of accelerate, such as `tensorboard`." in printed
+    assert all(field.description for field in TrainConfig.model_fields.values())
+
+
+def test_settings_are_declared_without_torch():
+    code = (
+        "import sys, gmdf_hf.training.config\n"
+        "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
