@@ -12,6 +12,12 @@ from typing import Any
 import yaml
 
 
+def readable(path: str | os.PathLike[str]) -> str:
+    """A file's name as text that can be printed and written: bytes that are not UTF-8 as `\\xe9`, `/` between parts."""
+    text = Path(path).as_posix() if isinstance(path, Path) else os.fspath(path)
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def replace_folder(new: Path, place: Path) -> None:
     """Rename a complete folder to its place, its files being on the disk before it is seen there."""
     for path in [*new.rglob("*"), new]:

@@ -44,11 +44,19 @@ class DomainSource(BaseModel):
     )
     splits: dict[str, str] = Field({}, description="Our split name (train, validation, test) to the data set's.")
     max_videos: int | None = Field(None, ge=1, description="Read at most so many videos of each class and split.")
+    labels: dict[str, Literal["real", "fake"]] = Field(
+        {}, description="`real` or `fake` for the data set's own class names that do not say it: `{ai_art: fake}`."
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _accept_a_bare_path(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _names_are_texts(cls, labels: Any) -> Any:
+        return {str(name): label for name, label in labels.items()} if isinstance(labels, dict) else labels
 
     @field_validator("path")
     @classmethod
