@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 from gmdf_hf.common.errors import DomainError, UserError
 from gmdf_hf.common.files import write_config, write_json
+from gmdf_hf.common.locks import locked_folder
 from gmdf_hf.common.processes import agree, average_over_processes, process_index, sum_gradients, wait_for_all
 from gmdf_hf.data.dataset import DRAWN_PREFIX
 from gmdf_hf.data.frames import FrameReader
@@ -68,18 +70,19 @@ def main(config: TrainConfig) -> dict[str, Any]:
         # The first process may draw, download or train a tokenizer while the others wait for it.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=4))],
     )
-    with accelerator.main_process_first():
-        checkpoint = open_run(run, fields, config.resume, accelerator.is_main_process)
-    if accelerator.is_main_process:
-        write_config(run / "train_config.yaml", fields)
-        write_json(run / "environment.json", environment())
-    if config.report_to is not None:
-        accelerator.init_trackers("gmdf", config={"recipe": str(fields)})
-    setup = set_up(config, accelerator)
-    with StopSignal() as stop:
-        progress = train(config, setup, checkpoint, stop)
-        with stop.at_once():
-            results = evaluate(config, setup, progress)
+    with locked_folder(run) if accelerator.is_main_process else nullcontext():
+        with accelerator.main_process_first():
+            checkpoint = open_run(run, fields, config.resume, accelerator.is_main_process)
+        if accelerator.is_main_process:
+            write_config(run / "train_config.yaml", fields)
+            write_json(run / "environment.json", environment())
+        if config.report_to is not None:
+            accelerator.init_trackers("gmdf", config={"recipe": str(fields)})
+        setup = set_up(config, accelerator)
+        with StopSignal() as stop:
+            progress = train(config, setup, checkpoint, stop)
+            with stop.at_once():
+                results = evaluate(config, setup, progress)
     accelerator.end_training()
     return results
 

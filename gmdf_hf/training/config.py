@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from gmdf_hf.common.errors import UserError
 from gmdf_hf.common.options import add_yaml_options, first_problem
+from gmdf_hf.common.schema import check_name
 
 MethodName = Literal["gmdf", "direct_merge", "balanced_erm", "merged_losses", "mldg", "linear_probe", "add_domain"]
 # Fields of GMDFConfig that a recipe may set; the rest follows from backbone and domains.
@@ -211,6 +212,8 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_domains(self) -> TrainConfig:
+        for name in (*self.source_domains, *self.unseen_domains):
+            check_name(name)
         for name in self.hold_out:
             if name not in self.source_domains:
                 raise ValueError(f"hold_out names {name!r}; the source domains are {', '.join(self.source_domains)}")

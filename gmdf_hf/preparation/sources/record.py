@@ -35,6 +35,11 @@ class Record:
     split: str
     members: tuple[str, ...] = ()
 
+    @property
+    def files(self) -> list[Path]:
+        """Files on disk that hold the record: the video, image or archive, or each frame of a folder."""
+        return [self.path / name for name in self.members] if self.path.is_dir() else [self.path]
+
 
 @dataclass
 class Listing:
