@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gmdf_hf.common.errors import UserError
-from gmdf_hf.evaluation.tables import markdown
+from gmdf_hf.evaluation.tables import escaped, markdown
 
 try:
     import jinja2
@@ -63,16 +63,16 @@ def markdown_page(title: str, introduction: str, sections: Sequence[Section], fo
         sections: Content.
         folder: Folder of the Markdown file; image paths are relative to it.
     """
-    blocks = [f"# {title}", introduction]
+    blocks = [f"# {escaped(title)}", escaped(introduction)]
     for section in sections:
-        blocks.append(f"## {section.title}")
+        blocks.append(f"## {escaped(section.title)}")
         for part in section.parts:
-            blocks += [f"### {part.title}"] if part.title else []
-            blocks += [part.text] if part.text else []
+            blocks += [f"### {escaped(part.title)}"] if part.title else []
+            blocks += [escaped(part.text)] if part.text else []
             blocks += [markdown(part.table, part.text_columns)] if part.table else []
             if part.picture:
-                blocks.append(f"![{part.title or section.title}]({part.picture.relative_to(folder)})")
-            blocks += [f"![{face.caption}]({face.picture.relative_to(folder)})" for face in part.faces]
+                blocks.append(f"![{escaped(part.title or section.title)}]({part.picture.relative_to(folder)})")
+            blocks += [f"![{escaped(face.caption)}]({face.picture.relative_to(folder)})" for face in part.faces]
     return "\n\n".join(blocks) + "\n"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -49,7 +50,14 @@ def markdown(rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
     """Markdown table: the first row is the header, the first `text_columns` columns are left-aligned."""
     header, *body = rows
     rule = ["---" if column < text_columns else "---:" for column in range(len(header))]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in [header, rule, *body])
+    lines = [[escaped(cell) for cell in header], rule, *([escaped(cell) for cell in row] for row in body)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def escaped(text: str) -> str:
+    """Text as Markdown that shows it as it is: no HTML, no link, no column of a table."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "/")
+    return re.sub(r"([\[\]`])", r"\\\1", text)
 
 
 def csv_text(rows: Sequence[Sequence[str]]) -> str:

@@ -39,3 +39,9 @@ def test_table_formats():
 def test_missing_value_is_a_dash():
     assert percent(float("nan")) == percent(None) == percent_interval(None) == "-"
     assert percent(0.12345) == "12.35"
+
+
+def test_markdown_shows_names_as_they_are():
+    table = markdown([["domain", "AUC"], ["<script>alert(1)</script>", "[x](javascript:y) `z` a|b\nc"]])
+    assert "<script" not in table and "](" not in table.replace("\\]", "")
+    assert table.splitlines()[2] == r"| &lt;script>alert(1)&lt;/script> | \[x\](javascript:y) \`z\` a/b c |"

@@ -35,6 +35,11 @@ class Record:
     split: str
     members: tuple[str, ...] = ()
 
+    @property
+    def files(self) -> list[Path]:
+        """Files on disk that hold the record: the video, image or archive, or each frame of a folder."""
+        return [self.path / name for name in self.members] if self.path.is_dir() else [self.path]
+
 
 @dataclass
 class Listing:
@@ -68,9 +73,10 @@ def some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def natural(name: str) -> list[int | str]:
-    """Sort key that puts `2.png` before `10.png`."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+def natural(name: str) -> list[str | tuple[int, str]]:
+    """Sort key that puts `2.png` before `10.png`; numbers may have any length."""
+    parts = re.split(r"([0-9]+)", name)  # texts at even places, numbers at odd ones
+    return [(len(part.lstrip("0")), part.lstrip("0")) if place % 2 else part for place, part in enumerate(parts)]
 
 
 def hash_fraction(text: str) -> float:
