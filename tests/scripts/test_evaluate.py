@@ -156,7 +156,7 @@ def test_a_killed_run_goes_on(folder, scored, tmp_path, monkeypatch):
 
 
 def test_another_evaluation_in_the_same_folder_is_refused(folder, scored):
-    with pytest.raises(UserError, match="with another batch_size: found 3, asked for 4"):
+    with pytest.raises(UserError, match="with another batch_size: found 3, expected 4"):
         evaluate.main(evaluation(folder, scored, batch_size=4))
     part = next((scored / "parts" / "z").iterdir())
     shutil.copy(part, part.with_name("twice.parquet"))
