@@ -23,7 +23,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gmdf_hf.common.errors import DetectorError, WorkError
+from gmdf_hf.common.errors import exit_on_error
 from gmdf_hf.common.labels import CLASS_NAMES
 from gmdf_hf.preparation import prepare as stage
 from gmdf_hf.preparation.contact_sheet import contact_sheet
@@ -188,8 +188,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     try:
-        main()
-    except (ValueError, WorkError, DetectorError, OSError, HfHubHTTPError) as error:
+        with exit_on_error("error"):
+            main()
+    except (ValueError, OSError, HfHubHTTPError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("Stopped. The same command goes on from here.")

@@ -15,7 +15,10 @@ import yaml
 def readable(path: str | os.PathLike[str]) -> str:
     """A file's name as text that can be printed and written: bytes that are not UTF-8 as `\\xe9`, `/` between parts."""
     text = Path(path).as_posix() if isinstance(path, Path) else os.fspath(path)
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a UTF-16 pair, which JSON can write
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def replace_folder(new: Path, place: Path) -> None:

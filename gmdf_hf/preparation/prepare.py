@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from gmdf_hf.common.errors import WorkError
-from gmdf_hf.common.files import file_stamp
+from gmdf_hf.common.files import file_stamp, readable
 from gmdf_hf.common.locks import locked_folder
 from gmdf_hf.common.schema import SPLITS
 from gmdf_hf.preparation.crops import CropSettings
@@ -289,7 +289,7 @@ def _duplicates(hashes: dict[str, tuple[np.ndarray, list[str]]]) -> dict[tuple[s
 
 def _write_skipped(path: Path, skipped: list[Skip], listing: Listing) -> None:
     rows = [(skip.file, skip.video_id, " ".join(map(str, skip.frames)) or "all", skip.reason) for skip in skipped]
-    rows += [(file, "", "all", reason) for file, reason in listing.left_out]
+    rows += [(readable(file), "", "all", readable(reason)) for file, reason in listing.left_out]
     _write_csv(path, ("file", "video_id", "frames", "reason"), rows)
 
 

@@ -12,7 +12,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gmdf_hf.common.errors import SourceError
+from gmdf_hf.common.errors import EmptySourceError, SourceError
 from gmdf_hf.common.labels import class_of
 from gmdf_hf.common.schema import FAKE, REAL, REAL_METHOD
 from gmdf_hf.preparation.sources.record import Listing, Record, carve_validation, drop_leaks, need_folder, some
@@ -52,7 +52,7 @@ def list_records(root: str | Path) -> Listing:
     else:
         _list_preview(root, listing)
     if not listing.records:
-        raise SourceError(f"No video of the {found[0]} found in {root}. {' '.join(listing.notes[:3])}")
+        raise EmptySourceError(f"No video of the {found[0]} found in {root}. {' '.join(listing.notes[:3])}")
     return listing
 
 

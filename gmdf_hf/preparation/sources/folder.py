@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from gmdf_hf.common.errors import SourceError
+from gmdf_hf.common.errors import EmptySourceError, SourceError
 from gmdf_hf.common.files import readable
 from gmdf_hf.common.labels import class_of, describe
 from gmdf_hf.common.schema import FAKE, REAL, REAL_METHOD
@@ -57,7 +57,7 @@ def list_records(root: str | Path, labels: Mapping[str, str] | None = None) -> L
             read_as[readable(folder.name)] = label
             _list_class(root, base, folder, label, split, listing)
     if not listing.records:
-        raise SourceError(
+        raise EmptySourceError(
             f"No image or video found in {readable(root)}, expected {readable(root)}/[train|validation|test/]"
             "{real,fake}/…."
         )
