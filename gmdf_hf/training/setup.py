@@ -25,6 +25,7 @@ from gmdf_hf.data.loading import load_domains, make_loader, training_crops
 from gmdf_hf.data.streams import EpisodeStream, Stream
 from gmdf_hf.evaluation.scoring import score_domains
 from gmdf_hf.modeling import GMDFImageProcessor, GMDFModel, GMDFOutput
+from gmdf_hf.training.adapters import add_domain, train_only_domain
 from gmdf_hf.training.classifiers import (
     CLASSIFIER_METHODS,
     freeze_all_but_the_head,
@@ -105,7 +106,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
     of_ours = isinstance(model, GMDFModel)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if config.method == "add_domain":
-        parameters = list(model.train_only_domain(names[0]).values())
+        parameters = list(train_only_domain(model, names[0]).values())
     elif of_ours:
         parameters = list(model.shared_parameters().values())
     same_on_all(model.parameters())
@@ -270,7 +271,7 @@ def grown_model(detector: str, domain: str, attn_implementation: str) -> GMDFMod
     """
     try:
         model = GMDFModel.from_pretrained(detector, attn_implementation=attn_implementation)
-        model.add_domain(domain)
+        add_domain(model, domain)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"The detector {detector!r} cannot be grown: {' '.join(str(error).split())}") from error
     return model

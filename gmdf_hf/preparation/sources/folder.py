@@ -7,7 +7,7 @@ from pathlib import Path
 from gmdf_hf.common.errors import SourceError
 from gmdf_hf.common.schema import FAKE, REAL, REAL_METHOD
 from gmdf_hf.modeling import images_gmdf as images
-from gmdf_hf.modeling import video_gmdf as video
+from gmdf_hf.preparation import video
 from gmdf_hf.preparation.sources.record import Listing, Record, hash_split, natural, need_folder
 
 SPLIT_NAMES = {
