@@ -47,7 +47,7 @@ from gmdf_hf.modeling import (
     GMDFModel,
 )
 from gmdf_hf.training.image_tokenizer import GMDFImageTokenizer, GMDFImageTokenizerConfig
-from gmdf_hf.training.meta import meta_step
+from gmdf_hf.training.meta import MetaOptions, meta_step
 
 DOMAINS = ("a", "b", "c")
 LEARNING_RATE, INNER_LEARNING_RATE = 3e-6, 1e-2
@@ -134,7 +134,7 @@ class Bench:
         def iteration() -> None:
             mask = hidden_patches(range(self.batch_size), model.config)
             episode = Episode.of(pixel_values, labels, domain_ids, mask, device=self.device)
-            losses = meta_step(model, episode, self.accelerator, tokenizer, INNER_LEARNING_RATE)
+            losses = meta_step(model, episode, self.accelerator, tokenizer, MetaOptions(INNER_LEARNING_RATE))
             norm = torch.nn.utils.clip_grad_norm_(shared, torch.inf)
             torch.stack([*losses.values(), norm]).tolist()  # the loop reads them before it trusts the step
             optimizer.step()

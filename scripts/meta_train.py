@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,22 +29,20 @@ from transformers.utils import logging as transformers_logging
 
 from gmdf_hf.common.errors import DomainError, UserError
 from gmdf_hf.common.files import write_config, write_json
+from gmdf_hf.common.locks import locked_folder
 from gmdf_hf.common.processes import agree, average_over_processes, process_index, sum_gradients, wait_for_all
 from gmdf_hf.data.dataset import DRAWN_PREFIX
-from gmdf_hf.data.episodes import Episode
 from gmdf_hf.data.frames import FrameReader
 from gmdf_hf.evaluation.metrics import domain_metrics
 from gmdf_hf.evaluation.report import print_results, write_model_card
 from gmdf_hf.evaluation.selection import select
 from gmdf_hf.serving.hub import publish, published_files
 from gmdf_hf.training.adapters import save_expert
-from gmdf_hf.training.baselines import equal_shares, merged_losses_step, merged_step, mldg_step, size_shares
 from gmdf_hf.training.checkpoint import environment, save_model, write_skipped
 from gmdf_hf.training.classifiers import image_side
 from gmdf_hf.training.config import TrainConfig, parse_command_line
-from gmdf_hf.training.diagnostics import expert_gains, expert_use, plot_history, put_back, record_failure
-from gmdf_hf.training.meta import meta_step
-from gmdf_hf.training.setup import KnownDomain, Setup, check_method, set_up
+from gmdf_hf.training.diagnostics import expert_gains, expert_use, plot_history, record_failure, restore
+from gmdf_hf.training.setup import Setup, check_method, set_up
 from gmdf_hf.training.training_state import History, Progress, Stopped, StopSignal, load_state, open_run, save_state
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "drawn.yaml"
@@ -72,25 +71,26 @@ def main(config: TrainConfig) -> dict[str, Any]:
         # The first process may draw, download or train a tokenizer while the others wait for it.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=4))],
     )
-    with accelerator.main_process_first():
-        checkpoint = open_run(run, fields, config.resume, accelerator.is_main_process)
-    if accelerator.is_main_process:
-        write_config(run / "train_config.yaml", fields)
-        write_json(run / "environment.json", environment())
-    if config.report_to is not None:
-        accelerator.init_trackers("gmdf", config={"recipe": str(fields)})
-    setup = set_up(config, accelerator)
-    with StopSignal() as stop:
-        progress = train(config, setup, checkpoint, stop)
-        with stop.at_once():
-            results = evaluate(config, setup, progress)
+    with locked_folder(run) if accelerator.is_main_process else nullcontext():
+        with accelerator.main_process_first():
+            checkpoint = open_run(run, fields, config.resume, accelerator.is_main_process)
+        if accelerator.is_main_process:
+            write_config(run / "train_config.yaml", fields)
+            write_json(run / "environment.json", environment())
+        if config.report_to is not None:
+            accelerator.init_trackers("gmdf", config={"recipe": str(fields)})
+        setup = set_up(config, accelerator)
+        with StopSignal() as stop:
+            progress = train(config, setup, checkpoint, stop)
+            with stop.at_once():
+                results = evaluate(config, setup, progress)
     accelerator.end_training()
     return results
 
 
 def train(config: TrainConfig, setup: Setup, checkpoint: Path | None, stop: StopSignal) -> Progress:
     """The loop: iterations, checkpoints, and after every epoch the choice of the best model."""
-    accelerator, model, sampler = setup.accelerator, setup.model, setup.sampler
+    accelerator, method, model, sampler = setup.accelerator, setup.method, setup.model, setup.sampler
     parameters = setup.parameters
     steps = min(config.max_steps or config.epochs * len(sampler), config.epochs * len(sampler))
     optimizer = accelerator.prepare_optimizer(torch.optim.Adam(parameters, lr=config.learning_rate))
@@ -115,15 +115,14 @@ def train(config: TrainConfig, setup: Setup, checkpoint: Path | None, stop: Stop
     with bar:
         for epoch in range(progress.epoch, config.epochs):
             sampler.set_epoch(epoch, start=progress.iteration)
-            # A linear probe's features are frozen: no dropout in them, and no moving batch statistics.
-            model.train(config.method != "linear_probe")
+            model.train(method.trains_model)
             for batch in setup.loader if progress.iteration < len(sampler) and progress.step < steps else ():
                 progress.skipped += batch["skipped"]
                 # All that is random in an iteration follows from the seed and its number: a resumed run repeats it.
                 torch.manual_seed(2**32 * config.seed + progress.step)
                 episode = setup.episode_of(batch)
-                before = [tensor.detach().clone() for tensor in setup.changed_early]
-                losses = take_step(config, setup, episode)
+                before = [tensor.detach().clone() for tensor in setup.restore_on_failure]
+                losses = method.step(model, episode, accelerator)
                 average_over_processes(setup.statistics)
                 sum_gradients(parameters)
                 accelerator.unscale_gradients(optimizer)
@@ -131,7 +130,7 @@ def train(config: TrainConfig, setup: Setup, checkpoint: Path | None, stop: Stop
                 values, stopped = agree(losses, norm, stop.received)
                 # A gradient scaler tries a norm that is not finite again with a smaller scale.
                 if not all(math.isfinite(values[name]) for name in (losses if accelerator.scaler else values)):
-                    put_back(setup.changed_early, before)
+                    restore(setup.restore_on_failure, before)
                     save()
                     path, step = config.output_dir / "failure.json", progress.step + 1
                     raise UserError(record_failure(path, model, episode, batch["names"], step, values))
@@ -165,39 +164,9 @@ def train(config: TrainConfig, setup: Setup, checkpoint: Path | None, stop: Stop
     return progress
 
 
-def take_step(config: TrainConfig, setup: Setup, episode: Episode) -> dict[str, torch.Tensor]:
-    """Update theta_E and leave theta_O's gradient in `.grad`; returns this process's share of each loss."""
-    model, accelerator = setup.model, setup.accelerator
-    if config.method == "merged_losses":
-        weights = config.alignment_weight, config.mim_weight
-        return merged_losses_step(model, episode, accelerator, setup.image_tokenizer, *weights)
-    if config.method == "mldg":
-        return mldg_step(model, episode, accelerator, config.inner_learning_rate)
-    if config.method == "add_domain":
-        return merged_step(KnownDomain(model, setup.train[0].name), episode, accelerator, equal_shares(1))
-    if config.method != "gmdf":
-        shares = equal_shares(len(setup.train))
-        if config.method == "direct_merge" and not config.streaming:
-            shares = size_shares([len(domain) for domain in setup.train])
-        return merged_step(model, episode, accelerator, shares)
-    return meta_step(
-        model,
-        episode,
-        accelerator,
-        setup.image_tokenizer,
-        inner_learning_rate=config.inner_learning_rate,
-        source_weight=config.source_weight,
-        alignment_weight=config.alignment_weight,
-        mim_weight=config.mim_weight,
-        second_order=config.meta_gradient == "second_order",
-        align_both=config.align_gradient == "both",
-        all_experts=config.outer_experts == "all",
-    )
-
-
 def choose(config: TrainConfig, setup: Setup, progress: Progress, history: History) -> None:
     """Score the source domains' validation splits, and save the model if no epoch before was better."""
-    scores, unread = setup.score(routed(config, setup, setup.model), setup.validation)
+    scores, unread = setup.score(setup.method.route(setup.model), setup.validation)
     progress.skipped += unread
     if setup.accelerator.is_main_process:
         write_skipped(config.output_dir / "skipped.csv", progress.skipped)
@@ -218,17 +187,12 @@ def choose(config: TrainConfig, setup: Setup, progress: Progress, history: Histo
                 save_expert(setup.model, setup.train[0].name, config.output_dir / "expert")
 
 
-def routed(config: TrainConfig, setup: Setup, model: torch.nn.Module) -> torch.nn.Module:
-    """How images are scored: their domain unknown, as unseen ones are met; an added domain's by its own expert."""
-    return KnownDomain(model, setup.train[0].name) if config.method == "add_domain" else model
-
-
 def evaluate(config: TrainConfig, setup: Setup, progress: Progress) -> dict[str, Any]:
     """Score the test splits with the best model, once, and write down what came of the run."""
     wait_for_all()
     run, main = config.output_dir, setup.accelerator.is_main_process
     model = type(setup.model).from_pretrained(run / "model").to(setup.accelerator.device)
-    scores, unread = setup.score(routed(config, setup, model), setup.test)
+    scores, unread = setup.score(setup.method.route(model), setup.test)
     skipped = sorted(set(gather_object(progress.skipped + unread)))
     results = {
         "method": config.method,

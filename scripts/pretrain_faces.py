@@ -201,7 +201,7 @@ def pretrain(
     """
     torch.manual_seed(config.seed)
     small = {"expert_bottleneck_size": 1, "codebook_size": 1, "attn_implementation": "eager"}
-    model = start_model(config.backbone, ["faces"], small, train_experts=False)
+    model = start_model(config.backbone, ["faces"], small)
     own = model.config.vision_config.image_size
     if config.image_size not in (None, own):
         raise UserError(f"Pre-training keeps the backbone's image_size of {own}, found {config.image_size}.")

@@ -139,7 +139,7 @@ def test_no_module_is_long():
 
 def test_every_setting_of_a_run_is_read():
     """No option without effect."""
-    readers = [*(ROOT / "scripts").glob("*.py"), *(ROOT / "gmdf_hf" / "training").glob("*.py")]
+    readers = [*(ROOT / "scripts").glob("*.py"), *(ROOT / "gmdf_hf" / "training").rglob("*.py")]
     code = "".join(path.read_text() for path in readers)
     for name in TrainConfig.model_fields:
         assert re.search(rf"(config|arguments|self)\.{name}\b", code), name

@@ -18,11 +18,11 @@ from datasets.distributed import split_dataset_by_node
 from transformers.image_processing_utils import BaseImageProcessor
 
 from gmdf_hf.common.errors import DomainError
+from gmdf_hf.common.labels import CLASS_NAMES, LabelReader
 from gmdf_hf.data.dataset import (
     DRAWN_PREFIX,
-    LABELS,
     Domain,
-    label_number,
+    label_reader,
     load_domain,
     load_frames,
     rename_columns,
@@ -47,12 +47,14 @@ class Stream:
         split: train, validation or test.
         frames: Rows with our column names, images not decoded.
         kept_apart: Videos and groups of the other splits; a frame of one of them is a leak.
+        labels: Reads the column `label`.
     """
 
     name: str
     split: str
     frames: datasets.IterableDataset
     kept_apart: frozenset[tuple[str, str]]
+    labels: LabelReader
 
     def read(self, rows: Iterable[dict]) -> Iterator[Frame]:
         """Make frames of rows; what the data set does not say is filled in as `load_domain` does.
@@ -63,11 +65,10 @@ class Stream:
         Raises:
             DomainError: If a label cannot be told real from fake, or a video or group belongs to another split.
         """
-        feature = self.frames.features["label"]
         for number, row in enumerate(rows):
-            label = label_number(self.name, feature, row["label"])
+            label = self.labels(row["label"])
             group = string(row["group"]) if "group" in row else f"{self.name}/{self.split}/{number}"
-            video = string(row["video_id"]) if "video_id" in row else f"{group}/{LABELS[label]}"
+            video = string(row["video_id"]) if "video_id" in row else f"{group}/{CLASS_NAMES[label]}"
             for kind, value in (("video", video), ("group", group)):
                 if (kind, value) in self.kept_apart:
                     raise DomainError(
@@ -95,6 +96,7 @@ def load_stream(
     columns: dict[str, str | None] | None = None,
     splits: dict[str, str] | None = None,
     max_videos: int | None = None,
+    labels: dict[str, str] | None = None,
     others: Sequence[Domain] = (),
 ) -> Stream:
     """Open one split of a domain as a stream; the arguments are those of `load_domain`.
@@ -108,10 +110,11 @@ def load_stream(
         columns: Our column name to the data set's.
         splits: Our split name to the data set's.
         max_videos: Not possible with a stream, unless it is of drawings.
+        labels: `real` or `fake` for the data set's own class names.
         others: The domain's other splits: no video or group of theirs may come through the stream.
 
     Raises:
-        DomainError: If the split or a column is missing.
+        DomainError: If the split or a column is missing, or class names do not tell real from fake.
     """
     if path.startswith(DRAWN_PREFIX):
         domain = load_domain(name, split, path, max_videos=max_videos)
@@ -129,7 +132,7 @@ def load_stream(
         frames = rename_columns(name, frames, columns or {})
     apart = {("video", video) for other in others for video in other.video_ids}
     apart |= {("group", group) for other in others for group in other.groups}
-    return Stream(name, split, frames, frozenset(apart))
+    return Stream(name, split, frames, frozenset(apart), label_reader(name, frames, columns, labels))
 
 
 def stream_frames(stream: Stream) -> Iterator[Frame]:
@@ -227,8 +230,9 @@ class EpisodeStream(torch.utils.data.IterableDataset):
                 yield frame
             if not found:
                 raise DomainError(
-                    f"Domain {stream.name!r}: process {self.process_index}, worker {worker} found no {LABELS[label]} "
-                    "frame in its share of the stream; fewer processes or workers have larger shares."
+                    f"Domain {stream.name!r}: process {self.process_index}, worker {worker} found no "
+                    f"{CLASS_NAMES[label]} frame in its share of the stream; fewer processes or workers have "
+                    "larger shares."
                 )
 
     def _read(self, frame: Frame, draw: Draw) -> dict | Skipped:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import re
 import stat
 import tarfile
 import zipfile
@@ -19,6 +20,10 @@ from gmdf_hf.common.errors import ArchiveError
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 MAX_MEMBER_BYTES = 256 * 2**20
 MAX_MEMBERS = 5_000_000
+MAX_HEADER_BYTES = 2**16  # of one extended header: long names, times, attributes
+MAX_DIGITS = 64
+_LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_PAX_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 
 
 def is_archive(path: str | Path) -> bool:
@@ -76,6 +81,8 @@ def _errors(path: str | Path) -> Iterator[None]:
     damage = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, UnicodeError)
     try:
         yield
+    except ArchiveError as error:
+        raise error if str(path) in str(error) else ArchiveError(f"{path}: {error}") from error
     except (*damage, NotImplementedError, RuntimeError) as error:
         raise ArchiveError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from error
 
@@ -93,12 +100,49 @@ class _Bounded:
         return self.file.read(size)
 
 
+class _CheckedHeader(tarfile.TarInfo):
+    """A tar header whose extension records are checked before `tarfile` parses them.
+
+    `tarfile` needs time quadratic in the length of a run of digits and of a record without `=`, and follows the maps
+    of sparse files. These are the private methods that it calls for each kind of header (CPython 3.10 to 3.14).
+    """
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise ArchiveError(f"member {self.name!r} is a sparse file, expected files and folders only.")
+        if self.type in (*_LONG_NAMES, *_PAX_HEADERS):
+            if not 0 <= self.size <= MAX_HEADER_BYTES:
+                raise ArchiveError(f"a header of {self.size} bytes, expected at most {MAX_HEADER_BYTES}.")
+            if self.type in _PAX_HEADERS:
+                place = archive.fileobj.tell()
+                _check_pax(archive.fileobj.read(self.size))
+                archive.fileobj.seek(place)
+        return super()._proc_member(archive)
+
+
+def _check_pax(body: bytes) -> None:
+    """Check the records ``<length> <key>=<value>\\n`` of an extended header, in one pass."""
+    if re.search(rb"\d{%d}" % MAX_DIGITS, body):
+        raise ArchiveError(f"a header has a number of {MAX_DIGITS} digits or more.")
+    start = 0
+    body = body.rstrip(b"\0")
+    while start < len(body):
+        digits = re.compile(rb"\d+(?= )").match(body, start)
+        end = start + int(digits[0]) if digits else start
+        record = body[start:end]
+        if digits is None or end > len(body) or not record.endswith(b"\n") or b"=" not in record:
+            raise ArchiveError(f"a header has a damaged record at byte {start}.")
+        if record[len(digits[0]) + 1 :].startswith(b"GNU.sparse"):
+            raise ArchiveError("a member is a sparse file, expected files and folders only.")
+        start = end
+
+
 @contextmanager
 def _open_tar(path: str | Path) -> Iterator[tarfile.TarFile]:
     opener = gzip.open if str(path).lower().endswith("gz") else open
     with (
         opener(path, "rb") as file,
-        tarfile.open(fileobj=_Bounded(file, path), mode="r:", errorlevel=2) as archive,
+        tarfile.open(fileobj=_Bounded(file, path), mode="r:", errorlevel=2, tarinfo=_CheckedHeader) as archive,
     ):
         yield archive
 

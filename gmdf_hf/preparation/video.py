@@ -28,6 +28,9 @@ _OPTIONS = {"format_whitelist": "mov,matroska,avi,mpegts,mpeg,flv,asf", "protoco
 class VideoError(ValueError):
     """A video that cannot be read; the message names the file and the reason."""
 
+    exit_code = 3
+    hint = "Play the file, and convert it: ffmpeg -i FILE -c:v libx264 new.mp4."
+
 
 def even_indices(total: int, count: int) -> list[int]:
     """Return at most `count` different frame numbers spread evenly from the first to the last of `total` frames."""

@@ -24,6 +24,9 @@ _CHUNK = 2**16
 class DownloadError(ValueError):
     """An address that cannot be fetched; the message names it and the reason."""
 
+    exit_code = 3
+    hint = "Fetch the file by hand, and give its path instead of the address."
+
 
 @contextmanager
 def downloaded(url: str, private: bool = False, max_bytes: int = MAX_BYTES) -> Iterator[Path]:

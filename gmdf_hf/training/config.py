@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from gmdf_hf.common.errors import UserError
 from gmdf_hf.common.options import add_yaml_options, first_problem
+from gmdf_hf.common.schema import check_name
 
-Method = Literal["gmdf", "direct_merge", "balanced_erm", "merged_losses", "mldg", "linear_probe", "add_domain"]
+MethodName = Literal["gmdf", "direct_merge", "balanced_erm", "merged_losses", "mldg", "linear_probe", "add_domain"]
 # Fields of GMDFConfig that a recipe may set; the rest follows from backbone and domains.
 MODEL_FIELDS = (
     "dil",
@@ -43,11 +44,19 @@ class DomainSource(BaseModel):
     )
     splits: dict[str, str] = Field({}, description="Our split name (train, validation, test) to the data set's.")
     max_videos: int | None = Field(None, ge=1, description="Read at most so many videos of each class and split.")
+    labels: dict[str, Literal["real", "fake"]] = Field(
+        {}, description="`real` or `fake` for the data set's own class names that do not say it: `{ai_art: fake}`."
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _accept_a_bare_path(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _names_are_texts(cls, labels: Any) -> Any:
+        return {str(name): label for name, label in labels.items()} if isinstance(labels, dict) else labels
 
     @field_validator("path")
     @classmethod
@@ -77,9 +86,9 @@ class TrainConfig(BaseModel):
     model: dict[str, Any] = Field(
         {}, description="Fields of `GMDFConfig` to set; they mean nothing to another image classifier."
     )
-    method: Method = Field(
+    method: MethodName = Field(
         "gmdf",
-        description="`gmdf`; a baseline on the same CLIP (see `gmdf_hf.training.baselines`): `direct_merge`, "
+        description="`gmdf`; a baseline on the same CLIP (see `gmdf_hf/training/methods/`): `direct_merge`, "
         "`balanced_erm`, `merged_losses`, `mldg`, `linear_probe`, of which another image classifier can have the first "
         "two and the last; or `add_domain`: the backbone is a trained detector, which learns one more domain, all it "
         "knew being untouched.",
@@ -92,6 +101,9 @@ class TrainConfig(BaseModel):
     learning_rate: float = Field(3e-6, gt=0, description="Step size delta of theta_O (Adam).")
     inner_learning_rate: float = Field(
         1e-2, gt=0, description="Step size beta of theta_E (Eq. 10, plain gradient descent)."
+    )
+    mldg_learning_rate: float = Field(
+        1e-2, gt=0, description="Step size alpha of `mldg`'s step on the meta-train domains (plain gradient descent)."
     )
     train_tower: Literal["all", "layer_norms", "none"] = Field(
         "all",
@@ -200,6 +212,8 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_domains(self) -> TrainConfig:
+        for name in (*self.source_domains, *self.unseen_domains):
+            check_name(name)
         for name in self.hold_out:
             if name not in self.source_domains:
                 raise ValueError(f"hold_out names {name!r}; the source domains are {', '.join(self.source_domains)}")

@@ -1,4 +1,4 @@
-"""Is a run well: what broke an iteration, what the experts have become, and the curves of its history."""
+"""Diagnostics: failed iterations, expert usage, training curves."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from gmdf_hf.modeling import GMDFModel
 
 
 @torch.no_grad()
-def put_back(tensors: Sequence[torch.Tensor], before: Sequence[torch.Tensor]) -> None:
-    """Undo the half of an iteration that is done."""
+def restore(tensors: Sequence[torch.Tensor], before: Sequence[torch.Tensor]) -> None:
+    """Put the values of before a failed iteration back."""
     for tensor, value in zip(tensors, before, strict=True):
         tensor.copy_(value)
 

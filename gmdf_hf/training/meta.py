@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +16,29 @@ from gmdf_hf.data.episodes import Episode
 from gmdf_hf.data.patches import patchify
 from gmdf_hf.modeling import GMDFModel
 from gmdf_hf.training.losses import alignment_loss, classification_loss, masked_image_loss
+
+
+@dataclass(frozen=True)
+class MetaOptions:
+    """Settings of the two half steps.
+
+    Attributes:
+        inner_learning_rate: Step size beta of theta_E.
+        source_weight: Weight of the meta-train domains' mean loss in the objective of theta_O (decision D16).
+        alignment_weight: Weight of L_sis.
+        mim_weight: Weight of L_mim.
+        second_order: Take theta_O's gradient through the update of theta_E, as MAML does (decision D9).
+        align_both: Let L_sis train the source features too (decision D12).
+        all_experts: Let the meta-test domain's own expert take part (decision D3).
+    """
+
+    inner_learning_rate: float = 1e-2
+    source_weight: float = 0.0
+    alignment_weight: float = 1.0
+    mim_weight: float = 1.0
+    second_order: bool = False
+    align_both: bool = False
+    all_experts: bool = False
 
 
 def _run(model: GMDFModel, experts: Mapping[str, torch.Tensor] | None, pixel_values: torch.Tensor, **arguments):
@@ -160,13 +184,7 @@ def meta_step(
     episode: Episode,
     accelerator: Accelerator,
     image_tokenizer: torch.nn.Module | None,
-    inner_learning_rate: float,
-    source_weight: float = 0.0,
-    alignment_weight: float = 1.0,
-    mim_weight: float = 1.0,
-    second_order: bool = False,
-    align_both: bool = False,
-    all_experts: bool = False,
+    options: MetaOptions,
 ) -> dict[str, torch.Tensor]:
     """One meta-iteration but for the last line: theta_E updated, theta_O's gradient left in `.grad`.
 
@@ -175,32 +193,27 @@ def meta_step(
         episode: Images of all domains.
         accelerator: Of the run: precision and gradient scaler.
         image_tokenizer: Gives the visual codes of patches; None leaves L_mim out.
-        inner_learning_rate: Step size beta of theta_E.
-        source_weight: Weight of the meta-train domains' mean loss in the objective of theta_O (decision D16).
-        alignment_weight: Weight of L_sis.
-        mim_weight: Weight of L_mim.
-        second_order: Take theta_O's gradient through the update of theta_E, as MAML does (decision D9).
-        align_both: Let L_sis train the source features too (decision D12).
-        all_experts: Let the meta-test domain's own expert take part (decision D3).
+        options: Settings of the half steps.
 
     Returns:
         This process's share of each loss; the sum over processes is the loss.
     """
-    domains = len(episode.source_domains)
+    domains, second_order = len(episode.source_domains), options.second_order
     scale = 1 if accelerator.scaler is None else accelerator.scaler.scale(torch.ones((), device=accelerator.device))
     # The fused attention kernels cannot be differentiated twice.
     twice_differentiable = sdpa_kernel(SDPBackend.MATH) if second_order else nullcontext()
     with accelerator.autocast(), twice_differentiable:
         source_loss, source_embeds = inner_loss(model, episode)
-    experts = update_experts(model, source_loss, inner_learning_rate, source_weight / domains, second_order, scale)
+    shared_weight = options.source_weight / domains
+    experts = update_experts(model, source_loss, options.inner_learning_rate, shared_weight, second_order, scale)
     if not second_order:
         keep_experts(model, experts)
     replaced = experts if second_order else None
     with accelerator.autocast():
-        source_embeds = inner_loss(model, episode, replaced)[1] if align_both else source_embeds.detach()
-        align = alignment_weight > 0
-        losses = outer_losses(model, episode, source_embeds, image_tokenizer, align, all_experts, replaced)
-        weights = {"classification": 1.0, "alignment": alignment_weight, "masked_image": mim_weight}
+        source_embeds = inner_loss(model, episode, replaced)[1] if options.align_both else source_embeds.detach()
+        align = options.alignment_weight > 0
+        losses = outer_losses(model, episode, source_embeds, image_tokenizer, align, options.all_experts, replaced)
+        weights = {"classification": 1.0, "alignment": options.alignment_weight, "masked_image": options.mim_weight}
         total = sum(weights[name] * loss for name, loss in losses.items())
     accelerator.backward(total, inputs=list(model.shared_parameters().values()))
     if second_order:

@@ -24,16 +24,12 @@ from gmdf_hf.data.frames import Skipped, caption_encoder
 from gmdf_hf.data.loading import load_domains, make_loader, training_crops
 from gmdf_hf.data.streams import EpisodeStream, Stream
 from gmdf_hf.evaluation.scoring import score_domains
-from gmdf_hf.modeling import GMDFImageProcessor, GMDFModel, GMDFOutput
-from gmdf_hf.training.adapters import add_domain, train_only_domain
-from gmdf_hf.training.classifiers import (
-    CLASSIFIER_METHODS,
-    freeze_all_but_the_head,
-    freeze_tower,
-    load_classifier,
-    running_statistics,
-)
-from gmdf_hf.training.config import Method, TrainConfig
+from gmdf_hf.modeling import GMDFImageProcessor, GMDFModel
+from gmdf_hf.training.adapters import add_domain
+from gmdf_hf.training.classifiers import CLASSIFIER_METHODS, load_classifier, running_statistics
+from gmdf_hf.training.config import MethodName, TrainConfig
+from gmdf_hf.training.methods import make_method
+from gmdf_hf.training.methods.method import Method
 from gmdf_hf.training.visual_codes import make_image_tokenizer
 
 
@@ -46,34 +42,34 @@ class Setup:
         train: Training splits of the source domains.
         validation: Their validation splits.
         test: Test splits of all domains, the unseen ones last.
+        method: What trains, and how.
         model: The detector: a GM-DF, or another image classifier.
         parameters: What the optimizer updates.
         statistics: Running statistics of its batch normalisation, which are kept the same on all processes.
-        changed_early: What an iteration changes before its numbers are known to be finite: theta_E, or statistics.
+        restore_on_failure: Tensors to restore if an iteration fails: theta_E and running statistics.
         processor: Its image processor.
         save_options: For the model's `save_pretrained`.
         episode_of: Makes an episode of the loader's batch.
         score: Scores of domains by a model, and the frames that could not be read.
         sampler: Sets the loader's epoch.
         loader: Batches of episodes.
-        image_tokenizer: Visual codes for L_mim; None without it.
     """
 
     accelerator: Accelerator
     train: list[Domain] | list[Stream]
     validation: list[Domain]
     test: list[Domain]
+    method: Method
     model: PreTrainedModel
     parameters: list[torch.nn.Parameter]
     statistics: list[torch.Tensor]
-    changed_early: list[torch.Tensor]
+    restore_on_failure: list[torch.Tensor]
     processor: BaseImageProcessor
     save_options: dict[str, Any]
     episode_of: Callable[[dict], Episode]
     score: Callable[[torch.nn.Module, list[Domain]], tuple[pd.DataFrame, list[Skipped]]]
     sampler: EpisodeSampler | EpisodeStream
     loader: DataLoader
-    image_tokenizer: torch.nn.Module | None
 
 
 def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
@@ -99,19 +95,10 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
             raise UserError(f"gradient_checkpointing: {' '.join(str(error).split())}") from error
     if config.torch_compile:
         model.compile()
-    if config.method == "linear_probe":
-        freeze_all_but_the_head(model)
-    elif config.train_tower != "all":
-        freeze_tower(model, but_layer_norms=config.train_tower == "layer_norms")
-    of_ours = isinstance(model, GMDFModel)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if config.method == "add_domain":
-        parameters = list(train_only_domain(model, names[0]).values())
-    elif of_ours:
-        parameters = list(model.shared_parameters().values())
+    method = make_method(config, names, None if config.streaming else [len(domain) for domain in train])
+    parameters = method.prepare(model)
     same_on_all(model.parameters())
     statistics = running_statistics(model)
-    experts = list(model.expert_parameters().values()) if of_ours else []
     # A grown detector keeps the sentences it was saved with.
     captions = getattr(model.config, "prompt", None) == "P3" and config.method != "add_domain"
     encode_captions = caption_encoder(backbone_path(config.backbone)) if captions else None
@@ -124,10 +111,9 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
         num_workers=config.num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )
-    image_tokenizer = None
-    if config.method in ("gmdf", "merged_losses") and config.mim_weight > 0:
+    if method.needs_codes:
         with accelerator.main_process_first():  # it trains the tokenizer, the others load it
-            image_tokenizer = make_image_tokenizer(
+            method.image_tokenizer = make_image_tokenizer(
                 config.image_tokenizer,
                 model.config,
                 training_crops(sampler, loader, config.epochs),
@@ -139,7 +125,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
         episode_of_batch,
         num_domains=len(train),
         config=model.config,
-        hide_patches=image_tokenizer is not None,
+        hide_patches=method.needs_codes,
         encode_captions=encode_captions,
         device=accelerator.device,
     )
@@ -151,23 +137,23 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
         encode_captions=encode_captions,
     )
     # Template P3 needs the text tower whenever an image brings a caption.
-    save_options = {"slim": config.save_slim and encode_captions is None} if of_ours else {}
+    save_options = {"slim": config.save_slim and encode_captions is None} if isinstance(model, GMDFModel) else {}
     return Setup(
         accelerator=accelerator,
         train=train,
         validation=validation,
         test=test,
+        method=method,
         model=model,
         parameters=parameters,
         statistics=[tensor for tensor in statistics if tensor.is_floating_point()],
-        changed_early=[*experts, *statistics],
+        restore_on_failure=[*method.changed_tensors(model), *statistics],
         processor=processor,
         save_options=save_options,
         episode_of=episode_of,
         score=score,
         sampler=sampler,
         loader=loader,
-        image_tokenizer=image_tokenizer,
     )
 
 
@@ -189,7 +175,7 @@ def check_method(backbone: str, method: str, train_tower: str) -> None:
     """
     found = backbone_type(backbone)
     if found == "clip":
-        possible = tuple(name for name in get_args(Method) if name != "add_domain")
+        possible = tuple(name for name in get_args(MethodName) if name != "add_domain")
     else:
         possible = ("add_domain",) if found == GMDFModel.config_class.model_type else CLASSIFIER_METHODS
     if method not in possible:
@@ -230,32 +216,27 @@ def make_model(config: TrainConfig, domains: Sequence[str]) -> tuple[PreTrainedM
         model = grown_model(config.backbone, domains[0], attention)
     elif backbone_type(config.backbone) == "clip":
         fields = config.model | {"image_size": size, "attn_implementation": attention}
-        model = start_model(config.backbone, domains, fields, train_experts=config.method == "gmdf")
+        model = start_model(config.backbone, domains, fields)
     else:
         return load_classifier(config.backbone, domains, size, attention)
     return model, GMDFImageProcessor.of_size(model.config.vision_config.image_size)
 
 
-def start_model(backbone: str, domains: Sequence[str], fields: dict[str, Any], train_experts: bool = True) -> GMDFModel:
+def start_model(backbone: str, domains: Sequence[str], fields: dict[str, Any]) -> GMDFModel:
     """Make a detector that starts as a pre-trained CLIP.
 
     Args:
         backbone: Hub id or folder of a CLIP checkpoint, or `tiny_clip`.
         domains: Names of the source domains.
         fields: Further arguments of `GMDFModel.from_clip`.
-        train_experts: False leaves the experts at their zero effect: the model stays a CLIP.
 
     Raises:
         UserError: If the backbone cannot be used.
     """
     try:
-        model = GMDFModel.from_clip(backbone_path(backbone), domains=domains, **fields)
+        return GMDFModel.from_clip(backbone_path(backbone), domains=domains, **fields)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"The backbone {backbone!r} cannot be used: {' '.join(str(error).split())}") from error
-    if not train_experts:
-        for parameter in model.expert_parameters().values():
-            parameter.requires_grad_(False)
-    return model
 
 
 def grown_model(detector: str, domain: str, attn_implementation: str) -> GMDFModel:
@@ -275,21 +256,3 @@ def grown_model(detector: str, domain: str, attn_implementation: str) -> GMDFMod
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"The detector {detector!r} cannot be grown: {' '.join(str(error).split())}") from error
     return model
-
-
-class KnownDomain(torch.nn.Module):
-    """A detector that is told the domain of its images: they go through that domain's own expert.
-
-    Args:
-        model: The detector.
-        domain: Name of the domain.
-    """
-
-    def __init__(self, model: GMDFModel, domain: str):
-        super().__init__()
-        self.model, self.index = model, model.domain_id(domain)
-
-    def forward(self, pixel_values: torch.Tensor, **arguments) -> GMDFOutput:
-        """Score images of shape `(B, 3, image_size, image_size)`."""
-        domain_ids = torch.full((len(pixel_values),), self.index, device=pixel_values.device)
-        return self.model(pixel_values, domain_ids=domain_ids, **arguments)

@@ -66,7 +66,7 @@ def test_a_pasted_image_changes_where_the_region_is_and_nowhere_else():
 
 def test_the_losses_learn_their_tasks():
     torch.manual_seed(0)
-    model = start_model("tiny_clip", ["faces"], {"expert_bottleneck_size": 1, "codebook_size": 1}, train_experts=False)
+    model = start_model("tiny_clip", ["faces"], {"expert_bottleneck_size": 1, "codebook_size": 1})
     task = Pretraining(model).train()
     smooth = blur(images(16), torch.full((16,), 1.5))
     optimizer = torch.optim.Adam([p for p in task.parameters() if p.requires_grad], 1e-3)

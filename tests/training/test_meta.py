@@ -12,7 +12,7 @@ from gmdf_hf.modeling.configuration_gmdf import DIL_VARIANTS
 from gmdf_hf.training.classifiers import freeze_tower
 from gmdf_hf.training.image_tokenizer import GMDFImageTokenizer, GMDFImageTokenizerConfig
 from gmdf_hf.training.losses import alignment_loss
-from gmdf_hf.training.meta import inner_loss, keep_experts, meta_step, outer_losses, update_experts
+from gmdf_hf.training.meta import MetaOptions, inner_loss, keep_experts, meta_step, outer_losses, update_experts
 from tests.conftest import PROMPT_IDS, tiny_model
 
 BETA = 0.1
@@ -77,7 +77,7 @@ def test_a_frozen_tower_is_left_alone_and_the_rest_learns_as_before(episode, tok
     whole, frozen = tiny_model(), tiny_model()
     freeze_tower(frozen, but_layer_norms)
     for model in (whole, frozen):
-        meta_step(model, episode, Accelerator(), tokenizer, inner_learning_rate=BETA, source_weight=1.0)
+        meta_step(model, episode, Accelerator(), tokenizer, MetaOptions(BETA, source_weight=1.0))
     kept = {
         name
         for name in whole.shared_parameters()
@@ -227,8 +227,8 @@ def test_second_order_equals_finite_differences_and_first_order_does_not(episode
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(start[name] + distance * direction.get(name, 0))
-        arguments = {"inner_learning_rate": 1.0, "align_both": True, "second_order": second_order}
-        losses = meta_step(model, images, Accelerator(), tokenizer, **arguments)
+        options = MetaOptions(1.0, align_both=True, second_order=second_order)
+        losses = meta_step(model, images, Accelerator(), tokenizer, options)
         return sum(losses[name].item() for name in ("classification", "alignment", "masked_image"))
 
     width = 1e-6
@@ -244,7 +244,7 @@ def test_second_order_equals_finite_differences_and_first_order_does_not(episode
 def test_second_order_moves_the_experts_as_first_order_does(episode, tokenizer):
     first, second = tiny_model(), tiny_model()
     for model, order in ((first, False), (second, True)):
-        meta_step(model, episode, Accelerator(), tokenizer, inner_learning_rate=BETA, second_order=order)
+        meta_step(model, episode, Accelerator(), tokenizer, MetaOptions(BETA, second_order=order))
     for (name, ours), theirs in zip(
         first.expert_parameters().items(), second.expert_parameters().values(), strict=True
     ):

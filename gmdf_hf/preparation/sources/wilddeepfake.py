@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from gmdf_hf.common.errors import SourceError
+from gmdf_hf.common.errors import EmptySourceError
 from gmdf_hf.common.schema import FAKE, REAL, REAL_METHOD
 from gmdf_hf.preparation.archives import list_members
 from gmdf_hf.preparation.sources.record import Listing, Record, carve_validation, natural, need_folder
@@ -40,7 +40,7 @@ def list_records(root: str | Path) -> Listing:
                 for tar in sorted(tars, key=lambda path: natural(path.name)):
                     _list_tar(tar, f"{kind}_{split}", label, split, listing)
     if not listing.records:
-        raise SourceError(f"No sequence found in {root}, expected e.g. real_train/1.tar.gz.")
+        raise EmptySourceError(f"No sequence found in {root}, expected e.g. real_train/1.tar.gz.")
     listing.expect("WildDeepfake sequences", len(listing.records), OFFICIAL_SEQUENCES)
     listing.records = carve_validation(listing.records)
     return listing

@@ -10,16 +10,12 @@ from torch.nn.functional import cross_entropy
 from gmdf_hf import GMDFModel
 from gmdf_hf.data.episodes import Episode
 from gmdf_hf.data.patches import draw_mask
-from gmdf_hf.training import baselines
-from gmdf_hf.training.baselines import (
-    equal_shares,
-    merged_losses_step,
-    merged_step,
-    mldg_step,
-    size_shares,
-)
 from gmdf_hf.training.classifiers import freeze_all_but_the_head
 from gmdf_hf.training.losses import alignment_loss
+from gmdf_hf.training.methods import mldg
+from gmdf_hf.training.methods.merged import equal_shares, merged_step, size_shares
+from gmdf_hf.training.methods.merged_losses import merged_losses_step
+from gmdf_hf.training.methods.mldg import mldg_step
 from tests.conftest import tiny_config
 
 
@@ -113,7 +109,7 @@ def test_mldg_sums_what_the_processes_step_on(model, episode, monkeypatch):
     mldg_step(model, episode, Accelerator(), 0.6)
     expected = {name: parameter.grad.clone() for name, parameter in model.shared_parameters().items()}
     model.zero_grad()
-    monkeypatch.setattr(baselines, "sum_over_processes", lambda gradients: [2 * gradient for gradient in gradients])
+    monkeypatch.setattr(mldg, "sum_over_processes", lambda gradients: [2 * gradient for gradient in gradients])
     mldg_step(model, episode, Accelerator(), 0.3)
     assert_grads(model, expected, rtol=1e-4, atol=1e-6)
 

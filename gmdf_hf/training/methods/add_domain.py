@@ -1,0 +1,63 @@
+"""`add_domain`: a trained detector learns one more domain; all it knew stays as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from gmdf_hf.data.episodes import Episode
+from gmdf_hf.modeling import GMDFModel, GMDFOutput
+from gmdf_hf.training.adapters import train_only_domain
+from gmdf_hf.training.methods.merged import equal_shares, merged_step
+from gmdf_hf.training.methods.method import Losses, Method
+
+
+class KnownDomain(nn.Module):
+    """A detector that is told the domain of its images: they go through that domain's own expert.
+
+    Args:
+        model: The detector.
+        domain: Name of the domain.
+    """
+
+    def __init__(self, model: GMDFModel, domain: str) -> None:
+        super().__init__()
+        self.model, self.index = model, model.domain_id(domain)
+
+    def forward(self, pixel_values: torch.Tensor, **arguments: Any) -> GMDFOutput:
+        """Score images of shape `(B, 3, image_size, image_size)`."""
+        domain_ids = torch.full((len(pixel_values),), self.index, device=pixel_values.device)
+        return self.model(pixel_values, domain_ids=domain_ids, **arguments)
+
+
+class AddDomain(Method):
+    """Train the expert of one domain, by which its images are scored.
+
+    Args:
+        domain: Name of the domain.
+    """
+
+    def __init__(self, domain: str) -> None:
+        super().__init__()
+        self.domain = domain
+
+    def prepare(self, model: nn.Module) -> list[nn.Parameter]:
+        """Freeze everything but the domain's expert."""
+        assert isinstance(model, GMDFModel)
+        return list(train_only_domain(model, self.domain).values())
+
+    def step(self, model: GMDFModel, episode: Episode, accelerator: Accelerator) -> Losses:
+        """Fine-tune the expert on its domain's images."""
+        return merged_step(self.route(model), episode, accelerator, equal_shares(1))
+
+    def route(self, model: nn.Module) -> nn.Module:
+        """The domain is known: its own expert scores."""
+        assert isinstance(model, GMDFModel)
+        return KnownDomain(model, self.domain)
+
+    def changed_tensors(self, model: nn.Module) -> list[torch.Tensor]:
+        """Nothing changes before the optimizer's step."""
+        return []

@@ -1,0 +1,77 @@
+"""`merged_losses`: `balanced_erm` with L_sis and L_mim: the rows of Table 8 without experts and episodes."""
+
+from __future__ import annotations
+
+from accelerate import Accelerator
+from torch import nn
+
+from gmdf_hf.common.processes import num_processes
+from gmdf_hf.data.episodes import Episode
+from gmdf_hf.modeling import GMDFModel
+from gmdf_hf.training.meta import inner_loss, outer_losses
+from gmdf_hf.training.methods.method import Losses, Method
+
+
+def merged_losses_step(
+    model: GMDFModel,
+    episode: Episode,
+    accelerator: Accelerator,
+    image_tokenizer: nn.Module | None,
+    alignment_weight: float = 1.0,
+    mim_weight: float = 1.0,
+) -> Losses:
+    """One step of `balanced_erm` with L_sis and L_mim, the experts being at zero effect and frozen.
+
+    The two losses are those of the outer step: the domain that is last in the episode is aligned with the others and is
+    the one with hidden patches. So they cost what they cost in GM-DF, and Table 8 changes one thing at a time. There is
+    no inner step that would make the other domains' features constants; both sides of L_sis train.
+
+    Args:
+        model: The detector.
+        episode: Images of all domains.
+        accelerator: Of the run.
+        image_tokenizer: Gives the visual codes of patches; None leaves L_mim out.
+        alignment_weight: Weight of L_sis; 0 leaves it out.
+        mim_weight: Weight of L_mim.
+
+    Returns:
+        `classification`, and `alignment` and `masked_image` where asked for: this process's share of each.
+    """
+    domains = len(episode.source_domains) + 1
+    with accelerator.autocast():
+        source_loss, source_embeds = inner_loss(model, episode)
+        losses = outer_losses(
+            model,
+            episode,
+            source_embeds,
+            image_tokenizer=image_tokenizer,
+            align=alignment_weight > 0,
+            all_experts=True,
+        )
+        losses["classification"] = (source_loss + losses["classification"]) / domains
+        weights = {"classification": 1.0, "alignment": alignment_weight, "masked_image": mim_weight}
+        total = sum(weights[name] * loss for name, loss in losses.items())
+    accelerator.backward(total, inputs=list(model.shared_parameters().values()))
+    if "alignment" in losses:  # every process has the whole of it
+        losses["alignment"] = losses["alignment"] / num_processes()
+    return {name: loss.detach() for name, loss in losses.items()}
+
+
+class MergedLosses(Method):
+    """Fine-tuning on merged domains with the three losses of Eq. 11.
+
+    Args:
+        alignment_weight: Weight of L_sis; 0 leaves it out.
+        mim_weight: Weight of L_mim; 0 leaves it out.
+        train_tower: As in `Method`.
+    """
+
+    def __init__(self, alignment_weight: float, mim_weight: float, train_tower: str = "all") -> None:
+        super().__init__(train_tower)
+        self.alignment_weight, self.mim_weight = alignment_weight, mim_weight
+        self.needs_codes = mim_weight > 0
+
+    def step(self, model: GMDFModel, episode: Episode, accelerator: Accelerator) -> Losses:
+        """See `merged_losses_step`."""
+        weights = self.alignment_weight, self.mim_weight
+        return merged_losses_step(model, episode, accelerator, self.image_tokenizer, *weights)

@@ -1,0 +1,76 @@
+"""What a training method decides: which parameters train, how one step is taken, and how images are routed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from gmdf_hf.data.episodes import Episode
+from gmdf_hf.modeling import GMDFModel
+from gmdf_hf.training.classifiers import freeze_tower
+
+Losses = dict[str, torch.Tensor]
+
+
+class Method:
+    """A training method of `scripts/meta_train.py`: a subclass in a file of its own and a line in `make_method`.
+
+    Attributes:
+        needs_codes: Whether L_mim is part of it, which needs visual codes.
+        trains_model: Whether the model is in training mode (a linear probe's features are frozen).
+        image_tokenizer: Visual codes of patches; set by the run's set-up where `needs_codes`.
+        train_tower: Part of CLIP's vision tower that trains: `all`, `layer_norms` or `none`.
+    """
+
+    needs_codes: bool = False
+    trains_model: bool = True
+    image_tokenizer: nn.Module | None = None
+
+    def __init__(self, train_tower: str = "all") -> None:
+        self.train_tower = train_tower
+
+    def prepare(self, model: nn.Module) -> list[nn.Parameter]:
+        """Freeze what does not train, and return what the run's optimizer updates (theta_O).
+
+        By default a GM-DF's experts stay frozen at zero effect, so that the model remains a CLIP.
+        """
+        if not isinstance(model, GMDFModel):
+            return [parameter for parameter in model.parameters() if parameter.requires_grad]
+        for parameter in model.expert_parameters().values():
+            parameter.requires_grad_(False)
+        return self.shared_parameters(model)
+
+    def shared_parameters(self, model: GMDFModel) -> list[nn.Parameter]:
+        """theta_O of a GM-DF, the tower frozen as `train_tower` says."""
+        if self.train_tower != "all":
+            freeze_tower(model, but_layer_norms=self.train_tower == "layer_norms")
+        return list(model.shared_parameters().values())
+
+    def step(self, model: Any, episode: Episode, accelerator: Accelerator) -> Losses:
+        """Leave the gradient of what the optimizer updates in `.grad`.
+
+        Args:
+            model: The detector.
+            episode: Images of all domains.
+            accelerator: Of the run: precision and gradient scaler.
+
+        Returns:
+            This process's share of each loss; the sum over processes is the loss.
+        """
+        raise NotImplementedError
+
+    def route(self, model: nn.Module) -> nn.Module:
+        """The model as it scores images: by default their domain is unknown, as an unseen domain's is."""
+        return model
+
+    def changed_tensors(self, model: nn.Module) -> Sequence[torch.Tensor]:
+        """Tensors that `step` changes in place, to be restored if the iteration fails."""
+        return list(self.state().values())
+
+    def state(self) -> Mapping[str, torch.Tensor]:
+        """Tensors of the method itself that a resumed run needs; loaded in place."""
+        return {}
