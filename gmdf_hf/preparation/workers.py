@@ -18,12 +18,12 @@ from gmdf_hf.common.errors import ArchiveError, WorkError
 from gmdf_hf.common.files import readable
 from gmdf_hf.common.schema import SPLITS
 from gmdf_hf.modeling import images_gmdf as images
-from gmdf_hf.modeling.video_gmdf import VideoError
 from gmdf_hf.preparation.archives import is_archive
 from gmdf_hf.preparation.crops import Crops, CropSettings, make_crops, read_archive, read_pictures
 from gmdf_hf.preparation.detectors import load_detector
 from gmdf_hf.preparation.faces import Detector
 from gmdf_hf.preparation.sources.record import Record, some
+from gmdf_hf.preparation.video import VideoError
 from gmdf_hf.preparation.work_files import Part, Skip, read_part, write_part
 
 ENGINES = ("processes", "ray")

@@ -18,10 +18,10 @@ import gradio
 from PIL import Image
 from transformers import Pipeline
 
-from gmdf_hf.modeling.download_gmdf import DownloadError, downloaded
 from gmdf_hf.modeling.images_gmdf import SUFFIXES as IMAGE_SUFFIXES
-from gmdf_hf.modeling.inputs_gmdf import INPUT_ERRORS, is_url, read_input
-from gmdf_hf.modeling.video_gmdf import SUFFIXES as VIDEO_SUFFIXES
+from gmdf_hf.preparation.video import SUFFIXES as VIDEO_SUFFIXES
+from gmdf_hf.serving.download import DownloadError, downloaded
+from gmdf_hf.serving.inputs import INPUT_ERRORS, is_url, read_input
 from gmdf_hf.serving.overlays import draw_faces, overlay
 from gmdf_hf.serving.uploads import UploadFolder
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .images_gmdf import MAX_PIXELS
+from gmdf_hf.modeling.images_gmdf import MAX_PIXELS
 
 try:
     import av
