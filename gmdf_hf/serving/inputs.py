@@ -12,13 +12,13 @@ import numpy as np
 
 from gmdf_hf.modeling.images_gmdf import SUFFIXES as IMAGE_SUFFIXES
 from gmdf_hf.modeling.images_gmdf import ImageError, open_image
-from gmdf_hf.modeling.pipeline_gmdf import frames_of
+from gmdf_hf.modeling.pipeline_gmdf import ScoreError, frames_of
 from gmdf_hf.preparation.video import SUFFIXES as VIDEO_SUFFIXES
 from gmdf_hf.preparation.video import VideoError, read_frames
 from gmdf_hf.serving.download import DownloadError, downloaded
 
 # What may be wrong with one input; anything else is a mistake in the program or its setting.
-INPUT_ERRORS = (ImageError, VideoError, DownloadError)
+INPUT_ERRORS = (ImageError, VideoError, DownloadError, ScoreError)
 
 
 def is_url(source: object) -> bool:
