@@ -254,7 +254,7 @@ def test_captions_need_the_tokenizer_beside_the_model(folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--domains", "x"], "--domains takes name=path pairs, each name once, found 'x'"),
+        (["--domains", "x"], "--domains takes name=value pairs, each name once, found 'x'"),
         ([], "nothing to score: name domains with --domains or --recipe"),
         (["--recipe", "no.yaml"], "the recipe no.yaml cannot be read"),
         (["--domains", "x=${NO_SUCH_VARIABLE}/x"], "needs the environment variable NO_SUCH_VARIABLE"),
