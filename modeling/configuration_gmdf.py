@@ -1,5 +1,6 @@
 """What the weights of GM-DF need to be rebuilt."""
 
+import re
 from collections.abc import Sequence
 
 from huggingface_hub.dataclasses import strict
@@ -117,6 +118,13 @@ class GMDFConfig(PreTrainedConfig):
         """Check the fields against each other (called by `strict`)."""
         if not self.domains or len(set(self.domains)) != len(self.domains) or not all(self.domains):
             raise ValueError(f"`domains` must be distinct names, at least one, found {self.domains}.")
+        for name in self.domains:
+            # Names become parts of file names and pages.
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name):
+                raise ValueError(
+                    f"`domains` must be names of letters, digits, '.', '_' and '-' that begin with a letter, a digit "
+                    f"or _, at most 100 characters, found {name[:100]!r}."
+                )
         for key, allowed in (
             ("dil", DIL_VARIANTS),
             ("aggregation", AGGREGATIONS),

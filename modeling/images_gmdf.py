@@ -31,6 +31,9 @@ _UPRIGHT = {
 class ImageError(ValueError):
     """An image that cannot be read; the message names the file and the reason."""
 
+    exit_code = 3
+    hint = "Open the file in an image viewer, and convert it to JPEG or PNG."
+
 
 def open_image(source: str | Path | bytes, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read one image as upright 8-bit RGB.

@@ -12,25 +12,21 @@ from transformers import initialization as init
 from transformers.models.clip.modeling_clip import CLIPPreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from .adapters_gmdf import EXPERT_PARAMETERS, ExpertAdapterMixin
 from .configuration_gmdf import GMDFConfig
 from .experts_gmdf import check_routing
 from .mim_gmdf import MaskedImageHead
 from .outputs_gmdf import GMDFOutput
-from .text_gmdf import DomainTextAffine, at_least_single
+from .text_gmdf import ClassSentencesMixin, DomainTextAffine, at_least_single, mark_stale
 from .vision_gmdf import GMDFVisionModel
 
+# theta_E of Algorithm 1: what the inner step trains. All else is theta_O.
+EXPERT_PARAMETERS = (".experts.", "domain_prompts", "text_affine.")
 TRAINING_ONLY = ("text_model.", "text_projection.", "mim_head.")  # what the slim form leaves out
 FORWARD_OPTIONS = {"output_hidden_states", "output_attentions", "output_expert_weights", "return_dict"}
 LOADING_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "subfolder", "dtype", "attn_implementation")
 
 
-def _mark_stale(model: "GMDFModel", *_: object) -> None:
-    """Hook after new weights: the kept class features are those of the old ones. A function, so that it pickles."""
-    model._prompt_embeds_stale = not model.config.slim
-
-
-class GMDFModel(ExpertAdapterMixin, CLIPPreTrainedModel):
+class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
     """One detector for many deepfake domains (GM-DF, arXiv 2406.20078).
 
     A model fresh from `from_clip` *is* CLIP: its features and zero-shot logits are `CLIPModel`'s on every route, for
@@ -77,7 +73,7 @@ class GMDFModel(ExpertAdapterMixin, CLIPPreTrainedModel):
             self.mim_head = MaskedImageHead(*sizes, eps=vision.layer_norm_eps)
             self._freeze_text_tower()
         self._prompt_embeds_stale = not config.slim
-        self.register_load_state_dict_post_hook(_mark_stale)
+        self.register_load_state_dict_post_hook(mark_stale)
         self.post_init()
 
     @torch.no_grad()
@@ -180,53 +176,20 @@ class GMDFModel(ExpertAdapterMixin, CLIPPreTrainedModel):
         """The patch embedding, which quantisation at load asks for."""
         return self.vision_model.embeddings.patch_embedding
 
+    def expert_parameters(self) -> dict[str, nn.Parameter]:
+        """theta_E of Algorithm 1 by name: experts, their DILs and alphas, prompt vectors, text affines."""
+        return {n: p for n, p in self.named_parameters() if any(part in n for part in EXPERT_PARAMETERS)}
+
+    def domain_id(self, domain: str) -> int:
+        """Index of a source domain's expert; a ValueError if the model has no such domain."""
+        if domain not in self.config.domains:
+            raise ValueError(f"This model knows the domains {self.config.domains}, found {domain!r}.")
+        return self.config.domains.index(domain)
+
     def shared_parameters(self) -> dict[str, nn.Parameter]:
         """theta_O of Algorithm 1 by name: every other parameter that is not frozen."""
         experts = self.expert_parameters()
         return {n: p for n, p in self.named_parameters() if n not in experts and p.requires_grad}
-
-    def encode_prompts(self, prompt_ids: torch.LongTensor) -> torch.Tensor:
-        """Unit features of class sentences, through the text tower.
-
-        Args:
-            prompt_ids: Token ids of shape `(..., 2, length)`.
-
-        Returns:
-            Features of shape `(..., 2, P)`.
-
-        Raises:
-            ValueError: If this is the slim form, which has no text tower.
-        """
-        if self.config.slim:
-            raise ValueError("The slim form of a checkpoint has no text tower: load the full form to encode prompts.")
-        pooled = self.text_model(prompt_ids.flatten(0, -2)).pooler_output
-        return normalize(self.text_projection(pooled), dim=-1).unflatten(0, prompt_ids.shape[:-1])
-
-    @torch.no_grad()
-    def update_prompt_embeds(self) -> None:
-        """Recompute the kept class features; needed only after the text tower's weights were changed by hand."""
-        ids = torch.tensor(self.config.prompt_ids, device=self.prompt_embeds.device)
-        self.prompt_embeds.copy_(self.encode_prompts(ids))
-        self._prompt_embeds_stale = False
-
-    def train(self, mode: bool = True) -> "GMDFModel":
-        """Switch between training and evaluation; the class features are computed anew at the next use."""
-        self._prompt_embeds_stale = not self.config.slim
-        return super().train(mode)
-
-    def class_features(self) -> torch.Tensor:
-        """Unit features of the two class sentences, shape `(2, P)`: kept ones, or with gradient if the tower trains."""
-        if not self.config.slim:
-            # Any weight of the tower: it may be thawed in part, or adapted by LoRA.
-            if torch.is_grad_enabled() and any(
-                parameter.requires_grad
-                for part in (self.text_model, self.text_projection)
-                for parameter in part.parameters()
-            ):
-                return self.encode_prompts(torch.tensor(self.config.prompt_ids, device=self.prompt_embeds.device))
-            if self._prompt_embeds_stale:
-                self.update_prompt_embeds()
-        return self.prompt_embeds
 
     @can_return_tuple
     def forward(

@@ -1,8 +1,9 @@
-"""The per-domain side of the text features (Fig. 2, "dynamic text feature affine")."""
+"""The text side: features of the two class sentences, and each domain's view of them (Fig. 2)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -61,6 +62,64 @@ class DomainTextAffine(nn.Module):
         if active_experts is not None:
             views = views[:, torch.as_tensor(active_experts, device=views.device)]
         return normalize(views.mean(1), dim=-1)
+
+
+class ClassSentencesMixin:
+    """What a `GMDFModel` does with its two class sentences: computed once and kept in `prompt_embeds` (decision D4)."""
+
+    config: Any
+    text_model: nn.Module
+    text_projection: nn.Module
+    prompt_embeds: torch.Tensor
+    _prompt_embeds_stale: bool
+
+    def encode_prompts(self, prompt_ids: torch.LongTensor) -> torch.Tensor:
+        """Unit features of class sentences, through the text tower.
+
+        Args:
+            prompt_ids: Token ids of shape `(..., 2, length)`.
+
+        Returns:
+            Features of shape `(..., 2, P)`.
+
+        Raises:
+            ValueError: If this is the slim form, which has no text tower.
+        """
+        if self.config.slim:
+            raise ValueError("The slim form of a checkpoint has no text tower: load the full form to encode prompts.")
+        pooled = self.text_model(prompt_ids.flatten(0, -2)).pooler_output
+        return normalize(self.text_projection(pooled), dim=-1).unflatten(0, prompt_ids.shape[:-1])
+
+    @torch.no_grad()
+    def update_prompt_embeds(self) -> None:
+        """Recompute the kept class features; needed only after the text tower's weights were changed by hand."""
+        ids = torch.tensor(self.config.prompt_ids, device=self.prompt_embeds.device)
+        self.prompt_embeds.copy_(self.encode_prompts(ids))
+        self._prompt_embeds_stale = False
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; the class features are computed anew at the next use."""
+        self._prompt_embeds_stale = not self.config.slim
+        return super().train(mode)  # type: ignore[misc]
+
+    def class_features(self) -> torch.Tensor:
+        """Unit features of the two class sentences, shape `(2, P)`: kept ones, or with gradient if the tower trains."""
+        if not self.config.slim:
+            # Any weight of the tower: it may be thawed in part, or adapted by LoRA.
+            if torch.is_grad_enabled() and any(
+                parameter.requires_grad
+                for part in (self.text_model, self.text_projection)
+                for parameter in part.parameters()
+            ):
+                return self.encode_prompts(torch.tensor(self.config.prompt_ids, device=self.prompt_embeds.device))
+            if self._prompt_embeds_stale:
+                self.update_prompt_embeds()
+        return self.prompt_embeds
+
+
+def mark_stale(model: ClassSentencesMixin, *_: object) -> None:
+    """Hook after new weights: the kept class features are those of the old ones. A function, so that it pickles."""
+    model._prompt_embeds_stale = not model.config.slim
 
 
 def at_least_single(tensor: torch.Tensor) -> torch.Tensor:

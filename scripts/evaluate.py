@@ -18,6 +18,7 @@ import itertools
 import json
 import math
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,9 @@ from transformers.utils import logging as transformers_logging
 
 import gmdf_hf.modeling.auto_gmdf  # noqa: F401  the auto classes then know the model
 from gmdf_hf.common.errors import DomainError, UserError
-from gmdf_hf.common.files import write_json
-from gmdf_hf.common.schema import SPLITS
+from gmdf_hf.common.files import local_stamp, write_json
+from gmdf_hf.common.locks import locked_folder
+from gmdf_hf.common.schema import SPLITS, check_name
 from gmdf_hf.data.dataset import Domain, load_domain
 from gmdf_hf.data.distortions import DistortingProcessor, parse_distortion
 from gmdf_hf.data.frames import caption_encoder, frame_of
@@ -98,18 +100,26 @@ def main(evaluation: Evaluation) -> dict[str, Any]:
         DomainError: If a domain cannot be used.
     """
     accelerator = Accelerator()
+    with locked_folder(evaluation.output_dir) if accelerator.is_main_process else nullcontext():
+        return _score_and_measure(evaluation, accelerator)
+
+
+def _score_and_measure(evaluation: Evaluation, accelerator: Accelerator) -> dict[str, Any]:
     if accelerator.device.type == "cpu":
         torch.set_num_threads(evaluation.threads)
     model, processor, fake = load_detector(evaluation)
     model.to(accelerator.device)
     if evaluation.distortion is not None:
         processor = DistortingProcessor(processor, *parse_distortion(evaluation.distortion))
-    load = load_stream if evaluation.streaming else load_domain
-    with accelerator.main_process_first():  # who comes first fills the cache of `datasets`
-        domains = [load(name, evaluation.split, **source.model_dump()) for name, source in evaluation.domains.items()]
-    domains.sort(key=lambda domain: domain.name)
+    sources = sorted(evaluation.domains.items())
+    domains: list[Domain] | list[Stream]
+    with accelerator.main_process_first():  # the first process fills the cache of `datasets`
+        if evaluation.streaming:
+            domains = [load_stream(name, evaluation.split, **source.model_dump()) for name, source in sources]
+        else:
+            domains = [load_domain(name, evaluation.split, **source.model_dump()) for name, source in sources]
     size = evaluation.batch_size
-    batched = [batch_stream(d, size) if evaluation.streaming else batch_domain(d, size) for d in domains]
+    batched = [batch_stream(d, size) if isinstance(d, Stream) else batch_domain(d, size) for d in domains]
     encode_captions = captions_of(model, any(source.has_captions for source in batched), evaluation)
     with accelerator.main_process_first():
         claim_folder(evaluation.output_dir, request_of(evaluation, model, domains, accelerator.device.type))
@@ -189,6 +199,7 @@ def request_of(
         "threads": evaluation.threads if device == "cpu" else None,
         "device": device,
         "domains": {name: source.model_dump() for name, source in evaluation.domains.items()},
+        "data": {name: local_stamp(source.path) for name, source in evaluation.domains.items()},
         "frames": frames,
     }
 
@@ -249,9 +260,11 @@ def read_domains(pairs: list[str], recipe: Path | None) -> dict[str, DomainSourc
     if not fields:
         raise UserError("Nothing to score: name domains with --domains or --recipe.")
     try:
-        return {name: DomainSource.model_validate(source) for name, source in fields.items()}
+        return {check_name(name): DomainSource.model_validate(source) for name, source in fields.items()}
     except ValidationError as error:
         raise UserError(f"Domains: {error.errors()[0]['msg'].removeprefix('Value error, ')}.") from error
+    except ValueError as error:
+        raise UserError(f"Domains: {error}.") from error
 
 
 def parse_command_line(arguments: list[str] | None = None) -> Evaluation:

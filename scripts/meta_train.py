@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 from gmdf_hf.common.errors import DomainError, UserError
 from gmdf_hf.common.files import write_config, write_json
+from gmdf_hf.common.locks import locked_folder
 from gmdf_hf.common.processes import agree, average_over_processes, process_index, sum_gradients, wait_for_all
 from gmdf_hf.data.dataset import DRAWN_PREFIX
 from gmdf_hf.data.frames import FrameReader
@@ -35,6 +37,7 @@ from gmdf_hf.evaluation.metrics import domain_metrics
 from gmdf_hf.evaluation.report import print_results, write_model_card
 from gmdf_hf.evaluation.selection import select
 from gmdf_hf.serving.hub import publish, published_files
+from gmdf_hf.training.adapters import save_expert
 from gmdf_hf.training.checkpoint import environment, save_model, write_skipped
 from gmdf_hf.training.classifiers import image_side
 from gmdf_hf.training.config import TrainConfig, parse_command_line
@@ -68,18 +71,19 @@ def main(config: TrainConfig) -> dict[str, Any]:
         # The first process may draw, download or train a tokenizer while the others wait for it.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=4))],
     )
-    with accelerator.main_process_first():
-        checkpoint = open_run(run, fields, config.resume, accelerator.is_main_process)
-    if accelerator.is_main_process:
-        write_config(run / "train_config.yaml", fields)
-        write_json(run / "environment.json", environment())
-    if config.report_to is not None:
-        accelerator.init_trackers("gmdf", config={"recipe": str(fields)})
-    setup = set_up(config, accelerator)
-    with StopSignal() as stop:
-        progress = train(config, setup, checkpoint, stop)
-        with stop.at_once():
-            results = evaluate(config, setup, progress)
+    with locked_folder(run) if accelerator.is_main_process else nullcontext():
+        with accelerator.main_process_first():
+            checkpoint = open_run(run, fields, config.resume, accelerator.is_main_process)
+        if accelerator.is_main_process:
+            write_config(run / "train_config.yaml", fields)
+            write_json(run / "environment.json", environment())
+        if config.report_to is not None:
+            accelerator.init_trackers("gmdf", config={"recipe": str(fields)})
+        setup = set_up(config, accelerator)
+        with StopSignal() as stop:
+            progress = train(config, setup, checkpoint, stop)
+            with stop.at_once():
+                results = evaluate(config, setup, progress)
     accelerator.end_training()
     return results
 
@@ -188,7 +192,7 @@ def choose(config: TrainConfig, setup: Setup, progress: Progress, history: Histo
         if setup.accelerator.is_main_process:
             save_model(config.output_dir / "model", setup.model, setup.processor, **setup.save_options)
             if config.method == "add_domain":
-                setup.model.save_expert(setup.train[0].name, config.output_dir / "expert")
+                save_expert(setup.model, setup.train[0].name, config.output_dir / "expert")
 
 
 def evaluate(config: TrainConfig, setup: Setup, progress: Progress) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gmdf_hf.common.errors import DetectorError, WorkError
+from gmdf_hf.common.errors import exit_on_error
+from gmdf_hf.common.labels import CLASS_NAMES
 from gmdf_hf.preparation import prepare as stage
 from gmdf_hf.preparation.contact_sheet import contact_sheet
 from gmdf_hf.preparation.crops import CROPS, FORMATS, CropSettings
@@ -48,6 +49,12 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument(
         "--compression", help=f"faceforensics, deepfakebench: {', '.join(faceforensics.COMPRESSIONS)} (c23)"
     )
+    cli.add_argument(
+        "--labels",
+        nargs="+",
+        metavar="NAME=CLASS",
+        help="folder, deepfakebench: real or fake for class names that do not say it, such as ai_art=fake",
+    )
     cli.add_argument("--index", help="deepfakebench: the JSON file")
     cli.add_argument("--frames", type=int, default=32, help="frames per video, spread evenly over all of it (32)")
     cli.add_argument("--detector", choices=DETECTORS, help="face detector (yunet; none for wilddeepfake)")
@@ -71,13 +78,18 @@ def parser() -> argparse.ArgumentParser:
 
 def list_records(args: argparse.Namespace) -> Listing:
     """Run the importer that the command line names."""
-    given = {
-        name: getattr(args, name) for name in ("methods", "compression", "index") if getattr(args, name) is not None
+    names = ("methods", "compression", "index", "labels")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    takes = {
+        "faceforensics": {"methods", "compression"},
+        "deepfakebench": {"index", "compression", "labels"},
+        "folder": {"labels"},
     }
-    takes = {"faceforensics": {"methods", "compression"}, "deepfakebench": {"index", "compression"}}
     surplus = sorted(given.keys() - takes.get(args.source, set()))
     if surplus:
         raise ValueError(f"--source {args.source} takes no --{surplus[0]}.")
+    if "labels" in given:
+        given["labels"] = parse_labels(given["labels"])
     if args.source == "deepfakebench":
         if args.index is None:
             raise ValueError("--source deepfakebench needs --index with the path of the JSON file.")
@@ -91,7 +103,18 @@ def list_records(args: argparse.Namespace) -> Listing:
         "deepfakeface": deepfakeface,
         "folder": folder,
     }
-    return modules[args.source].list_records(args.root)
+    return modules[args.source].list_records(args.root, **given)
+
+
+def parse_labels(pairs: Sequence[str]) -> dict[str, str]:
+    """Classes that the user states, from `name=real` and `name=fake`."""
+    stated = {}
+    for pair in pairs:
+        name, _, label = pair.rpartition("=")
+        if not name or label not in CLASS_NAMES:
+            raise ValueError(f"--labels takes name=real or name=fake, found {pair!r}.")
+        stated[name] = label
+    return stated
 
 
 def show(console: Console, listing: Listing) -> None:
@@ -165,8 +188,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     try:
-        main()
-    except (ValueError, WorkError, DetectorError, OSError, HfHubHTTPError) as error:
+        with exit_on_error("error"):
+            main()
+    except (ValueError, OSError, HfHubHTTPError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("Stopped. The same command goes on from here.")

@@ -17,11 +17,11 @@ from datasets.utils.file_utils import xopen
 
 from gmdf_hf.common.columns import FEATURES
 from gmdf_hf.common.errors import DomainError
+from gmdf_hf.common.labels import CLASS_NAMES, LabelReader
 from gmdf_hf.data.drawn import domains as drawings
 from gmdf_hf.data.drawn import forgeries, people, portraits
 from gmdf_hf.preparation.shards import ROW_GROUP
 
-LABELS = ("real", "fake")
 DRAWN_PREFIX = "drawn:"
 DRAWN_VIDEOS = {"train": 300, "validation": 60, "test": 150}
 
@@ -70,6 +70,7 @@ def load_domain(
     columns: dict[str, str | None] | None = None,
     splits: dict[str, str] | None = None,
     max_videos: int | None = None,
+    labels: dict[str, str] | None = None,
 ) -> Domain:
     """Load one split of a domain.
 
@@ -86,6 +87,7 @@ def load_domain(
         columns: Our column name to the data set's; None where a column of that name means something else there.
         splits: Our split name to the data set's.
         max_videos: Keep at most so many videos of each class.
+        labels: `real` or `fake` for the data set's own class names, where they do not say it (see `LabelReader`).
 
     Raises:
         DomainError: If the split, a column or a class is missing, or labels cannot be told real from fake.
@@ -95,29 +97,30 @@ def load_domain(
     else:
         frames = load_frames(name, path, subset, revision, (splits or {}).get(split, split))
     frames = rename_columns(name, frames, columns or {})
-    labels = _labels(name, frames)
+    reader = label_reader(name, frames, columns, labels)
+    classes = np.asarray(reader.read_all(frames["label"][:]), dtype=np.int64)
     groups = _strings(frames, "group") or [f"{name}/{split}/{row}" for row in range(len(frames))]
     video_ids = _strings(frames, "video_id") or [
-        f"{group}/{LABELS[label]}" for group, label in zip(groups, labels, strict=True)
+        f"{group}/{CLASS_NAMES[label]}" for group, label in zip(groups, classes, strict=True)
     ]
     methods = _strings(frames, "method")
     if max_videos is not None:
-        keep = _first_videos(labels, _videos(methods, video_ids), max_videos)
-        frames, labels = frames.select(keep), labels[keep]
+        keep = _first_videos(classes, _videos(methods, video_ids), max_videos)
+        frames, classes = frames.select(keep), classes[keep]
         groups, video_ids = [groups[row] for row in keep], [video_ids[row] for row in keep]
         methods = methods and [methods[row] for row in keep]
-    counts = Counter(labels.tolist())
+    counts = Counter(classes.tolist())
     if len(counts) < 2:
-        found = ", ".join(f"{count} {LABELS[label]}" for label, count in counts.items()) or "none"
+        found = ", ".join(f"{count} {CLASS_NAMES[label]}" for label, count in counts.items()) or "none"
         raise DomainError(f"Domain {name!r}, split {split!r}, needs real and fake images, found {found}.")
     videos = _videos(methods, video_ids)
-    _check_videos(name, labels, videos)
+    _check_videos(name, classes, videos)
     numbers = frames["frame"][:] if "frame" in frames.column_names else _count_up(videos)
     return Domain(
         name=name,
         split=split,
         frames=frames.select_columns("image"),
-        labels=labels,
+        labels=classes,
         video_ids=video_ids,
         frame_numbers=np.asarray(numbers),
         groups=groups,
@@ -207,29 +210,20 @@ def rename_columns(
     return frames.cast_column("image", datasets.Image(decode=False))
 
 
-def label_number(name: str, feature: object, value: int | str) -> int:
-    """0 for real and 1 for fake, whatever the data set writes.
+def label_reader(
+    name: str,
+    frames: datasets.Dataset | datasets.IterableDataset,
+    columns: dict[str, str | None] | None,
+    labels: dict[str, str] | None,
+) -> LabelReader:
+    """What reads the labels of a data set whose columns have our names.
 
     Raises:
-        DomainError: If the two cannot be told apart.
+        DomainError: If its class names do not tell real from fake.
     """
-    # A folder's classes are numbered by the alphabet, fake before real: the names decide, not the numbers.
+    feature = frames.features["label"]
     names = feature.names if isinstance(feature, datasets.ClassLabel) else None
-    if names is not None and set(names) == set(LABELS):
-        return LABELS.index(names[value])
-    if value in LABELS:
-        return LABELS.index(value)
-    if value not in (0, 1):
-        raise DomainError(
-            f"Domain {name!r}: labels must be real and fake, or 0 and 1, found {names if names else repr(value)}."
-        )
-    return int(value)
-
-
-def _labels(name: str, frames: datasets.Dataset) -> np.ndarray:
-    feature, values = frames.features["label"], frames["label"][:]
-    numbers = {value: label_number(name, feature, value) for value in set(values)}
-    return np.asarray([numbers[value] for value in values], dtype=np.int64)
+    return LabelReader(name, names, (columns or {}).get("label") or "label", labels)
 
 
 def _strings(frames: datasets.Dataset, column: str) -> list[str] | None:

@@ -18,11 +18,12 @@ from datasets.distributed import split_dataset_by_node
 from transformers.image_processing_utils import BaseImageProcessor
 
 from gmdf_hf.common.errors import DomainError
+from gmdf_hf.common.labels import CLASS_NAMES, LabelReader
+from gmdf_hf.common.random_numbers import random_numbers
 from gmdf_hf.data.dataset import (
     DRAWN_PREFIX,
-    LABELS,
     Domain,
-    label_number,
+    label_reader,
     load_domain,
     load_frames,
     rename_columns,
@@ -30,6 +31,7 @@ from gmdf_hf.data.dataset import (
 )
 from gmdf_hf.data.episodes import held_out_domains
 from gmdf_hf.data.frames import Draw, Frame, Skipped, read_frame
+from gmdf_hf.data.transforms import Transform
 from gmdf_hf.modeling.images_gmdf import ImageError
 
 # One frame of a video at a time, as `EpisodeSampler` takes, would read 32 to use one; so many keep videos with more
@@ -47,12 +49,14 @@ class Stream:
         split: train, validation or test.
         frames: Rows with our column names, images not decoded.
         kept_apart: Videos and groups of the other splits; a frame of one of them is a leak.
+        labels: Reads the column `label`.
     """
 
     name: str
     split: str
     frames: datasets.IterableDataset
     kept_apart: frozenset[tuple[str, str]]
+    labels: LabelReader
 
     def read(self, rows: Iterable[dict]) -> Iterator[Frame]:
         """Make frames of rows; what the data set does not say is filled in as `load_domain` does.
@@ -63,11 +67,10 @@ class Stream:
         Raises:
             DomainError: If a label cannot be told real from fake, or a video or group belongs to another split.
         """
-        feature = self.frames.features["label"]
         for number, row in enumerate(rows):
-            label = label_number(self.name, feature, row["label"])
+            label = self.labels(row["label"])
             group = string(row["group"]) if "group" in row else f"{self.name}/{self.split}/{number}"
-            video = string(row["video_id"]) if "video_id" in row else f"{group}/{LABELS[label]}"
+            video = string(row["video_id"]) if "video_id" in row else f"{group}/{CLASS_NAMES[label]}"
             for kind, value in (("video", video), ("group", group)):
                 if (kind, value) in self.kept_apart:
                     raise DomainError(
@@ -95,6 +98,7 @@ def load_stream(
     columns: dict[str, str | None] | None = None,
     splits: dict[str, str] | None = None,
     max_videos: int | None = None,
+    labels: dict[str, str] | None = None,
     others: Sequence[Domain] = (),
 ) -> Stream:
     """Open one split of a domain as a stream; the arguments are those of `load_domain`.
@@ -108,10 +112,11 @@ def load_stream(
         columns: Our column name to the data set's.
         splits: Our split name to the data set's.
         max_videos: Not possible with a stream, unless it is of drawings.
+        labels: `real` or `fake` for the data set's own class names.
         others: The domain's other splits: no video or group of theirs may come through the stream.
 
     Raises:
-        DomainError: If the split or a column is missing.
+        DomainError: If the split or a column is missing, or class names do not tell real from fake.
     """
     if path.startswith(DRAWN_PREFIX):
         domain = load_domain(name, split, path, max_videos=max_videos)
@@ -129,7 +134,7 @@ def load_stream(
         frames = rename_columns(name, frames, columns or {})
     apart = {("video", video) for other in others for video in other.video_ids}
     apart |= {("group", group) for other in others for group in other.groups}
-    return Stream(name, split, frames, frozenset(apart))
+    return Stream(name, split, frames, frozenset(apart), label_reader(name, frames, columns, labels))
 
 
 def stream_frames(stream: Stream) -> Iterator[Frame]:
@@ -158,6 +163,7 @@ class EpisodeStream(torch.utils.data.IterableDataset):
         length: Iterations that count as an epoch.
         process_index: This process's number.
         num_processes: How many there are.
+        transforms: Random changes of the pictures.
     """
 
     def __init__(
@@ -169,8 +175,9 @@ class EpisodeStream(torch.utils.data.IterableDataset):
         length: int,
         process_index: int = 0,
         num_processes: int = 1,
+        transforms: Sequence[Transform] = (),
     ):
-        self.streams, self.processor = streams, processor
+        self.streams, self.processor, self.transforms = streams, processor, transforms
         self.batch_size, self.seed, self.length = batch_size, seed, length
         self.process_index, self.num_processes = process_index, num_processes
         # Shared with the worker processes, which live as long as the loader.
@@ -191,11 +198,11 @@ class EpisodeStream(torch.utils.data.IterableDataset):
         epoch, start = self._epoch_and_start.tolist()
         worker = torch.utils.data.get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        rng = np.random.default_rng((self.seed, epoch, self.process_index, number))
+        rng = random_numbers("mirroring and masks", self.seed, epoch, self.process_index, number)
         classes = [
             [self._frames_of(index, label, epoch, number) for label in (0, 1)] for index in range(len(self.streams))
         ]
-        meta_tests = held_out_domains(len(self.streams), (self.seed, epoch, len(self.streams)))
+        meta_tests = held_out_domains(len(self.streams), (self.seed, epoch))
         for iteration, meta_test in zip(range(self.length), meta_tests, strict=False):
             if iteration % workers != number:  # loaders take from their workers in turn
                 continue
@@ -217,23 +224,25 @@ class EpisodeStream(torch.utils.data.IterableDataset):
         stream = self.streams[index]
         for visit in itertools.count():
             # The shards alone are shuffled, for the frames of a video to stay together, and alike in all processes.
-            rng = np.random.default_rng((self.seed, epoch, index, label, visit))
+            rng = random_numbers("order of shards", self.seed, epoch, index, label, visit)
             shuffled = stream.frames.shuffle(int(rng.integers(2**31)), buffer_size=1, max_buffer_input_shards=1)
             of_class = (frame for frame in stream.read(self._part(shuffled)) if frame.label == label)
-            rng = np.random.default_rng((self.seed, epoch, index, label, visit, self.process_index, worker))
+            of_part = epoch, index, label, visit, self.process_index, worker
+            rng = random_numbers("order of frames", self.seed, *of_part)
             found = False
             for frame in _shuffled(_some_of_each_video(of_class, rng), rng):
                 found = True
                 yield frame
             if not found:
                 raise DomainError(
-                    f"Domain {stream.name!r}: process {self.process_index}, worker {worker} found no {LABELS[label]} "
-                    "frame in its share of the stream; fewer processes or workers have larger shares."
+                    f"Domain {stream.name!r}: process {self.process_index}, worker {worker} found no "
+                    f"{CLASS_NAMES[label]} frame in its share of the stream; fewer processes or workers have "
+                    "larger shares."
                 )
 
     def _read(self, frame: Frame, draw: Draw) -> dict | Skipped:
         try:
-            return read_frame(frame, draw, self.processor)
+            return read_frame(frame, draw, self.processor, self.transforms)
         except ImageError as error:
             return Skipped(frame.domain, draw.row, str(error))
 

@@ -1,13 +1,14 @@
-"""Is one method better than another? Both on the same drawn videos, and over seeds drawn as well.
+"""Paired comparison of two methods: bootstrap over the same videos and over seeds.
 
-Two intervals that do not overlap are a stricter test than is needed: the same hard videos are hard for both methods.
-The interval of the difference sees that.
+The scores of two methods on one video are correlated, so the interval of the difference is narrower than two separate
+intervals suggest.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -16,32 +17,51 @@ from gmdf_hf.evaluation.intervals import BLOCK, bin_edges, bin_samples, draw_wei
 from gmdf_hf.evaluation.score_table import DomainScores, split_domains, video_keys
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """Mean AUC, or a difference of two, with its bootstrap interval `(low, high)`."""
+
+    value: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Result of `compare`; `difference` is method minus other."""
+
+    method: Estimate
+    other: Estimate
+    difference: Estimate
+
+
 def auc_replicates(
     tables: Sequence[pd.DataFrame], domains: Sequence[str], replicates: int = 1000, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """AUC of frames of several tables of scores of the same videos, for the sample and for drawn videos.
+    """Frame AUC of several score tables of the same videos, for the sample and for bootstrap draws of videos.
 
     Args:
-        tables: Of runs, a row a frame; the same videos in each.
-        domains: Domains over whose AUC the mean is taken.
-        replicates: Times that the videos are drawn, the same ones for every table.
-        seed: Of the draws.
+        tables: Score tables of runs on the same videos.
+        domains: Domains to average the AUC over.
+        replicates: Number of bootstrap draws; every table uses the same draws.
+        seed: Seed of the draws.
 
     Returns:
-        AUC of each table, shape `(tables,)`, and of each draw, shape `(tables, replicates)`.
+        AUC of each table, shape `(tables,)`, and of each table and draw, shape `(tables, replicates)`.
 
     Raises:
         ValueError: If a domain is missing or the tables do not hold the same videos.
     """
-    if not all("method" in table.columns for table in tables):  # it names no video of a table that lacks it
+    if not all("method" in table.columns for table in tables):  # not a key of the tables without it
         tables = [table.drop(columns="method", errors="ignore") for table in tables]
     means, drawn = [], []
     for domain in domains:
         samples = [_of_domain(table, domain) for table in tables]
         first = samples[0][0]
         if not all(videos.equals(first) for videos, _ in samples):
-            raise ValueError(f"The tables to compare hold other videos of domain {domain!r}: nothing to pair.")
-        # By name: the same videos are drawn for a domain wherever it stands, and others for another domain.
+            raise ValueError(
+                f"The score tables hold different videos of domain {domain!r}; a paired comparison needs equal ones."
+            )
+        # Seeded by the domain's name: its draws do not depend on its position.
         rng = np.random.default_rng((seed, zlib.crc32(domain.encode())))
         edges = [bin_edges([scores], 0.5) for _, scores in samples]
         binned = [bin_samples(scores, edge) for (_, scores), edge in zip(samples, edges, strict=True)]
@@ -57,10 +77,10 @@ def auc_replicates(
 
 
 def _of_domain(table: pd.DataFrame, domain: str) -> tuple[pd.DataFrame, DomainScores]:
-    """The domain's videos and scores, in the order of the videos' names."""
+    """Videos and scores of a domain, sorted by video."""
     rows = table[table["domain"] == domain]
     if not len(rows):
-        raise ValueError(f"A table to compare has no domain {domain!r}.")
+        raise ValueError(f"A score table to compare has no domain {domain!r}.")
     keys = video_keys(rows)
     rows = rows.astype({key: str for key in keys if key != "label"}).sort_values(keys, kind="stable")
     return rows[keys].drop_duplicates(ignore_index=True), split_domains(rows)[domain]
@@ -76,24 +96,21 @@ def compare(
     replicates: int = 1000,
     seed: int = 0,
     coverage: float = 0.95,
-) -> dict[str, float | list[float]]:
-    """Mean AUC over settings, domains and seeds of two methods and of their difference, with intervals.
+) -> Comparison:
+    """Mean AUC of two methods and of their difference over settings, domains and seeds, with intervals.
 
-    A replicate draws the videos, the same for all tables, and of each method as many seeds as it has, with replacement:
-    the intervals hold what other test videos and what other seeds would have changed.
+    Each replicate draws videos (the same for all tables) and, for each method, as many seeds as it has, both with
+    replacement. The intervals therefore cover the choice of test videos and of seeds.
 
     Args:
-        settings: For each the tables of scores of one method, one a seed, those of the other method, and the domains
-            over whose AUC the mean is taken.
+        settings: For each setting: score tables of the method (one per seed), score tables of the other method, and the
+            domains to average over.
         replicates: Number of draws.
-        seed: Of the draws.
-        coverage: Share of the replicates that an interval holds.
-
-    Returns:
-        `method`, `other` and `difference` (method minus other), and `method_interval` and so on, `[lowest, highest]`.
+        seed: Seed of the draws.
+        coverage: Fraction of the replicates inside the interval.
 
     Raises:
-        ValueError: As `auc_replicates`.
+        ValueError: See `auc_replicates`.
     """
     rng = np.random.default_rng((seed, 1))
     values, replicated = [], []
@@ -105,9 +122,9 @@ def compare(
             replicated.append(np.take_along_axis(drawn[rows], picked, 0).mean(0))
     values = np.reshape(values, (-1, 2)).mean(0)
     replicated = np.reshape(replicated, (-1, 2, replicates)).mean(0)
-    found = {}
-    for name, weights in {"method": (1, 0), "other": (0, 1), "difference": (1, -1)}.items():
-        found[name] = float(weights @ values)
-        ends = np.quantile(weights @ replicated, [(1 - coverage) / 2, (1 + coverage) / 2])
-        found[f"{name}_interval"] = ends.tolist()
-    return found
+
+    def estimate(*weights: int) -> Estimate:
+        low, high = np.quantile(weights @ replicated, [(1 - coverage) / 2, (1 + coverage) / 2])
+        return Estimate(float(weights @ values), (float(low), float(high)))
+
+    return Comparison(method=estimate(1, 0), other=estimate(0, 1), difference=estimate(1, -1))

@@ -1,11 +1,11 @@
-"""Confidence intervals of the figures by resampling videos, and all figures of a table of scores at once.
+"""Bootstrap confidence intervals of all metrics of a score table.
 
-Frames of a video resemble each other, so videos are drawn, with replacement, each with all of its frames. They are
-drawn domain by domain and class by class: a test set gives the numbers of real and of fake videos, not chance.
+Frames of one video are correlated, so the bootstrap resamples videos, each with all of its frames. It resamples within
+each domain and class: the test set fixes the numbers of real and of fake videos.
 
-A replicate is a weighting of the videos. Its figures come from histograms of scores: the video-by-bin counts, made
-once, times the weights of many replicates. With no more different scores than `MAX_BINS` the histogram loses nothing;
-with more, bins are quantiles of each domain, and replicates are shifted by what binning does to the figure itself.
+A replicate is a vector of video weights. Its metrics come from score histograms: the video-by-bin counts, computed
+once, times the weights of many replicates. Up to `MAX_BINS` different scores the histogram is exact; above, bins are
+quantiles of each domain, and replicates are shifted by the binning error of the point estimate.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from gmdf_hf.evaluation.metrics import CALIBRATION_BINS, cross_auc, domain_metri
 from gmdf_hf.evaluation.score_table import LEVELS, DomainScores, split_domains, split_methods
 
 MAX_BINS = 4096
-BLOCK = 64  # replicates at a time, fewer if there are many videos: their weights are a dense matrix
+BLOCK = 64  # replicates at a time; fewer for many videos, because the weights are a dense matrix
 MAX_WEIGHTS = 2**25
 RATES = ("acc", "auc", "ap", "eer", "m", "fpr", "fnr", "ece", "brier")
 
 
 @dataclass(frozen=True)
 class Binned:
-    """One domain at one level: counts of each video's samples in each bin, and the bins' mean (squared) scores."""
+    """Histogram of one domain at one level, as pairs (real, fake)."""
 
-    counts: tuple[csr_array, csr_array]  # of real and of fake videos, (bins, videos of the class)
-    means: tuple[np.ndarray, np.ndarray]  # (bins, 1)
-    squares: tuple[np.ndarray, np.ndarray]  # of the error, score or 1 - score
+    counts: tuple[csr_array, csr_array]  # samples of each video in each bin, (bins, videos of the class)
+    means: tuple[np.ndarray, np.ndarray]  # mean score of each bin, (bins, 1)
+    squares: tuple[np.ndarray, np.ndarray]  # mean squared error of each bin, (bins, 1)
 
 
 def bin_edges(samples: list[DomainScores], threshold: float) -> np.ndarray:
-    """Lower edges of the bins, for all domains; threshold and calibration bins fall on edges."""
+    """Lower bin edges for all domains; they include the threshold and the calibration bins."""
     given = np.append(np.linspace(0, 1, CALIBRATION_BINS + 1)[:-1], threshold)
     values = [np.unique(domain.scores) for domain in samples]
     if sum(map(len, values)) > MAX_BINS:
@@ -46,32 +46,35 @@ def bin_edges(samples: list[DomainScores], threshold: float) -> np.ndarray:
 
 
 def bin_samples(samples: DomainScores, edges: np.ndarray) -> Binned:
-    """Count one domain's samples; the videos of a class keep the order of their first samples."""
-    counts, means, squares = [], [], []
-    for label in (0, 1):
+    """Histogram of one domain; the videos of a class are in order of first appearance."""
+
+    def of_class(label: int) -> tuple[csr_array, np.ndarray, np.ndarray]:
         rows = np.flatnonzero(samples.labels == label)
         scores = samples.scores[rows]
         bins = np.searchsorted(edges, scores, side="right") - 1
         videos, names = pd.factorize(samples.videos[rows])
         ones = np.ones(len(rows), dtype=np.float32)
-        counts.append(csr_array((ones, (bins, videos)), shape=(len(edges), len(names))))
+        counts = csr_array((ones, (bins, videos)), shape=(len(edges), len(names)))
         total = np.maximum(np.bincount(bins, minlength=len(edges)), 1)
-        means.append((np.bincount(bins, scores, len(edges)) / total)[:, None])
-        squares.append((np.bincount(bins, (scores - label) ** 2, len(edges)) / total)[:, None])
-    return Binned(tuple(counts), tuple(means), tuple(squares))
+        means = (np.bincount(bins, scores, len(edges)) / total)[:, None]
+        squares = (np.bincount(bins, (scores - label) ** 2, len(edges)) / total)[:, None]
+        return counts, means, squares
+
+    real, fake = of_class(0), of_class(1)
+    return Binned((real[0], fake[0]), (real[1], fake[1]), (real[2], fake[2]))
 
 
 def _figures(
     real: np.ndarray, fake: np.ndarray, binned: Binned, edges: np.ndarray, threshold: float, real_share: float | None
 ) -> dict[str, np.ndarray]:
-    """Figures of many replicates: `real` and `fake` are histograms of shape `(bins, replicates)`."""
+    """Metrics of many replicates, from histograms of shape `(bins, replicates)`."""
     reals, fakes = real.sum(0), fake.sum(0)
     real_below, fake_below = real.cumsum(0) - real, fake.cumsum(0) - fake
     real_above, fake_above = reals - real_below, fakes - fake_below  # at least the bin's lower edge
     at = np.searchsorted(edges, threshold)
     called = (real_above[at], fake_above[at]) if at < len(edges) else (np.zeros_like(reals), np.zeros_like(fakes))
     share = reals / (reals + fakes) if real_share is None else real_share
-    # From the highest threshold down, as in `crossing`; first the one that calls nothing fake.
+    # From the highest threshold down, as in `crossing`; the first one classifies nothing as fake.
     nothing = np.zeros((1, real.shape[1]))
     false_fake = np.concatenate([nothing, real_above[::-1] / reals])
     false_real = np.concatenate([nothing + 1, fake_below[::-1] / fakes])
@@ -104,19 +107,19 @@ def draw_weights(count: int, replicates: int, rng: np.random.Generator) -> np.nd
 
 
 def draw_histograms(counts: csr_array, replicates: int, rng: np.random.Generator) -> np.ndarray:
-    """Histograms of one class under drawn videos.
+    """Histograms of one class for bootstrap draws of its videos.
 
     Args:
         counts: Samples of each video in each bin, shape `(bins, videos)`.
         replicates: Number of draws.
-        rng: Source of the draws.
+        rng: Random generator.
 
     Returns:
         Shape `(bins, replicates)`.
     """
     bins, videos = counts.shape
     if counts.nnz == videos and counts.sum(dtype=np.float64) == videos:
-        # A sample a video: drawing videos is drawing bins, which are far fewer.
+        # One sample per video: drawing videos equals drawing bins, which are far fewer.
         shares = counts.sum(1, dtype=np.float64) / max(videos, 1)
         return rng.multinomial(videos, shares, size=replicates).T if videos else np.zeros((bins, replicates))
     return counts @ draw_weights(videos, replicates, rng)
@@ -125,15 +128,19 @@ def draw_histograms(counts: csr_array, replicates: int, rng: np.random.Generator
 def _blocks(
     domains: list[Binned], replicates: int, rng: np.random.Generator
 ) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
-    """Histograms of every domain's reals and fakes; the first block is the sample itself."""
+    """Histograms (real, fake) of every domain; the first block is the sample itself."""
     videos = max(counts.shape[1] for binned in domains for counts in binned.counts)
     block = max(1, min(BLOCK, MAX_WEIGHTS // videos))
-    yield [tuple(counts.sum(1, dtype=np.float64)[:, None] for counts in binned.counts) for binned in domains]
+    yield [(_total(binned.counts[0]), _total(binned.counts[1])) for binned in domains]
     for done in range(0, replicates, block):
         size = min(block, replicates - done)
-        yield [
-            tuple(draw_histograms(counts, size, rng).astype(float) for counts in binned.counts) for binned in domains
-        ]
+        drawn = [[draw_histograms(counts, size, rng).astype(float) for counts in binned.counts] for binned in domains]
+        yield [(real, fake) for real, fake in drawn]
+
+
+def _total(counts: csr_array) -> np.ndarray:
+    """Samples in each bin over all videos, shape `(bins, 1)`."""
+    return counts.sum(1, dtype=np.float64)[:, None]
 
 
 def histogram_auc(real: np.ndarray, fake: np.ndarray) -> np.ndarray:
@@ -150,12 +157,12 @@ def _cross(histograms: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 
 
 def point_figures(table: pd.DataFrame, threshold: float = 0.5, real_share: float | None = None) -> dict:
-    """All figures of a table of scores, without intervals.
+    """All metrics of a score table, without intervals.
 
     Args:
-        table: Columns `domain, video_id, label, score`, and `method` if there is one.
-        threshold: Scores of at least this are called fake; choose it on validation videos of the source domains.
-        real_share: Prior P_real of Eq. 13; each domain's own share when None.
+        table: Columns `domain, video_id, label, score`, optionally `method`.
+        threshold: Scores at or above it are classified as fake; choose it on validation videos of the source domains.
+        real_share: Prior P_real of Eq. 13; None uses the fraction of reals in each domain.
 
     Returns:
         `domains`: see `domain_metrics`; `m_eer` and `pooled_auc` by level; `cross_auc` by level, domain of the reals
@@ -179,22 +186,21 @@ def measure(
     seed: int = 0,
     coverage: float = 0.95,
 ) -> dict:
-    """All figures of a table of scores, with intervals from videos drawn with replacement.
+    """All metrics of a score table, with bootstrap intervals over videos.
 
     Args:
-        table: As for `point_figures`.
-        threshold: As for `point_figures`; it is not drawn anew.
-        real_share: As for `point_figures`; each replicate's own share when None.
-        replicates: Times that the videos are drawn.
-        seed: Of the draws.
-        coverage: Share of the replicates that an interval holds.
+        table: See `point_figures`.
+        threshold: See `point_figures`; it is fixed, not resampled.
+        real_share: See `point_figures`; None uses the fraction of reals in each replicate.
+        replicates: Number of bootstrap draws.
+        seed: Seed of the draws.
+        coverage: Fraction of the replicates inside an interval.
 
     Returns:
-        What `point_figures` returns, and under `intervals` the same once more with `[lowest, highest]` in place of each
-        number.
+        The result of `point_figures`, plus `intervals`: the same structure with `[low, high]` in place of each number.
 
     Raises:
-        ValueError: If there are fewer than 2 replicates, or a label or a score is not what it should be.
+        ValueError: If there are fewer than 2 replicates, or labels or scores are invalid.
     """
     if replicates < 2:
         raise ValueError(f"`replicates` must be at least 2, found {replicates}.")
@@ -225,13 +231,13 @@ def _replicate(
     threshold: float,
     real_share: float | None,
 ) -> dict[tuple, np.ndarray]:
-    """Every figure of a block of replicates, by its place in the result."""
+    """All metrics of a block of replicates, keyed by their place in the result."""
     with np.errstate(invalid="ignore", divide="ignore"):
         figures = [
             _figures(*histogram, of_domain, edges, threshold, real_share)
             for histogram, of_domain in zip(histograms, binned, strict=True)
         ]
-        real, fake = (sum(pair[label] for pair in histograms) for label in (0, 1))
+        real, fake = (np.sum([pair[label] for pair in histograms], axis=0) for label in (0, 1))
         cross = _cross(histograms)
         values: dict[tuple, np.ndarray] = {
             ("m_eer",): np.max([of["m"] for of in figures], axis=0),
@@ -244,7 +250,7 @@ def _replicate(
 
 
 def _collect(found: dict[str, dict[tuple, list]], exact: dict, coverage: float) -> dict:
-    """Percentiles of the replicates, moved by the difference between the exact figure and the binned one."""
+    """Percentiles of the replicates, shifted by the difference between the exact and the binned point estimate."""
     tails = [(1 - coverage) / 2, (1 + coverage) / 2]
     intervals: dict = {"domains": {}, "m_eer": {}, "pooled_auc": {}}
     intervals |= {kind: {level: {} for level in LEVELS} for kind in ("cross_auc", "method_auc")}

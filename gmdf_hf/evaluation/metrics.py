@@ -1,8 +1,7 @@
-"""Figures of a table of scores, a row a frame: `domain, video_id, frame, label, score, face_found` (design section 4).
+"""Metrics of a score table (`score_table`): frame and video level, per domain and across domains.
 
-`score` is the probability of fake. Every figure is a function of that table, and says whether it is of frames or of
-videos, whose score is the mean of their frames'. What has no value, such as the AUC of a domain of one class, is `nan`
-and comes with a warning. Intervals are in `intervals`.
+`score` is the probability of fake; the score of a video is the mean over its frames. An undefined metric, such as the
+AUC of a domain with one class, is `nan` with a warning. Confidence intervals are in `intervals`.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ EVALUATE_MODULE = str(files("gmdf_hf.evaluation") / "deepfake_metrics")
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Where the two error rates cross.
+    """Operating point where the two error rates are closest.
 
     Attributes:
-        threshold: Scores of at least this are called fake.
-        false_real: Share of fakes called real.
-        false_fake: Share of reals called fake.
+        threshold: Scores at or above it are classified as fake.
+        false_real: Fraction of fakes classified as real.
+        false_fake: Fraction of reals classified as fake.
     """
 
     threshold: float
@@ -38,7 +37,7 @@ class OperatingPoint:
 
     @property
     def eer(self) -> float:
-        """Equal error rate: the mean of the two rates where they come closest."""
+        """Equal error rate: mean of the two error rates at this point."""
         return (self.false_real + self.false_fake) / 2
 
     def prior_weighted(self, real_share: float) -> float:
@@ -48,18 +47,18 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class BinaryMetrics:
-    """Figures of one set of scores.
+    """Metrics of one set of scores.
 
     Attributes:
         real: Number of real samples.
         fake: Number of fake samples.
         acc: Accuracy at the given threshold.
         auc: Area under the ROC curve.
-        ap: Average precision, fake being the class to find.
+        ap: Average precision; fake is the positive class.
         eer: Equal error rate.
         m: `M^i` of Eq. 13, at the point of the EER.
-        fpr: Share of reals called fake at the given threshold.
-        fnr: Share of fakes called real at the given threshold.
+        fpr: Fraction of reals classified as fake at the given threshold.
+        fnr: Fraction of fakes classified as real at the given threshold.
         ece: Expected calibration error, 15 bins of equal width.
         brier: Mean squared error of the probability of fake.
     """
@@ -79,14 +78,16 @@ class BinaryMetrics:
 
 def _check(labels: np.ndarray, scores: np.ndarray, both: bool = True) -> None:
     if len(labels) != len(scores):
-        raise ValueError(f"As many scores as labels are needed, found {len(scores)} and {len(labels)}.")
+        raise ValueError(
+            f"Labels and scores must have one length, found {len(labels)} labels and {len(scores)} scores."
+        )
     found = np.unique(labels)
     if not len(found) or not set(found.tolist()) <= {0, 1}:
         raise ValueError(f"Labels must be 0 (real) and 1 (fake), found {found.tolist()[:5]}.")
     if both and len(found) < 2:
-        raise ValueError(f"Labels must hold both 0 (real) and 1 (fake), found {found.tolist()}.")
+        raise ValueError(f"Labels must include both 0 (real) and 1 (fake), found {found.tolist()}.")
     if not np.isfinite(scores).all():
-        raise ValueError(f"Scores must be finite, found {int((~np.isfinite(scores)).sum())} that are not.")
+        raise ValueError(f"Scores must be finite, found {int((~np.isfinite(scores)).sum())} non-finite ones.")
 
 
 def _check_probabilities(scores: np.ndarray) -> None:
@@ -97,7 +98,7 @@ def _check_probabilities(scores: np.ndarray) -> None:
 
 
 def crossing(labels: np.ndarray, scores: np.ndarray) -> OperatingPoint:
-    """The point of the ROC curve where the two error rates are closest.
+    """Point of the ROC curve where the two error rates are closest.
 
     Args:
         labels: 0 real, 1 fake, shape `(n,)`.
@@ -110,13 +111,13 @@ def crossing(labels: np.ndarray, scores: np.ndarray) -> OperatingPoint:
     _check(labels, scores)
     false_fake, found, thresholds = roc_curve(labels, scores, drop_intermediate=False)
     best = int(np.argmin(np.abs(false_fake - (1 - found))))
-    # The first point of the curve calls nothing fake; its threshold is infinite and could not be stored as JSON.
+    # The first point of the curve classifies nothing as fake; its infinite threshold is not valid JSON.
     threshold = float(np.nextafter(scores.max(), np.inf)) if np.isinf(thresholds[best]) else float(thresholds[best])
     return OperatingPoint(threshold, float(1 - found[best]), float(false_fake[best]))
 
 
 def expected_calibration_error(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Mean distance between predicted and found share of fakes, over bins of equal width weighted by their samples.
+    """Expected calibration error: mean gap between predicted and actual fraction of fakes over bins of equal width.
 
     Args:
         labels: 0 real, 1 fake, shape `(n,)`.
@@ -134,7 +135,7 @@ def expected_calibration_error(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def calibration_bin(scores: np.ndarray) -> np.ndarray:
-    """Number of the calibration bin of each score: ``[i / 15, (i + 1) / 15)``, the last one closed."""
+    """Calibration bin of each score: ``[i / 15, (i + 1) / 15)``, the last one closed."""
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
     return np.searchsorted(edges, scores, side="right")
 
@@ -142,7 +143,7 @@ def calibration_bin(scores: np.ndarray) -> np.ndarray:
 def _binary_metrics(
     labels: np.ndarray, scores: np.ndarray, threshold: float, real_share: float | None
 ) -> BinaryMetrics:
-    """As `binary_metrics`; `nan` stands where a missing class leaves no value."""
+    """As `binary_metrics`, with `nan` for metrics undefined without both classes."""
     _check(labels, scores, both=False)
     _check_probabilities(scores)
     fake, called_fake = labels == 1, scores >= threshold
@@ -167,16 +168,16 @@ def _binary_metrics(
 def binary_metrics(
     labels: np.ndarray, scores: np.ndarray, threshold: float = 0.5, real_share: float | None = None
 ) -> BinaryMetrics:
-    """All figures of one set of scores.
+    """All metrics of one set of scores.
 
     Args:
         labels: 0 real, 1 fake, shape `(n,)`.
         scores: Probability of fake, shape `(n,)`.
-        threshold: Scores of at least this are called fake, for the accuracy and the two error rates.
-        real_share: Prior P_real of Eq. 13; the share in `labels` when None.
+        threshold: Threshold of the accuracy and the two error rates.
+        real_share: Prior P_real of Eq. 13; None uses the fraction of reals in `labels`.
 
     Raises:
-        ValueError: If a class is missing, a score is no probability, or `real_share` is none.
+        ValueError: If a class is missing, or a score or `real_share` lies outside [0, 1].
     """
     labels, scores = np.asarray(labels), np.asarray(scores, dtype=float)
     _check(labels, scores)
@@ -188,19 +189,19 @@ def binary_metrics(
 def domain_metrics(
     table: pd.DataFrame, threshold: float = 0.5, real_share: float | None = None
 ) -> dict[str, dict[str, dict]]:
-    """Figures of every domain in a table of scores.
+    """Metrics of every domain of a score table.
 
     Args:
-        table: Columns `domain, video_id, label, score`, and `method` if there is one.
-        threshold: Scores of at least this are called fake.
-        real_share: Prior P_real of Eq. 13; each domain's own share when None.
+        table: Columns `domain, video_id, label, score`, optionally `method`.
+        threshold: Scores at or above it are classified as fake.
+        real_share: Prior P_real of Eq. 13; None uses the fraction of reals in each domain.
 
     Returns:
-        `{domain: {"frame": BinaryMetrics as dict, "video": the same}}`. A domain of one class has `nan` for what needs
-        both, and a warning names it.
+        `{domain: {"frame": ..., "video": ...}}`, each a `BinaryMetrics` as dict. For a domain with one class, metrics
+        that need both are `nan` and a warning names the domain.
 
     Raises:
-        ValueError: If a label or a score is not what it should be.
+        ValueError: If labels or scores are invalid.
     """
     figures: dict[str, dict[str, dict]] = {}
     for name, frames in split_domains(table).items():
@@ -217,15 +218,15 @@ def domain_metrics(
 
 
 def m_eer(figures: dict[str, dict[str, dict]], level: str = "frame") -> float:
-    """``M_EER = max(M^1, ..., M^N)`` over test domains (Eq. 13): the worst domain counts, not their mean.
+    """``M_EER = max(M^1, ..., M^N)`` over test domains (Eq. 13): the worst domain, not the mean.
 
-    It is `nan` if one of the domains has no `M`: the maximum over the others would be another number.
+    `nan` if `M` of any domain is undefined.
     """
     return float(np.max([of_domain[level]["m"] for of_domain in figures.values()]))
 
 
 def pooled_auc(table: pd.DataFrame, level: str = "frame") -> float:
-    """AUC of all domains' samples together: what one threshold for all of them meets.
+    """AUC of the samples of all domains together, as one threshold for all domains sees them.
 
     Args:
         table: Columns `domain, video_id, label, score`.
@@ -241,10 +242,10 @@ def pooled_auc(table: pd.DataFrame, level: str = "frame") -> float:
 
 
 def method_auc(table: pd.DataFrame, level: str = "frame") -> dict[str, dict[str, float]]:
-    """AUC of the fakes of each forgery against all reals of its domain, of domains that know of several forgeries.
+    """AUC of the fakes of each forgery method against all reals of their domain, for domains with several methods.
 
     Args:
-        table: Columns `domain, video_id, label, score`, and `method` if there is one.
+        table: Columns `domain, video_id, label, score`, optionally `method`.
         level: `frame` or `video`.
 
     Returns:
@@ -266,8 +267,8 @@ def cross_auc(table: pd.DataFrame, level: str = "frame") -> pd.DataFrame:
         level: `frame` or `video`.
 
     Returns:
-        A row the domain of the reals, a column the domain of the fakes; the diagonal holds the domains' own AUC. `nan`
-        where a domain lacks the class.
+        Rows: domain of the reals; columns: domain of the fakes; the diagonal is the AUC within a domain. `nan` where a
+        class is missing.
     """
     domains = split_domains(table)
     samples = {name: frames if level == "frame" else frames.by_video() for name, frames in domains.items()}

@@ -1,4 +1,4 @@
-"""Pictures of figures and scores. Each function returns a matplotlib figure; `save` writes and closes it."""
+"""Plots of metrics and scores. Each function returns a matplotlib figure; `save` writes it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def save(figure: Figure, path: Path) -> None:
 
 def _grid(count: int, width: float = 3.4, height: float = 3.1, columns: int = 4) -> tuple[Figure, list]:
     rows = -(-count // columns)
-    columns = -(-count // rows)  # five are three and two, not four and one
+    columns = -(-count // rows)  # balanced rows: five panels are 3 + 2, not 4 + 1
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes[count:]:
@@ -44,7 +44,7 @@ def _plain(axis) -> None:
 
 
 def roc_curves(domains: Mapping[str, Mapping[str, DomainScores]]) -> Figure:
-    """ROC curves: a panel a domain, a line a method; a line says its AUC.
+    """ROC curves: one panel per domain, one line per method, with its AUC in the legend.
 
     Args:
         domains: Scores by domain and by method.
@@ -58,7 +58,7 @@ def roc_curves(domains: Mapping[str, Mapping[str, DomainScores]]) -> Figure:
             false_fake, found, _ = roc_curve(samples.labels, samples.scores)
             auc = 100 * roc_auc_score(samples.labels, samples.scores)
             axis.plot(false_fake, found, f"C{number}", linestyle=STYLES[number % 4], label=f"{method} {auc:.1f}")
-        axis.set(title=domain, xlabel="reals called fake", ylabel="fakes found", aspect="equal")
+        axis.set(title=domain, xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
         if len(axis.lines) > 1:
             axis.legend(loc="lower right", fontsize=7, frameon=False, title="AUC in %", title_fontsize=7)
         _plain(axis)
@@ -66,9 +66,9 @@ def roc_curves(domains: Mapping[str, Mapping[str, DomainScores]]) -> Figure:
 
 
 def reliability(domains: Mapping[str, DomainScores]) -> Figure:
-    """Reliability diagrams: found share of fakes over predicted probability, a panel a domain.
+    """Reliability diagrams: actual fraction of fakes over predicted probability, one panel per domain.
 
-    The area of a point is its share of the frames.
+    The area of a point is proportional to its number of frames.
     """
     figure, axes = _grid(len(domains))
     for axis, (domain, samples) in zip(axes, domains.items(), strict=True):
@@ -78,16 +78,16 @@ def reliability(domains: Mapping[str, DomainScores]) -> Figure:
         predicted = np.bincount(bins, samples.scores, CALIBRATION_BINS)[held] / counts[held]
         found = np.bincount(bins, samples.labels, CALIBRATION_BINS)[held] / counts[held]
         axis.plot([0, 1], [0, 1], color="0.8", linewidth=1)
-        # No line between the points: it would make the bins that hold two frames the most visible ones.
+        # No connecting line: it would emphasise bins with few frames.
         axis.scatter(predicted, found, s=4 + 400 * counts[held] / counts.sum(), color=FAKE_COLOUR, alpha=0.6)
-        axis.set(title=domain, xlabel="probability of fake", ylabel="share of fakes", aspect="equal")
+        axis.set(title=domain, xlabel="probability of fake", ylabel="fraction of fakes", aspect="equal")
         axis.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
         _plain(axis)
     return figure
 
 
 def score_histograms(domains: Mapping[str, DomainScores], threshold: float) -> Figure:
-    """Histograms of the scores of reals and of fakes, a panel a domain, and the threshold."""
+    """Score histograms of reals and fakes with the threshold, one panel per domain."""
     figure, axes = _grid(len(domains), height=2.4)
     for axis, (domain, samples) in zip(axes, domains.items(), strict=True):
         for label, name, colour in ((0, "real", REAL_COLOUR), (1, "fake", FAKE_COLOUR)):
@@ -95,7 +95,7 @@ def score_histograms(domains: Mapping[str, DomainScores], threshold: float) -> F
             weights = np.full(len(scores), 100 / max(len(scores), 1))
             axis.hist(scores, np.linspace(0, 1, 31), weights=weights, color=colour, alpha=0.6, label=name)
         axis.axvline(threshold, color="0.2", linewidth=1, linestyle=":", label="threshold")
-        axis.set(title=domain, xlabel="probability of fake", ylabel="% of its class")
+        axis.set(title=domain, xlabel="probability of fake", ylabel="% of class")
         _plain(axis)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure
@@ -104,21 +104,21 @@ def score_histograms(domains: Mapping[str, DomainScores], threshold: float) -> F
 def bars(
     rows: Sequence[str], columns: Sequence[str], means: np.ndarray, deviations: np.ndarray, paper: np.ndarray
 ) -> Figure:
-    """A panel a column: our means with deviations as bars, the paper's figures as diamonds.
+    """One panel per column: our means with standard deviations as bars, the paper's values as diamonds.
 
     Args:
         rows: Labels of the methods.
         columns: Labels of the panels.
-        means: In percent, shape `(rows, columns)`, `nan` where there is none.
-        deviations: Of the same shape.
-        paper: Of the same shape.
+        means: Percent, shape `(rows, columns)`; `nan` for a missing value.
+        deviations: Standard deviations, same shape.
+        paper: Values of the paper, same shape.
     """
     figure, axes = _grid(len(columns), width=3.2, height=0.9 + 0.32 * len(rows))
     places, per_row = np.arange(len(rows))[::-1], -(-len(columns) // -(-len(columns) // 4))
     for number, axis in enumerate(axes):
         spread = np.nan_to_num(deviations[:, number])
         axis.barh(places, np.nan_to_num(means[:, number]), xerr=spread, color="#7fb3c8", height=0.6, label="ours")
-        axis.axvline(50, color="0.6", linewidth=0.8, linestyle=":")  # chance, for AUC, EER and balanced ACC
+        axis.axvline(50, color="0.6", linewidth=0.8, linestyle=":")  # chance level of AUC, EER and balanced ACC
         axis.plot(paper[:, number], places, "D", color="#d1495b", markersize=5, label="paper")
         axis.set_yticks(places, rows if number % per_row == 0 else [""] * len(rows), fontsize=8)
         axis.set_title(columns[number], fontsize=8)
@@ -136,15 +136,15 @@ def bars(
 def lines(
     rows: Sequence[str], places: Sequence[str], means: np.ndarray, deviations: np.ndarray, name: str, title: str
 ) -> Figure:
-    """A line a row over the settings, with deviations.
+    """One line per row over the settings, with standard deviations.
 
     Args:
         rows: Labels of the lines.
         places: Labels of the settings.
-        means: In percent, shape `(rows, settings)`.
-        deviations: Of the same shape.
-        name: Of what is drawn.
-        title: Over it.
+        means: Percent, shape `(rows, settings)`.
+        deviations: Standard deviations, same shape.
+        name: Name of the metric.
+        title: Title of the plot.
     """
     figure, (axis,) = _grid(1, 5, 3.4)
     for number, row in enumerate(rows):
@@ -158,12 +158,12 @@ def lines(
 
 
 def attention_grid(pictures: Sequence[Image.Image], titles: Sequence[str], maps: Mapping[str, np.ndarray]) -> Figure:
-    """A column a picture: the picture, below it each method's attention over it.
+    """One column per image: the image, and below it the attention map of each method.
 
     Args:
-        pictures: RGB.
-        titles: A line for each picture.
-        maps: For each method maps of shape `(pictures, side, side)`; each map is scaled to its own range.
+        pictures: RGB images.
+        titles: Title of each image.
+        maps: Maps of each method, shape `(pictures, side, side)`; each map is scaled to its own range.
     """
     figure = Figure(figsize=(1.25 * len(pictures) + 0.6, 1.3 * (1 + len(maps)) + 0.3), layout="constrained")
     axes = figure.subplots(1 + len(maps), len(pictures), squeeze=False)

@@ -1,4 +1,4 @@
-"""Results of a run for people to read."""
+"""Results of a run as console table and model card."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gmdf_hf.modeling import GMDFConfig
 from gmdf_hf.preparation.manifests import manifest_digest
 
 COLUMNS = ("domain", "", "frames", "ACC", "AUC", "EER", "M", "video AUC")
-# Our name of a figure to the hub's type of metric, and to what people read.
+# Our metric name: metric type on the hub, display name.
 METRICS = {
     "acc": ("accuracy", "Accuracy"),
     "auc": ("roc_auc", "AUC"),
@@ -30,7 +30,7 @@ METRICS = {
 
 
 def result_rows(results: dict[str, Any]) -> list[list[str]]:
-    """A row of text a test domain, in the order of `COLUMNS`, rates in percent; without rates if none could be read."""
+    """One row per test domain in the order of `COLUMNS`, rates in percent; `-` for a domain without readable images."""
     rows = []
     for name, figures in results["domains"].items():
         frame, video = figures["frame"], figures["video"]
@@ -42,7 +42,7 @@ def result_rows(results: dict[str, Any]) -> list[list[str]]:
 
 
 def print_results(results: dict[str, Any]) -> None:
-    """Print the figures of every test domain, and what they rest on."""
+    """Print the metrics of every test domain, the threshold and the training cost."""
     table = Table(title=f"{results['method']}, seed {results['seed']}: test splits, frame level but the last, in %")
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in COLUMNS[:2] else "right")
@@ -60,49 +60,51 @@ def print_results(results: dict[str, Any]) -> None:
 
 
 def markdown_table(results: dict[str, Any]) -> str:
-    """The figures of every test domain as a table in Markdown."""
+    """Markdown table of the metrics of every test domain."""
     header = [column or "role" for column in COLUMNS]
     rule = ["---" if column in COLUMNS[:2] else "---:" for column in COLUMNS]
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *result_rows(results)])
 
 
 def public_recipe(recipe: Any) -> Any:
-    """Return a recipe without the places of one machine: paths from its root or home are cut to their last name."""
+    """Return the recipe without local directories: absolute and home paths are cut to their last component."""
     if isinstance(recipe, dict):
         return {key: public_recipe(value) for key, value in recipe.items()}
     if isinstance(recipe, (list, tuple)):
         return [public_recipe(value) for value in recipe]
     if isinstance(recipe, str) and (Path(recipe).is_absolute() or recipe.startswith(("~", "..")) or "\\" in recipe):
-        return PureWindowsPath(recipe).name  # knows both kinds of slash
+        return PureWindowsPath(recipe).name  # splits at both kinds of slash
     return recipe
 
 
 def caveat(recipe: dict[str, Any], drawn: bool) -> str | None:
-    """Return the sentence a card must begin with if the model was trained on what is no training data, else None."""
+    """Return the warning at the head of the card for a model trained on drawings or on test data, else None."""
     sources = _train_sources(recipe).values()
     if drawn:
         return (
-            "Trained on drawings, not on photographs: this model shows how the software works and detects no real "
-            "deepfake."
+            "Trained on drawings, not on photographs: this model demonstrates the software and does not detect "
+            "real deepfakes."
         )
     root = os.environ.get("GMDF_REAL_DATA")
     if root and any(Path(source["path"]).is_relative_to(Path(root)) for source in sources):
-        return "Trained on a small set of test data: this model shows how the software works. Do not rely on it."
+        return "Trained on a small set of test data: this model demonstrates the software. Do not rely on it."
     learned_from = [(source.get("splits") or {}).get(split) for source in sources for split in ("train", "validation")]
     if any(split and "test" in split.lower() for split in learned_from):
-        return "Trained on the test split of a data set: no result on that data set can be compared with others'."
+        return (
+            "Trained on the test split of a data set: results on that data set are not comparable with published ones."
+        )
     return None
 
 
 def _train_sources(recipe: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The domains a run trained on, each a mapping with at least `path`."""
+    """Training domains of a run, each a mapping with at least `path`."""
     held_out = recipe.get("hold_out") or ()
     sources = {name: source for name, source in recipe["source_domains"].items() if name not in held_out}
     return {name: {"path": source} if isinstance(source, str) else source for name, source in sources.items()}
 
 
 def data_rows(recipe: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Name, source and what identifies the data of each domain a run trained on."""
+    """Name, source and identity (digest or revision) of each training domain."""
     rows = []
     for name, source in _train_sources(recipe).items():
         path = source["path"]
@@ -118,7 +120,7 @@ def data_rows(recipe: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def eval_results(results: dict[str, Any]) -> list[EvalResult]:
-    """The figures of every test domain for the `model-index` of a card, as they stand in `results.json`."""
+    """Metrics of `results.json` as entries of the card's `model-index`."""
     entries = []
     for name, levels in results["domains"].items():
         role = role_of(name, results["source_domains"])
@@ -150,16 +152,16 @@ def write_model_card(
     model_type: str,
     drawn: bool,
 ) -> None:
-    """Fill the model card from a run and put it beside the model.
+    """Write the model card of a run into the model's folder.
 
     Args:
         template: The repository's `model_card.md`.
         folder: The model's folder.
-        results: What `results.json` holds.
-        recipe: The run's configuration.
-        image_size: Side of the model's images in pixels.
-        model_type: Of the model's configuration: `gmdf`, or what else was trained as a baseline.
-        drawn: Whether a source domain is of drawings.
+        results: Content of `results.json`.
+        recipe: Configuration of the run.
+        image_size: Side of the model's input in pixels.
+        model_type: `model_type` of the model's configuration: `gmdf`, or that of a baseline.
+        drawn: Whether a source domain consists of drawings.
     """
     backbone, is_gmdf = str(recipe.get("backbone", "")), model_type == GMDFConfig.model_type
     name = "GM-DF" if is_gmdf else PureWindowsPath(backbone).name

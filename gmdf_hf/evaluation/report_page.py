@@ -1,4 +1,4 @@
-"""A report of runs: one HTML page that needs no other file, and the same as Markdown with its pictures beside it."""
+"""Report of runs as one self-contained HTML page and as Markdown with image files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gmdf_hf.common.errors import UserError
-from gmdf_hf.evaluation.tables import markdown
+from gmdf_hf.evaluation.tables import escaped, markdown
 
 try:
     import jinja2
@@ -20,7 +20,7 @@ TEMPLATE = Path(__file__).parent / "report.html.jinja"
 
 @dataclass(frozen=True)
 class Face:
-    """A picture file and the words under it."""
+    """Image file with caption."""
 
     picture: Path
     caption: str
@@ -28,7 +28,7 @@ class Face:
 
 @dataclass(frozen=True)
 class Part:
-    """Something to show: any of a text, a table (its header first), a picture file and small pictures."""
+    """Block of a report: any of a text, a table (header first), an image file and small captioned images."""
 
     title: str = ""
     text: str = ""
@@ -40,14 +40,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it."""
+    """Heading with its blocks."""
 
     title: str
     parts: Sequence[Part]
 
 
 def html_page(title: str, introduction: str, sections: Sequence[Section]) -> str:
-    """The report as HTML, its pictures inside it."""
+    """Render the report as HTML with embedded images."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["data_uri"] = _data_uri
     template = environment.from_string(TEMPLATE.read_text())
@@ -55,24 +55,24 @@ def html_page(title: str, introduction: str, sections: Sequence[Section]) -> str
 
 
 def markdown_page(title: str, introduction: str, sections: Sequence[Section], folder: Path) -> str:
-    """The report as Markdown.
+    """Render the report as Markdown.
 
     Args:
-        title: Of the report.
-        introduction: Below the title.
-        sections: What to show.
-        folder: Where the text will stand; pictures are named relative to it.
+        title: Title of the report.
+        introduction: Text below the title.
+        sections: Content.
+        folder: Folder of the Markdown file; image paths are relative to it.
     """
-    blocks = [f"# {title}", introduction]
+    blocks = [f"# {escaped(title)}", escaped(introduction)]
     for section in sections:
-        blocks.append(f"## {section.title}")
+        blocks.append(f"## {escaped(section.title)}")
         for part in section.parts:
-            blocks += [f"### {part.title}"] if part.title else []
-            blocks += [part.text] if part.text else []
+            blocks += [f"### {escaped(part.title)}"] if part.title else []
+            blocks += [escaped(part.text)] if part.text else []
             blocks += [markdown(part.table, part.text_columns)] if part.table else []
             if part.picture:
-                blocks.append(f"![{part.title or section.title}]({part.picture.relative_to(folder)})")
-            blocks += [f"![{face.caption}]({face.picture.relative_to(folder)})" for face in part.faces]
+                blocks.append(f"![{escaped(part.title or section.title)}]({part.picture.relative_to(folder)})")
+            blocks += [f"![{escaped(face.caption)}]({face.picture.relative_to(folder)})" for face in part.faces]
     return "\n\n".join(blocks) + "\n"
 
 

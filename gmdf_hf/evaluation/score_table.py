@@ -1,6 +1,6 @@
-"""The table of scores, a row a frame: `domain, video_id, frame, label, score, face_found`; by domain and by video.
+"""Score table, one row per frame: `domain, video_id, frame, label, score, face_found`.
 
-`method`, which forgery made the frame, is a further column if one of the domains has it, and empty for the others.
+The optional column `method` (forgery method of the frame) exists if any domain has it; it is empty for the others.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ SCORE_COLUMNS = ("domain", "video_id", "frame", "label", "score", "face_found")
 
 
 def read_scores(path: Path) -> pd.DataFrame:
-    """Read `scores.parquet`, names as categories: ten million rows then take 0.3 GiB."""
+    """Read `scores.parquet` with names as categories: ten million rows take 0.3 GiB."""
     return pq.read_table(path, read_dictionary=["domain", "video_id", "method"]).to_pandas()
 
 
 @dataclass(frozen=True)
 class DomainScores:
-    """Scores of one domain at frame level, as arrays.
+    """Scores of one domain as arrays.
 
     Attributes:
         labels: 0 real, 1 fake, shape `(frames,)`.
         scores: Probability of fake, shape `(frames,)`.
-        videos: Number of each frame's video, from 0, shape `(frames,)`; the frames of a video share a label.
+        videos: Video index of each frame, from 0, shape `(frames,)`; all frames of a video have one label.
     """
 
     labels: np.ndarray
@@ -36,7 +36,7 @@ class DomainScores:
     videos: np.ndarray
 
     def by_video(self) -> DomainScores:
-        """The videos as samples: each video's label and the mean score of its frames."""
+        """Aggregate to video level: label and mean frame score of each video."""
         frames = np.bincount(self.videos)
         labels = np.zeros(len(frames), dtype=self.labels.dtype)
         labels[self.videos] = self.labels
@@ -46,30 +46,30 @@ class DomainScores:
 
 
 def video_keys(table: pd.DataFrame) -> list[str]:
-    """Columns that together name a video: videos of one name in two domains, methods or classes are different ones."""
+    """Key columns of a video: equal names in two domains, methods or classes are different videos."""
     return [column for column in ("domain", "method", "video_id", "label") if column in table.columns]
 
 
 def video_scores(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean score of each video, a row a video, sorted (names that are categories: by category)."""
-    # A domain without methods has none in a table that has the column: by default, its videos would be dropped.
+    """Mean score of each video, one row per video, sorted by the key columns (categorical columns by category)."""
+    # `method` is null for domains without methods; groupby drops null keys by default.
     videos = table.groupby(video_keys(table), sort=True, as_index=False, observed=True, dropna=False)
     return videos.agg(score=("score", "mean"))
 
 
 def split_domains(table: pd.DataFrame) -> dict[str, DomainScores]:
-    """The table's domains as arrays, in the order of their first rows.
+    """Split a score table into arrays per domain, in order of first appearance.
 
     Args:
-        table: Columns `domain, video_id, label, score`, and `method` if there is one.
+        table: Columns `domain, video_id, label, score`, optionally `method`.
 
     Raises:
         ValueError: If a column is missing or the table is empty.
     """
     if missing := sorted({"domain", "video_id", "label", "score"} - set(table.columns)):
-        raise ValueError(f"A table of scores needs the column {missing[0]!r}, found {list(table.columns)}.")
+        raise ValueError(f"A score table needs the column {missing[0]!r}, found {list(table.columns)}.")
     if not len(table):
-        raise ValueError("A table of scores needs rows, found none.")
+        raise ValueError("A score table needs rows, found none.")
     codes, names = pd.factorize(table["domain"])
     labels, scores = table["label"].to_numpy(), table["score"].to_numpy(dtype=float)
     videos = table.groupby(video_keys(table), sort=False, observed=True, dropna=False).ngroup().to_numpy()
@@ -81,20 +81,21 @@ def split_domains(table: pd.DataFrame) -> dict[str, DomainScores]:
 
 
 def split_methods(table: pd.DataFrame) -> dict[tuple[str, str], DomainScores]:
-    """The fakes of each forgery with all reals of its domain, where a domain knows of several forgeries.
+    """Fakes of each forgery method with all reals of their domain, for domains with several methods.
 
     Args:
         table: As for `split_domains`.
 
     Returns:
-        Scores by domain and method, in the order of the names.
+        Scores by `(domain, method)`, sorted.
     """
     if "method" not in table.columns:
         return {}
     named = (table["label"] == 1) & table["method"].notna() & (table["method"] != "")
     forgeries = table.loc[named, ["domain", "method"]].drop_duplicates().astype(str).sort_values(["domain", "method"])
     found = {}
-    for domain, methods in forgeries.groupby("domain")["method"]:
+    for domain in forgeries["domain"].unique():
+        methods = forgeries.loc[forgeries["domain"] == domain, "method"]
         rows = table[table["domain"] == domain]
         for method in methods if len(methods) > 1 else ():
             found[domain, method] = split_domains(rows[(rows["label"] == 0) | (rows["method"] == method)])[domain]

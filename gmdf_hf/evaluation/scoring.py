@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import re
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,14 +23,15 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers.image_processing_utils import BaseImageProcessor
 
+from gmdf_hf.common.labels import class_of, describe
 from gmdf_hf.common.processes import num_processes, process_index
+from gmdf_hf.common.schema import FAKE, REAL
 from gmdf_hf.data.dataset import Domain
 from gmdf_hf.data.frames import Draw, Frame, Skipped, frame_of, read_frame
 from gmdf_hf.data.streams import Stream, stream_frames
 from gmdf_hf.modeling.images_gmdf import ImageError, open_image
 
-REAL_NAMES = {"real", "genuine", "authentic", "original", "pristine", "bonafide", "human", "realism", "realface"}
-FAKE_NAMES = {"fake", "deepfake", "forged", "forgery", "manipulated", "synthetic", "artificial", "ai", "fakeface"}
+logger = logging.getLogger(__name__)
 
 Encoder = Callable[[list[str]], torch.Tensor]
 
@@ -101,14 +102,13 @@ def fake_class(id2label: Mapping[int, str], fake_label: str | None = None) -> in
         if len(found) != 1:
             raise ValueError(f"The fake class must be one of the model's {list(names.values())}, found {fake_label!r}.")
         return found[0]
-    plain = {number: re.sub(r"[^a-z]", "", name.lower()) for number, name in names.items()}
-    fakes = [number for number, name in plain.items() if name in FAKE_NAMES]
-    reals = [number for number, name in plain.items() if name in REAL_NAMES]
-    if len(fakes) != 1 or len(reals) != 1:
+    classes = {number: class_of(name) for number, name in names.items()}
+    if set(classes.values()) != {REAL, FAKE}:
         raise ValueError(
             f"The class names {list(names.values())} do not tell real from fake; name the fake one with `fake_label`."
         )
-    return fakes[0]
+    logger.info(describe({name: classes[number] for number, name in names.items()}))
+    return next(number for number, label in classes.items() if label == FAKE)
 
 
 def fixed_batches(domain: Domain, batch_size: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Which epoch is kept and where its threshold lies: the source domains' validation videos decide, nothing else."""
+"""Checkpoint and threshold selection on the validation videos of the source domains."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from gmdf_hf.evaluation.metrics import crossing, domain_metrics
 
 
 def select(validation: pd.DataFrame, domains: Sequence[str]) -> tuple[float, float]:
-    """What a model is chosen by, and its threshold.
+    """Compute the selection metric of a checkpoint and its decision threshold.
 
     Args:
-        validation: Scores of the source domains' validation splits, a row a frame.
-        domains: Names of these domains.
+        validation: Score table of the source domains' validation splits.
+        domains: Names of the source domains.
 
     Returns:
-        The mean over domains of the AUC of frames: the epoch with the highest is kept. And the score where the two
-        error rates cross over all these frames together: scores of at least this are called fake.
+        Mean frame AUC over the domains (the epoch with the highest value is kept), and the threshold at the equal error
+        point of all frames together: scores at or above it are classified as fake.
 
     Raises:
-        DomainError: If of a domain no real or no fake frame could be read and scored.
+        DomainError: If a domain has no readable real frame or no readable fake frame.
     """
     for name in domains:
         labels = validation["label"][validation["domain"] == name]
         found = [int((labels == label).sum()) for label in (0, 1)]
         if 0 in found:
             raise DomainError(
-                f"Domain {name!r}, split 'validation', needs real and fake images that can be read, for the epoch is "
-                f"chosen by them. Found {found[0]} real and {found[1]} fake; the run's skipped.csv lists the others."
+                f"Domain {name!r}, split 'validation', needs readable real and fake images to select the epoch, found "
+                f"{found[0]} real and {found[1]} fake. skipped.csv of the run lists the unreadable ones."
             )
     figures = domain_metrics(validation)
     mean_auc = sum(figure["frame"]["auc"] for figure in figures.values()) / len(figures)

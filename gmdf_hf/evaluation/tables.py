@@ -1,9 +1,10 @@
-"""Figures as tables: for the terminal, Markdown and CSV."""
+"""Tables of metrics for the terminal, Markdown and CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -13,17 +14,19 @@ DOMAIN_COLUMNS = ("domain", "role", "level", "real", "fake", "AUC", "95 %", *RAT
 
 
 def percent(value: float | None) -> str:
-    """A share in percent, `-` where there is no value."""
+    """Format a fraction in percent; `-` for a missing value."""
     return "-" if value is None or value != value else f"{100 * value:.2f}"
 
 
 def percent_interval(ends: Sequence[float | None] | None) -> str:
-    """An interval in percent, `-` where there is none."""
-    return "-" if ends is None or percent(ends[0]) == "-" else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
+    """Format an interval in percent; `-` for a missing one."""
+    if ends is None or ends[0] is None or ends[1] is None or ends[0] != ends[0]:
+        return "-"
+    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
 
 
 def domain_table(results: dict) -> list[list[str]]:
-    """A row a domain and level, the header first; a domain of which no image could be read has one without figures."""
+    """Header, then one row per domain and level; a domain without readable images has one row without metrics."""
     intervals = results.get("intervals", {}).get("domains", {})
     known = results.get("source_domains") or []
     rows = [list(DOMAIN_COLUMNS)]
@@ -39,26 +42,33 @@ def domain_table(results: dict) -> list[list[str]]:
 
 
 def role_of(name: str, sources: Sequence[str]) -> str:
-    """Whether a detector was trained on a domain; empty for one that does not say what it was trained on."""
+    """`source` or `unseen`; empty if the detector does not name its training domains."""
     return "source" if name in sources else "unseen" if sources else ""
 
 
 def markdown(rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
-    """A table in Markdown, the first row being its header and the first columns text."""
+    """Markdown table: the first row is the header, the first `text_columns` columns are left-aligned."""
     header, *body = rows
     rule = ["---" if column < text_columns else "---:" for column in range(len(header))]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in [header, rule, *body])
+    lines = [[escaped(cell) for cell in header], rule, *([escaped(cell) for cell in row] for row in body)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def escaped(text: str) -> str:
+    """Text as Markdown that shows it as it is: no HTML, no link, no column of a table."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "/")
+    return re.sub(r"([\[\]`])", r"\\\1", text)
 
 
 def csv_text(rows: Sequence[Sequence[str]]) -> str:
-    """The same as comma-separated values."""
+    """Table as comma-separated values."""
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows(rows)
     return file.getvalue()
 
 
 def rich_table(rows: Sequence[Sequence[str]], title: str, text_columns: int = 1) -> Table:
-    """The same for the terminal."""
+    """Table for the terminal."""
     header, *body = rows
     table = Table(title=title)
     for number, column in enumerate(header):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import re
 import stat
 import tarfile
 import zipfile
@@ -12,13 +13,17 @@ from collections import Counter
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO, cast
 
 from gmdf_hf.common.errors import ArchiveError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 MAX_MEMBER_BYTES = 256 * 2**20
 MAX_MEMBERS = 5_000_000
+MAX_HEADER_BYTES = 2**16  # of one extended header: long names, times, attributes
+MAX_DIGITS = 64
+_LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_PAX_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 
 
 def is_archive(path: str | Path) -> bool:
@@ -65,10 +70,11 @@ def read_members(path: str | Path, names: Container[str]) -> Iterator[tuple[str,
                             yield name, _read(file, info.file_size, name, path)
         else:
             with _open_tar(path) as archive:
-                for info in _counted(archive, path):
-                    name = _tar_name(info, path)
-                    if name is not None and name in names:
-                        yield name, _read(archive.extractfile(info), info.size, name, path)
+                for member in _counted(archive, path):
+                    name = _tar_name(member, path)
+                    content = archive.extractfile(member) if name is not None and name in names else None
+                    if name is not None and content is not None:
+                        yield name, _read(content, member.size, name, path)
 
 
 @contextmanager
@@ -76,6 +82,8 @@ def _errors(path: str | Path) -> Iterator[None]:
     damage = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, UnicodeError)
     try:
         yield
+    except ArchiveError as error:
+        raise error if str(path) in str(error) else ArchiveError(f"{path}: {error}") from error
     except (*damage, NotImplementedError, RuntimeError) as error:
         raise ArchiveError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from error
 
@@ -83,7 +91,7 @@ def _errors(path: str | Path) -> Iterator[None]:
 class _Bounded:
     """A file that refuses to read too much at once: tar headers name sizes that `tarfile` reads unasked."""
 
-    def __init__(self, file: BinaryIO, path: str | Path) -> None:
+    def __init__(self, file: IO[bytes], path: str | Path) -> None:
         self.file, self.path = file, path
         self.seek, self.tell = file.seek, file.tell
 
@@ -93,21 +101,57 @@ class _Bounded:
         return self.file.read(size)
 
 
+class _CheckedHeader(tarfile.TarInfo):
+    """A tar header whose extension records are checked before `tarfile` parses them.
+
+    `tarfile` needs time quadratic in the length of a run of digits and of a record without `=`, and follows the maps
+    of sparse files. These are the private methods that it calls for each kind of header (CPython 3.10 to 3.14).
+    """
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise ArchiveError(f"member {self.name!r} is a sparse file, expected files and folders only.")
+        if self.type in (*_LONG_NAMES, *_PAX_HEADERS):
+            if not 0 <= self.size <= MAX_HEADER_BYTES:
+                raise ArchiveError(f"a header of {self.size} bytes, expected at most {MAX_HEADER_BYTES}.")
+            if self.type in _PAX_HEADERS:
+                place = archive.fileobj.tell()
+                _check_pax(archive.fileobj.read(self.size))
+                archive.fileobj.seek(place)
+        return super()._proc_member(archive)  # type: ignore[misc]  # private, see above
+
+
+def _check_pax(body: bytes) -> None:
+    """Check the records ``<length> <key>=<value>\\n`` of an extended header, in one pass."""
+    if re.search(rb"\d{%d}" % MAX_DIGITS, body):
+        raise ArchiveError(f"a header has a number of {MAX_DIGITS} digits or more.")
+    start = 0
+    body = body.rstrip(b"\0")
+    while start < len(body):
+        digits = re.compile(rb"\d+(?= )").match(body, start)
+        end = start + int(digits[0]) if digits else start
+        record = body[start:end]
+        if digits is None or end > len(body) or not record.endswith(b"\n") or b"=" not in record:
+            raise ArchiveError(f"a header has a damaged record at byte {start}.")
+        if record[len(digits[0]) + 1 :].startswith(b"GNU.sparse"):
+            raise ArchiveError("a member is a sparse file, expected files and folders only.")
+        start = end
+
+
 @contextmanager
 def _open_tar(path: str | Path) -> Iterator[tarfile.TarFile]:
-    opener = gzip.open if str(path).lower().endswith("gz") else open
-    with (
-        opener(path, "rb") as file,
-        tarfile.open(fileobj=_Bounded(file, path), mode="r:", errorlevel=2) as archive,
-    ):
-        yield archive
+    zipped = str(path).lower().endswith("gz")
+    with cast("IO[bytes]", gzip.open(path, "rb") if zipped else open(path, "rb")) as file:
+        bounded = cast("IO[bytes]", _Bounded(file, path))  # has what `tarfile` reads with
+        with tarfile.open(fileobj=bounded, mode="r:", errorlevel=2, tarinfo=_CheckedHeader) as archive:
+            yield archive
 
 
 def _counted(archive: tarfile.TarFile, path: str | Path) -> Iterator[tarfile.TarInfo]:
     # Not `for info in archive`: that keeps every header in memory.
     count = 0
     while (info := archive.next()) is not None:
-        archive.members = []
+        archive.members = []  # type: ignore[attr-defined]  # not in typeshed
         count += 1
         if count > MAX_MEMBERS:
             raise ArchiveError(f"{path}: more than {MAX_MEMBERS} members.")
@@ -149,7 +193,7 @@ def _check_size(size: int, name: str, path: str | Path) -> None:
         raise ArchiveError(f"{path}: member {name!r} unpacks to {size} bytes, expected at most {MAX_MEMBER_BYTES}.")
 
 
-def _read(file: BinaryIO, size: int, name: str, path: str | Path) -> bytes:
+def _read(file: IO[bytes], size: int, name: str, path: str | Path) -> bytes:
     content = file.read(size + 1)
     if len(content) != size:
         raise ArchiveError(f"{path}: member {name!r} holds {len(content)} bytes or more, declared {size}.")

@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from PIL import Image
 
-from gmdf_hf.modeling.faces_gmdf import FaceFinder, FoundFace
-from gmdf_hf.modeling.geometry_gmdf import crop_box, square_box
 from gmdf_hf.preparation.crops import MAX_FACES, find_candidates
 from gmdf_hf.preparation.detectors import load_detector
 from gmdf_hf.preparation.faces import Detector
+from gmdf_hf.preparation.geometry import crop_box, square_box
 from gmdf_hf.preparation.tracking import Candidate, Scene, follow
+
+
+@dataclass(frozen=True)
+class FoundFace:
+    """A face in one frame.
+
+    Attributes:
+        frame: Number of the frame; 0 for a picture.
+        person: Who it is, the same number in all frames of a video; 0 is the most prominent.
+        box: Face box `(left, top, right, bottom)` in pixels of the frame.
+        crop_box: The square that the forgery detector sees.
+        detection_score: Confidence of the face detector.
+        crop: That square.
+    """
+
+    frame: int
+    person: int
+    box: tuple[float, float, float, float]
+    crop_box: tuple[int, int, int, int]
+    detection_score: float
+    crop: Image.Image
+
+
+# From frames, and the size of a crop in pixels, to the faces in them.
+FaceFinder = Callable[[Iterable[tuple[int, np.ndarray]], int], list[FoundFace]]
 
 
 def load_finder(detector: str, weights: str | None = None) -> FaceFinder:

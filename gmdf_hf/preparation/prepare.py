@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from gmdf_hf.common.errors import WorkError
+from gmdf_hf.common.files import file_stamp, readable
+from gmdf_hf.common.locks import locked_folder
 from gmdf_hf.common.schema import SPLITS
 from gmdf_hf.preparation.crops import CropSettings
 from gmdf_hf.preparation.dataset_card import domain_card
@@ -103,23 +105,29 @@ def prepare(
     tag = "" if of == 1 else f"-{number}-of-{of}"
     output = Path(output)
     state = _fingerprint(listing, source, settings, detector, weights, shard)
-    finished = _begin(output, tag, state)
-    if finished is not None:
-        return finished
-
-    job = Job(output / f".work{tag}", settings, detector, weights)
-    units = [unit for unit in make_units(listing.records) if unit.index % of == number - 1]
-    parts = _run(units, job, processes, engine, max_skipped, on_progress, output / f"skipped{tag}.csv", listing)
-    return _finish(output, tag, units, parts, listing, state)
+    with locked_folder(output, tag):
+        finished = _begin(output, tag, state)
+        if finished is not None:
+            return finished
+        job = Job(output / f".work{tag}", settings, detector, weights)
+        units = [unit for unit in make_units(listing.records) if unit.index % of == number - 1]
+        parts = _run(units, job, processes, engine, max_skipped, on_progress, output / f"skipped{tag}.csv", listing)
+        return _finish(output, tag, units, parts, listing, state)
 
 
 def _fingerprint(
     listing: Listing, source: str, settings: CropSettings, detector: str, weights: Path | None, shard: tuple[int, int]
 ) -> dict[str, Any]:
-    """Return what decides the bytes of the result. Where files are does not, so a domain can be finished elsewhere."""
-    digest = hashlib.sha256()
+    """Return what decides the bytes of the result.
+
+    Files count by name, size and time of change, not by folder: a domain can be finished on another machine to which
+    the data were copied with their times (`rsync -a`, `cp -p`).
+    """
+    digest, files = hashlib.sha256(), hashlib.sha256()
     for record in listing.records:
         digest.update(repr(replace(record, path=Path(record.path.name))).encode())
+        for file in record.files:
+            files.update(file_stamp(file).encode())
     return {
         "version": VERSION,
         "source": source,
@@ -129,6 +137,7 @@ def _fingerprint(
         "shard": f"{shard[0]}/{shard[1]}",
         "records": len(listing.records),
         "records_sha256": digest.hexdigest(),
+        "files_sha256": files.hexdigest(),
     }
 
 
@@ -140,7 +149,14 @@ def _begin(output: Path, tag: str, state: dict[str, Any]) -> dict[str, Any] | No
         if file.is_file():
             found = json.loads(file.read_text())
             found = found.get("settings", found)
+            # Domains of earlier versions know nothing of their files.
+            found.setdefault("files_sha256", state["files_sha256"])
             changed = [f"{key} {found.get(key)!r}, now {state[key]!r}" for key in state if found.get(key) != state[key]]
+            if changed and all(text.startswith("files_sha256") for text in changed):
+                raise WorkError(
+                    f"Files of the data set were replaced since {output} was begun: their sizes or times of change "
+                    "differ. Choose another output folder, or delete that one to prepare them anew."
+                )
             if changed:
                 raise WorkError(f"{output} holds or is becoming another domain: it was begun with {some(changed)}.")
     if summary.is_file():
@@ -273,7 +289,7 @@ def _duplicates(hashes: dict[str, tuple[np.ndarray, list[str]]]) -> dict[tuple[s
 
 def _write_skipped(path: Path, skipped: list[Skip], listing: Listing) -> None:
     rows = [(skip.file, skip.video_id, " ".join(map(str, skip.frames)) or "all", skip.reason) for skip in skipped]
-    rows += [(file, "", "all", reason) for file, reason in listing.left_out]
+    rows += [(readable(file), "", "all", readable(reason)) for file, reason in listing.left_out]
     _write_csv(path, ("file", "video_id", "frames", "reason"), rows)
 
 

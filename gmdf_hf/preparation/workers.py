@@ -15,14 +15,15 @@ from pathlib import Path
 import cv2
 
 from gmdf_hf.common.errors import ArchiveError, WorkError
+from gmdf_hf.common.files import readable
 from gmdf_hf.common.schema import SPLITS
 from gmdf_hf.modeling import images_gmdf as images
-from gmdf_hf.modeling.video_gmdf import VideoError
 from gmdf_hf.preparation.archives import is_archive
 from gmdf_hf.preparation.crops import Crops, CropSettings, make_crops, read_archive, read_pictures
 from gmdf_hf.preparation.detectors import load_detector
 from gmdf_hf.preparation.faces import Detector
 from gmdf_hf.preparation.sources.record import Record, some
+from gmdf_hf.preparation.video import VideoError
 from gmdf_hf.preparation.work_files import Part, Skip, read_part, write_part
 
 ENGINES = ("processes", "ray")
@@ -139,10 +140,10 @@ def _record_crops(record: Record, detector: Detector, settings: CropSettings) ->
 
 
 def _skips(record: Record, crops: Crops) -> Iterator[Skip]:
-    file = f"{record.path}: {some(record.members, 1)}" if record.members else str(record.path)
+    file = readable(record.path) + (f": {some(record.members, 1)}" if record.members else "")
     reasons: dict[str, list[int]] = {}
     for frame, reason in crops.lost:
-        reasons.setdefault(reason, []).extend([] if frame is None else [frame])
+        reasons.setdefault(readable(reason), []).extend([] if frame is None else [frame])
     if crops.rows:
         for reason, frames in reasons.items():
             yield Skip(file, record.video_id, tuple(sorted(frames)), reason)

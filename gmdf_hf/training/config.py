@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from gmdf_hf.common.errors import UserError
 from gmdf_hf.common.options import add_yaml_options, first_problem
+from gmdf_hf.common.schema import check_name
 
 MethodName = Literal["gmdf", "direct_merge", "balanced_erm", "merged_losses", "mldg", "linear_probe", "add_domain"]
 # Fields of GMDFConfig that a recipe may set; the rest follows from backbone and domains.
@@ -44,11 +45,19 @@ class DomainSource(BaseModel):
     )
     splits: dict[str, str] = Field({}, description="Our split name (train, validation, test) to the data set's.")
     max_videos: int | None = Field(None, ge=1, description="Read at most so many videos of each class and split.")
+    labels: dict[str, Literal["real", "fake"]] = Field(
+        {}, description="`real` or `fake` for the data set's own class names that do not say it: `{ai_art: fake}`."
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _accept_a_bare_path(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _names_are_texts(cls, labels: Any) -> Any:
+        return {str(name): label for name, label in labels.items()} if isinstance(labels, dict) else labels
 
     @field_validator("path")
     @classmethod
@@ -157,6 +166,11 @@ class TrainConfig(BaseModel):
         ge=1,
         description="Meta-iterations that count as an epoch, if other than all videos of the largest domain.",
     )
+    augment: Literal["none", "standard"] = Field(
+        "none",
+        description="Random changes of training pictures besides mirroring: `none`, as in the paper, or `standard`: "
+        "light, blur, scale, noise and JPEG (`gmdf_hf/data/transforms.py`).",
+    )
     seed: int = Field(0, ge=0, description="Of initialisation, order, masks and flips.")
     num_workers: int = Field(0, ge=0, description="Processes that decode images.")
     output_dir: Path = Field(Path("runs/gmdf"), description="Folder of the run.")
@@ -213,6 +227,8 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_domains(self) -> TrainConfig:
+        for name in (*self.source_domains, *self.unseen_domains):
+            check_name(name)
         for name in self.hold_out:
             if name not in self.source_domains:
                 raise ValueError(f"hold_out names {name!r}; the source domains are {', '.join(self.source_domains)}")

@@ -9,8 +9,8 @@ from torch.func import functional_call
 
 from gmdf_hf.common.processes import sum_over_processes
 from gmdf_hf.data.episodes import Episode
+from gmdf_hf.data.patches import patchify
 from gmdf_hf.modeling import GMDFModel
-from gmdf_hf.modeling.mim_gmdf import patchify
 from gmdf_hf.training.alignment import Alignment
 from gmdf_hf.training.inner_optimizer import ExpertSGD
 from gmdf_hf.training.losses import classification_loss, masked_image_loss

@@ -6,7 +6,7 @@ from gmdf_hf.evaluation.attention import attention_maps
 from tests.conftest import tiny_model
 
 
-def test_maps_are_the_class_tokens_rows(pixel_values):
+def test_attention_maps_match_class_token_rows(pixel_values):
     model = tiny_model()
     last, rollout = attention_maps(model, pixel_values)
     assert last.shape == rollout.shape == (5, 4, 4)
@@ -19,7 +19,7 @@ def test_maps_are_the_class_tokens_rows(pixel_values):
     torch.testing.assert_close(rollout.flatten(1), (second @ first)[:, 0, 1:])
 
 
-def test_any_vision_transformer_has_maps_and_a_convolutional_net_has_none():
+def test_attention_maps_work_for_vit_and_fail_for_convnext():
     config = ViTConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=24, patch_size=8
     )

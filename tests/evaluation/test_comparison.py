@@ -24,7 +24,7 @@ def draw_tables(gain: float, seeds: int, first_seed: int = 0, videos: int = 120)
     return tables
 
 
-def test_aucs_are_scikit_learns_and_draws_are_shared():
+def test_auc_matches_scikit_learn_and_tables_share_draws():
     tables = draw_tables(1.0, 2)
     means, drawn = auc_replicates([*tables, tables[0]], ["x", "y"], replicates=70)
     for table, mean in zip(tables, means, strict=False):
@@ -35,56 +35,56 @@ def test_aucs_are_scikit_learns_and_draws_are_shared():
     assert np.corrcoef(drawn[0], drawn[1])[0, 1] > 0.9
 
 
-def test_one_runs_interval_is_that_of_measure():
+def test_interval_of_one_run_matches_measure():
     (table,) = draw_tables(1.0, 1)
     _, drawn = auc_replicates([table], ["x"], replicates=1000)
     expected = measure(table, replicates=1000)["intervals"]["domains"]["x"]["frame"]["auc"]
     np.testing.assert_allclose(np.quantile(drawn[0], [0.025, 0.975]), expected, atol=0.01)
 
 
-def test_a_difference_is_seen_though_the_intervals_overlap():
+def test_paired_difference_is_significant_with_overlapping_intervals():
     found = compare([(draw_tables(1.3, 3), draw_tables(0.9, 3, first_seed=10), ["x", "y"])], replicates=300)
-    assert found["difference"] == pytest.approx(found["method"] - found["other"])
-    assert found["method_interval"][0] < found["other_interval"][1]
-    assert 0 < found["difference_interval"][0] < found["difference"] < found["difference_interval"][1]
+    assert found.difference.value == pytest.approx(found.method.value - found.other.value)
+    assert found.method.interval[0] < found.other.interval[1]
+    assert 0 < found.difference.interval[0] < found.difference.value < found.difference.interval[1]
     again = compare([(draw_tables(1.3, 3), draw_tables(0.9, 3, first_seed=10), ["x", "y"])], replicates=300)
     assert again == found
 
 
-def test_a_mean_over_settings_is_known_better_than_one_of_them():
+def test_mean_over_settings_has_narrower_interval():
     settings = [(draw_tables(1.3, 2), draw_tables(0.9, 2, first_seed=10), [domain]) for domain in ("x", "y")]
     alone = [compare([setting], replicates=300) for setting in settings]
     both = compare(iter(settings), replicates=300)
     for name in ("method", "other", "difference"):
-        assert both[name] == pytest.approx(np.mean([found[name] for found in alone]))
-    widths = [found["method_interval"][1] - found["method_interval"][0] for found in (*alone, both)]
+        assert getattr(both, name).value == pytest.approx(np.mean([getattr(found, name).value for found in alone]))
+    widths = [found.method.interval[1] - found.method.interval[0] for found in (*alone, both)]
     assert widths[2] < 0.85 * min(widths[:2])  # the domains are drawn independently of each other
-    same = compare([settings[0], settings[0]], replicates=300)["method_interval"]
+    same = compare([settings[0], settings[0]], replicates=300).method.interval
     assert same[1] - same[0] > 0.9 * widths[0]  # the same videos are drawn wherever a domain stands
 
 
-def test_no_difference_is_none():
+def test_equal_tables_have_zero_difference():
     found = compare([(draw_tables(1.0, 3), draw_tables(1.0, 3, first_seed=10), ["x"])], replicates=300)
-    low, high = found["difference_interval"]
+    low, high = found.difference.interval
     assert low < 0 < high
 
 
 def test_seeds_widen_the_interval():
     apart = [draw_tables(0.6, 1)[0], draw_tables(1.4, 1)[0]]
     alike = [draw_tables(1.0, 1)[0], draw_tables(1.0, 1)[0]]
-    wide, narrow = (compare([(tables, tables, ["x"])], replicates=300)["method_interval"] for tables in (apart, alike))
+    wide, narrow = (compare([(tables, tables, ["x"])], replicates=300).method.interval for tables in (apart, alike))
     assert wide[1] - wide[0] > 1.5 * (narrow[1] - narrow[0])
 
 
-def test_other_videos_cannot_be_compared():
+def test_comparison_of_different_videos_raises():
     table, other = draw_tables(1.0, 2)
-    with pytest.raises(ValueError, match="hold other videos of domain 'x'"):
+    with pytest.raises(ValueError, match="hold different videos of domain 'x'"):
         compare([([table], [other[other["video_id"] != "003"]], ["x"])])
     with pytest.raises(ValueError, match="has no domain 'z'"):
         compare([([table], [other], ["z"])])
 
 
-def test_a_table_with_methods_compares_with_one_without():
+def test_tables_with_and_without_methods_are_comparable():
     """Scores from before a data set named its methods, or of domains that have none."""
     first, second = draw_tables(1.0, 2)
     plain, _ = auc_replicates([first, second], ["x"], replicates=10)

@@ -45,7 +45,7 @@ def offline(tmp_path):
     }
 
 
-def test_evaluate_loads_it_offline_and_its_figures_are_the_functions(offline):
+def test_evaluate_module_loads_offline_and_matches_functions(offline):
     rng = np.random.default_rng(0)
     table = pd.DataFrame(
         {

@@ -28,7 +28,7 @@ def draw_table(
 
 
 @pytest.mark.parametrize("threshold", [0.37, 0.5, 1.5])
-def test_a_replicate_equals_the_table_of_the_drawn_videos(threshold):
+def test_replicate_matches_table_of_drawn_videos(threshold):
     """The histograms' figures are those of a table in which each drawn video stands as often as it was drawn."""
     table = draw_table(domains=("x",))
     samples = DomainScores(
@@ -52,7 +52,7 @@ def test_a_replicate_equals_the_table_of_the_drawn_videos(threshold):
             assert found[rate][replicate] == pytest.approx(expected[rate], abs=1e-6), rate
 
 
-def test_intervals_hold_their_figures_and_repeat():
+def test_intervals_contain_point_estimate_and_are_deterministic():
     table = draw_table()
     figures = measure(table, threshold=0.6, replicates=200)
     assert {key: figures[key] for key in figures if key != "intervals"} == point_figures(table, 0.6)
@@ -75,7 +75,7 @@ def test_intervals_hold_their_figures_and_repeat():
         assert again["domains"]["x"]["frame"][rate] == pytest.approx(found["domains"]["x"]["frame"][rate])
 
 
-def test_the_interval_of_a_share_is_the_normal_one():
+def test_interval_of_a_fraction_matches_normal_approximation():
     """Accuracy of videos of one frame: a mean of independent hits, whose interval has a closed form."""
     table = draw_table(videos=800, frames=1, domains=("x",))
     figures = measure(table, replicates=1000)
@@ -85,7 +85,7 @@ def test_the_interval_of_a_share_is_the_normal_one():
     assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.1)
 
 
-def test_frames_of_a_video_are_not_independent():
+def test_correlated_frames_widen_the_interval():
     table = draw_table(frames=20)
     whole = measure(table, replicates=300)["intervals"]["domains"]["x"]["frame"]["auc"]
     lone = measure(table.assign(video_id=[str(row) for row in range(len(table))]), replicates=300)
@@ -93,7 +93,7 @@ def test_frames_of_a_video_are_not_independent():
     assert whole[1] - whole[0] > 2 * (high - low)
 
 
-def test_bins_hardly_change_an_interval(monkeypatch):
+def test_binning_barely_changes_intervals(monkeypatch):
     table = draw_table(videos=200, digits=12)
     exact = measure(table, replicates=1000)["intervals"]
     monkeypatch.setattr(intervals, "MAX_BINS", 200)
@@ -105,7 +105,7 @@ def test_bins_hardly_change_an_interval(monkeypatch):
         assert binned["pooled_auc"][level] == pytest.approx(exact["pooled_auc"][level], abs=0.006)
 
 
-def test_a_domain_of_one_class_leaves_the_others_intervals():
+def test_domain_of_one_class_keeps_intervals_of_others():
     table = draw_table()
     table = table[(table["domain"] == "x") | (table["label"] == 1)]
     with pytest.warns(UserWarning, match="'y' has 0 real"):
@@ -115,12 +115,12 @@ def test_a_domain_of_one_class_leaves_the_others_intervals():
     assert np.isfinite(figures["intervals"]["domains"]["x"]["video"]["auc"]).all()
 
 
-def test_too_few_replicates_are_refused():
+def test_too_few_replicates_raise():
     with pytest.raises(ValueError, match="at least 2, found 1"):
         measure(draw_table(), replicates=1)
 
 
-def test_drawing_bins_is_drawing_videos_of_one_sample():
+def test_drawing_bins_matches_drawing_single_frame_videos():
     """Mean and spread of every bin are the multinomial's, and so are they when whole videos are drawn."""
     counts = csr_array(np.repeat(np.eye(3), [5, 1, 14], axis=1).astype(np.float32))
     draws = intervals.draw_histograms(counts, 20_000, np.random.default_rng(0))
@@ -134,7 +134,7 @@ def test_drawing_bins_is_drawing_videos_of_one_sample():
     assert (twice % 2 == 0).all()  # two frames of a video come and go together
 
 
-def test_intervals_of_forgeries_hold_their_figures_and_change_no_others():
+def test_method_intervals_contain_point_estimate_and_leave_others_unchanged():
     table = draw_table(digits=12)  # no ties, which the last bit of a mean would decide
     number = table["video_id"].astype(int)
     methods = np.where(table["label"] == 0, "real", np.where(number % 4 == 1, "a", "b"))
@@ -156,7 +156,7 @@ def test_intervals_of_forgeries_hold_their_figures_and_change_no_others():
     assert whole == pytest.approx(alone["intervals"]["domains"]["x"]["video"]["auc"], abs=0.03)
 
 
-def test_one_class_everywhere_is_nan_and_no_error():
+def test_one_class_everywhere_gives_nan_without_error():
     table = draw_table(domains=("x",))
     with pytest.warns(UserWarning, match="'x' has 0 real"):
         figures = measure(table[table["label"] == 1], replicates=20)

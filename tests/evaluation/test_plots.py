@@ -12,7 +12,7 @@ def scores(seed: int, frames: int = 200) -> DomainScores:
     return DomainScores(labels, np.clip(0.3 + 0.4 * labels + 0.3 * rng.normal(size=frames), 0, 1), np.arange(frames))
 
 
-def test_curves_go_through_their_points():
+def test_roc_curves_contain_their_points():
     samples = scores(0)
     only_fakes = DomainScores(np.ones(4, int), np.linspace(0, 1, 4), np.arange(4))
     figure = plots.roc_curves({"x": {"ours": samples, "theirs": scores(1)}, "y": {"ours": only_fakes}})
@@ -28,13 +28,13 @@ def test_curves_go_through_their_points():
     assert len(second.lines) == 1  # one class has no curve
 
 
-def test_reliability_points_are_the_bins_shares():
+def test_reliability_points_match_bin_fractions():
     samples = DomainScores(np.array([0, 1, 1, 1]), np.array([0.1, 0.1, 0.95, 0.99]), np.arange(4))
     (points,) = plots.reliability({"x": samples}).axes[0].collections
     np.testing.assert_allclose(points.get_offsets(), [[0.1, 0.5], [0.97, 1.0]])
 
 
-def test_histograms_are_shares_of_a_class():
+def test_histograms_are_normalised_per_class():
     axis = plots.score_histograms({"x": scores(0)}, 0.4).axes[0]
     heights = np.array([patch.get_height() for patch in axis.patches]).reshape(2, 30)
     np.testing.assert_allclose(heights.sum(1), 100)
@@ -50,7 +50,7 @@ def test_panels_fit(panels, tmp_path):
         assert np.asarray(picture.convert("L")).std() > 5  # not blank
 
 
-def test_bars_say_what_was_not_run():
+def test_bars_label_missing_rows():
     none = np.nan
     means, paper = np.array([[50, 60], [none, none]]), np.array([[none, 61], [none, none]])
     figure = plots.bars(["a", "b"], ["x", "y"], means, np.full((2, 2), none), paper)
@@ -58,7 +58,7 @@ def test_bars_say_what_was_not_run():
     assert [patch.get_width() for patch in figure.axes[0].patches] == [50, 0]
 
 
-def test_lines_and_attention_have_their_parts():
+def test_lines_and_attention_grid_have_all_elements():
     figure = plots.lines(["a", "b"], ["1", "2", "3"], np.ones((2, 3)), np.ones((2, 3)), "AUC", "title")
     assert len(figure.axes[0].containers) == 2
     faces = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]

@@ -23,14 +23,14 @@ RESULTS = {
 }
 
 
-def test_table_has_a_row_a_domain():
+def test_table_has_one_row_per_domain():
     lines = markdown_table(RESULTS).splitlines()
     assert len(lines) == 4
     assert lines[2] == "| x | source | 8 | 50.00 | 75.00 | 25.00 | 30.00 | 75.00 |"
     assert lines[3].startswith("| z | unseen |")
 
 
-def test_a_domain_of_which_nothing_could_be_read_has_a_row_all_the_same():
+def test_unreadable_domain_has_a_row_without_metrics():
     rows = markdown_table(RESULTS | {"unread_domains": ["y", "w"], "unseen_domains": ["z", "w"]}).splitlines()
     assert rows[-2:] == ["| y | source | 0 | - | - | - | - | - |", "| w | unseen | 0 | - | - | - | - | - |"]
 
@@ -42,7 +42,7 @@ def test_printed_results_name_the_worst_domain(capsys):
     assert "2 unreadable ones skipped" in printed
 
 
-def test_card_is_filled_and_valid(tmp_path):
+def test_model_card_is_filled_and_valid(tmp_path):
     recipe = {"seed": 0, "source_domains": {"x": "drawn:swap"}}
     for drawn in (True, False):
         write_model_card(TEMPLATE, tmp_path, RESULTS, recipe, 64, "gmdf", drawn)
@@ -57,7 +57,7 @@ def test_card_is_filled_and_valid(tmp_path):
         assert ("Trained on drawings" in first) is drawn
 
 
-def test_recipe_shown_names_no_place_of_a_machine():
+def test_public_recipe_has_no_local_directories():
     recipe = {
         "source_domains": {"x": {"path": "/home/me/faces", "splits": {}}, "y": "user/faces"},
         "backbone": "~/clip",
@@ -86,13 +86,13 @@ def test_recipe_shown_names_no_place_of_a_machine():
         ({"x": "user/faces", "held": {"path": "user/other", "splits": {"train": "test"}}}, False, None),
     ],
 )
-def test_a_model_that_learned_from_no_training_data_says_so(monkeypatch, sources, drawn, words):
+def test_card_warns_of_drawings_and_test_data(monkeypatch, sources, drawn, words):
     monkeypatch.setenv("GMDF_REAL_DATA", "/data/for/tests")
     found = caveat({"source_domains": sources, "hold_out": ["held"]}, drawn)
     assert found is None if words is None else words in found
 
 
-def test_data_of_a_run_are_identified(tmp_path):
+def test_data_rows_identify_training_data(tmp_path):
     (tmp_path / "faces").mkdir()
     (tmp_path / "faces" / "1.png").write_bytes(b"x")
     pinned = {"path": "user/faces", "revision": "abc"}

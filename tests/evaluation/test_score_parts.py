@@ -31,7 +31,7 @@ def score(batches) -> list[ScoredBatch]:
     ]
 
 
-def test_what_was_scored_is_left_out_and_put_together_sorted(tmp_path):
+def test_queue_skips_scored_batches_and_parts_join_sorted(tmp_path):
     frames = make_frames(11)
     first = queue(tmp_path, frames)
     write_parts(tmp_path, score(list(first)[2:3]))  # killed after the third batch
@@ -52,7 +52,7 @@ def test_what_was_scored_is_left_out_and_put_together_sorted(tmp_path):
     ]
 
 
-def test_frames_of_one_name_keep_the_order_of_their_batches(tmp_path):
+def test_tied_frames_keep_batch_order(tmp_path):
     frames = make_frames(8, video_id="v", number=0, label=1)
     batches = list(queue(tmp_path, frames))
     write_parts(tmp_path, score(batches[1:]))
@@ -60,7 +60,7 @@ def test_frames_of_one_name_keep_the_order_of_their_batches(tmp_path):
     assert join_parts(tmp_path, "d", 8)[0]["score"].tolist() == [0, 1, 2, 3, 4, 7]
 
 
-def test_a_finished_domain_is_not_gone_through_again(tmp_path):
+def test_finished_domain_is_not_read_again(tmp_path):
     frames = make_frames(7)
     write_parts(tmp_path, score(list(queue(tmp_path, frames))))
 
@@ -75,15 +75,15 @@ def test_a_finished_domain_is_not_gone_through_again(tmp_path):
 @pytest.mark.parametrize(
     ("now", "difference"),
     [
-        (make_frames(12), "it has 12 frames, and had 9 before"),
-        (make_frames(6), "it has 6 frames, and had 9 before"),
-        (make_frames(9, label=0), "batch 0 holds other frames than those that were scored"),
-        (make_frames(9, method="swap"), "batch 0 holds other frames than those that were scored"),
-        (make_frames(10)[1:], "batch 0 holds other frames than those that were scored"),
-        (make_frames(1), "batch 0 holds other frames than those that were scored"),
+        (make_frames(12), "found 12 frames, expected 9"),
+        (make_frames(6), "found 6 frames, expected 9"),
+        (make_frames(9, label=0), "batch 0 holds other frames than those scored before"),
+        (make_frames(9, method="swap"), "batch 0 holds other frames than those scored before"),
+        (make_frames(10)[1:], "batch 0 holds other frames than those scored before"),
+        (make_frames(1), "batch 0 holds other frames than those scored before"),
     ],
 )
-def test_data_that_changed_are_no_mixture_but_an_error(tmp_path, now, difference):
+def test_changed_data_raise(tmp_path, now, difference):
     before = list(queue(tmp_path, make_frames(9)))
     write_parts(tmp_path, score(before[:1]))
     with pytest.raises(UserError, match=f"The data of domain 'd' changed since scores .*: {difference}"):
@@ -91,6 +91,6 @@ def test_data_that_changed_are_no_mixture_but_an_error(tmp_path, now, difference
     assert json.loads((tmp_path / "frames.json").read_text()) == 9
 
 
-def test_no_frames_are_an_error(tmp_path):
+def test_empty_domain_raises(tmp_path):
     with pytest.raises(DomainError, match="Domain 'd' has no frames"):
         list(queue(tmp_path, []))

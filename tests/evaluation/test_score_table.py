@@ -5,7 +5,7 @@ import pytest
 from gmdf_hf.evaluation.score_table import read_scores, split_domains, split_methods, video_scores
 
 
-def test_videos_of_equal_name_stay_apart():
+def test_equal_names_are_different_videos():
     """In two domains, in two methods of one domain, and as a real and a fake one."""
     table = pd.DataFrame(
         {
@@ -28,7 +28,7 @@ def test_videos_of_equal_name_stay_apart():
     assert len(video_scores(table.drop(columns="method"))) == 3
 
 
-def test_domains_keep_the_order_of_their_first_rows():
+def test_domains_are_in_order_of_first_appearance():
     table = pd.DataFrame({"domain": list("bab"), "video_id": list("uuv"), "label": [0, 1, 1], "score": [0.1, 0.2, 0.3]})
     domains = split_domains(table)
     assert list(domains) == ["b", "a"]
@@ -36,7 +36,7 @@ def test_domains_keep_the_order_of_their_first_rows():
     np.testing.assert_array_equal(domains["b"].videos, [0, 1])
 
 
-def test_a_read_table_has_the_same_videos(tmp_path):
+def test_read_table_has_the_same_videos(tmp_path):
     table = pd.DataFrame({"domain": list("bab"), "video_id": list("uuv"), "label": [0, 1, 1], "score": [0.1, 0.2, 0.3]})
     table.to_parquet(tmp_path / "scores.parquet")
     read = read_scores(tmp_path / "scores.parquet")
@@ -44,7 +44,7 @@ def test_a_read_table_has_the_same_videos(tmp_path):
     assert sorted(video_scores(read)["score"]) == sorted(video_scores(table)["score"])
 
 
-def test_what_is_no_table_of_scores_is_refused():
+def test_invalid_score_table_raises():
     with pytest.raises(ValueError, match="needs the column 'video_id', found"):
         split_domains(pd.DataFrame({"domain": ["x"], "label": [0], "score": [0.1]}))
     with pytest.raises(ValueError, match="needs rows, found none"):
@@ -71,7 +71,7 @@ def mixed_table() -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("read", [False, True])
-def test_videos_of_a_domain_without_methods_stay_apart_beside_one_that_has_them(tmp_path, read):
+def test_null_methods_keep_videos_apart(tmp_path, read):
     table = mixed_table()
     if read:
         table.to_parquet(tmp_path / "scores.parquet")
@@ -87,7 +87,7 @@ def test_videos_of_a_domain_without_methods_stay_apart_beside_one_that_has_them(
     np.testing.assert_array_equal(methods["y", "FaceSwap"].scores, [0.2, 0.6])
 
 
-def test_one_forgery_is_the_domain_itself():
+def test_single_method_gives_no_method_auc():
     table = mixed_table()
     assert split_methods(table[table["method"] != "FaceSwap"]) == {}
     assert split_methods(table.drop(columns="method")) == {}

@@ -41,7 +41,7 @@ def shuffled(domain: Domain, seed: int) -> Domain:
         ({0: "LABEL_0", 1: "LABEL_1"}, "LABEL_0", 0),
     ],
 )
-def test_the_fake_class_is_found_by_its_name(names, fake_label, fake):
+def test_fake_class_from_class_names(names, fake_label, fake):
     assert fake_class(names, fake_label) == fake
 
 
@@ -54,12 +54,12 @@ def test_the_fake_class_is_found_by_its_name(names, fake_label, fake):
         ({0: "real", 1: "fake"}, "ai", r"one of the model's \['real', 'fake'\], found 'ai'"),
     ],
 )
-def test_classes_that_cannot_be_told_apart_are_refused(names, fake_label, message):
+def test_ambiguous_class_names_raise(names, fake_label, message):
     with pytest.raises(ValueError, match=message):
         fake_class(names, fake_label)
 
 
-def test_the_order_of_the_data_makes_no_difference_to_the_last_bit(domain):
+def test_scores_are_bitwise_independent_of_data_order(domain):
     """Also where two frames of a video have the same number: then their bytes order them."""
     domain.frame_numbers[:] = 0
     model, processor = tiny_model(), GMDFImageProcessor.of_size(32)
@@ -72,7 +72,7 @@ def test_the_order_of_the_data_makes_no_difference_to_the_last_bit(domain):
         pd.testing.assert_frame_equal(other, table, check_exact=True)
 
 
-def test_every_frame_gets_its_own_score(domain):
+def test_each_frame_gets_its_own_score(domain):
     """Whatever the batch size, unreadable frames in between."""
     model, processor = tiny_model(), GMDFImageProcessor.of_size(32)
     table = score_domain(model, domain, processor, batch_size=16)[0]
@@ -85,7 +85,7 @@ def test_every_frame_gets_its_own_score(domain):
     assert table["score"].nunique() == 14
 
 
-def test_a_model_sees_batches_of_one_size(domain):
+def test_all_batches_have_one_size(domain):
     sizes = []
     model = tiny_model()
     model.register_forward_pre_hook(lambda _, args, kwargs: sizes.append(len(kwargs["pixel_values"])), with_kwargs=True)
@@ -93,7 +93,7 @@ def test_a_model_sees_batches_of_one_size(domain):
     assert sizes == [5, 5, 5, 5]
 
 
-def test_scores_far_from_one_half_are_no_ties(domain):
+def test_extreme_scores_do_not_tie(domain):
     class Sure(torch.nn.Linear):
         def forward(self, pixel_values):
             level = 20 + pixel_values.mean((1, 2, 3))
@@ -103,7 +103,7 @@ def test_scores_far_from_one_half_are_no_ties(domain):
     assert table["score"].nunique() == 14
 
 
-def test_methods_stand_in_the_table_and_order_it(tmp_path, monkeypatch):
+def test_methods_are_a_column_and_sort_key(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     load = lambda name, order: load_domain("m", "test", write_methods(tmp_path / name, order))  # noqa: E731
     table, _ = score_domain(tiny_model(), load("m", None), GMDFImageProcessor.of_size(32), batch_size=4)

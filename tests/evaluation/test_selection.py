@@ -11,7 +11,7 @@ def scores_of(**domains) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["domain", "video_id", "frame", "label", "score", "face_found"])
 
 
-def test_domains_count_alike_and_the_threshold_is_of_all_frames():
+def test_selection_averages_domains_and_pools_the_threshold():
     large = [(0, 0.1)] * 30 + [(1, 0.9)] * 30  # AUC 1
     small = [(0, 0.8), (1, 0.2)]  # AUC 0
     auc, threshold = select(scores_of(large=large, small=small), ["large", "small"])
@@ -20,7 +20,7 @@ def test_domains_count_alike_and_the_threshold_is_of_all_frames():
 
 
 @pytest.mark.parametrize(("left", "found"), [([(1, 0.5)] * 3, "0 real and 3 fake"), ([], "0 real and 0 fake")])
-def test_a_domain_of_which_a_class_could_not_be_read_is_named(left, found):
+def test_domain_without_readable_class_raises(left, found):
     scores = scores_of(a=[(0, 0.1), (1, 0.9)], b=left)
-    with pytest.raises(DomainError, match=f"Domain 'b', split 'validation'.*Found {found}"):
+    with pytest.raises(DomainError, match=f"Domain 'b', split 'validation'.*found {found}"):
         select(scores, ["a", "b"])

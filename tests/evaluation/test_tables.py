@@ -8,7 +8,7 @@ RESULTS = {
 }
 
 
-def test_a_row_a_domain_with_its_interval():
+def test_domain_table_has_one_row_per_domain_with_interval():
     header, x, z = domain_table(RESULTS)
     assert dict(zip(header, x, strict=True)) | {"AP": "25.00"} == {
         "domain": "x",
@@ -23,19 +23,25 @@ def test_a_row_a_domain_with_its_interval():
     assert z[5:7] == ["-", "-"]
 
 
-def test_a_domain_of_which_nothing_could_be_read_has_a_row_all_the_same():
+def test_unreadable_domain_has_a_row_without_metrics():
     rows = domain_table(RESULTS | {"unread_domains": ["w"]})
     assert len(rows) == 4
     assert rows[-1][:5] == ["w", "unseen", "frame", "0", "0"]
     assert len(rows[-1]) == len(rows[0]) and set(rows[-1][5:]) == {"-"}
 
 
-def test_forms_of_a_table():
+def test_table_formats():
     rows = [["name", "value"], ["a|b", "1"], ["c,d", "2"]]
     assert markdown(rows) == "| name | value |\n| --- | ---: |\n| a/b | 1 |\n| c,d | 2 |"
     assert csv_text(rows) == 'name,value\na|b,1\n"c,d",2\n'
 
 
-def test_no_value_is_a_dash():
+def test_missing_value_is_a_dash():
     assert percent(float("nan")) == percent(None) == percent_interval(None) == "-"
     assert percent(0.12345) == "12.35"
+
+
+def test_markdown_shows_names_as_they_are():
+    table = markdown([["domain", "AUC"], ["<script>alert(1)</script>", "[x](javascript:y) `z` a|b\nc"]])
+    assert "<script" not in table and "](" not in table.replace("\\]", "")
+    assert table.splitlines()[2] == r"| &lt;script>alert(1)&lt;/script> | \[x\](javascript:y) \`z\` a/b c |"

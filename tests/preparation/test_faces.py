@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 from gmdf_hf.common.errors import DetectorError
-from gmdf_hf.modeling.video_gmdf import read_frames
 from gmdf_hf.preparation import detectors, faces
 from gmdf_hf.preparation.detectors import load_detector
 from gmdf_hf.preparation.faces import Face, HubFile, find_weights, reduce_to
 from gmdf_hf.preparation.retinaface import RetinaFace, RetinaFaceDetector, anchors, decode, suppress
+from gmdf_hf.preparation.video import read_frames
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gmdf_hf.modeling.video_gmdf import read_frames
 from gmdf_hf.preparation.crops import CropSettings, make_crops, perceptual_hash
 from gmdf_hf.preparation.faces import Face
 from gmdf_hf.preparation.persons import find_people, load_finder
+from gmdf_hf.preparation.video import read_frames
 
 
 def two_people(number: int) -> np.ndarray:

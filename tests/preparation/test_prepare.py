@@ -12,7 +12,8 @@ from PIL import Image
 import gmdf_hf.preparation.prepare
 import gmdf_hf.preparation.workers
 from gmdf_hf.common.columns import FEATURES
-from gmdf_hf.common.errors import SourceError, WorkError
+from gmdf_hf.common.errors import SourceError, UserError, WorkError
+from gmdf_hf.common.locks import locked_folder
 from gmdf_hf.preparation.crops import CropSettings
 from gmdf_hf.preparation.prepare import prepare
 from gmdf_hf.preparation.sources import folder, wilddeepfake
@@ -264,3 +265,19 @@ def test_summary_says_everything(domain):
     assert (
         "| train | 36 | 6 | 6 | 6 |" in card and "path: data/validation-*.parquet" in card and "To be filled in" in card
     )
+
+
+def test_replaced_files_are_noticed(data, tmp_path):
+    """The same names with other pictures: neither a mixed domain nor the old one."""
+    mine = shutil.copytree(data, tmp_path / "mine")
+    run(mine, tmp_path / "domain")
+    run(mine, tmp_path / "domain")  # finished: nothing is done again
+    picture = next(path for path in sorted(mine.rglob("*.png")))
+    Image.fromarray(texture(99)).save(picture)
+    with pytest.raises(WorkError, match=r"replaced since .*domain was begun: their sizes or times of change differ"):
+        run(mine, tmp_path / "domain")
+
+
+def test_a_folder_in_use_is_refused(data, tmp_path):
+    with locked_folder(tmp_path / "domain"), pytest.raises(UserError, match="is in use by process"):
+        run(data, tmp_path / "domain")

@@ -7,7 +7,7 @@ import zipfile
 import pytest
 from PIL import Image
 
-from gmdf_hf.common.errors import ArchiveError, SourceError
+from gmdf_hf.common.errors import ArchiveError, EmptySourceError, SourceError
 from gmdf_hf.preparation.sources import deepfakeface, folder, wilddeepfake
 from gmdf_hf.preparation.sources.record import check_leaks
 from tests.media import counts, fill, numbered, write_video
@@ -119,3 +119,51 @@ def test_folder_without_splits_keeps_pairs_together(tmp_path):
     assert 60 < counts(listing)["train", "real"] < 95
     with pytest.raises(SourceError, match="No image or video found"):
         folder.list_records(tmp_path / "real")
+
+
+def test_any_name_that_a_file_can_have(tmp_path):
+    """Superscripts are no digits, bytes need not be UTF-8, numbers may be long."""
+    for name in ("1²3.png", "٣.png", b"caf\xe9.png".decode("utf-8", "surrogateescape"), f"{'9' * 200}.png"):
+        (tmp_path / "real").mkdir(exist_ok=True)
+        (tmp_path / "real" / name).write_bytes(png())
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "a.png").write_bytes(png())
+    listing = folder.list_records(tmp_path)
+    ids = [record.video_id for record in listing.records]
+    assert {"real/1²3", "real/٣", "real/caf\\xe9", "fake/a"} < set(ids) and len(ids) == 5
+    assert all(record.path.is_file() for record in listing.records)
+
+
+def test_files_of_one_stem_are_two_pictures_of_one_group(tmp_path):
+    for name in ("real/1.png", "real/1.jpg", "real/2.png", "fake/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png())
+    listing = folder.list_records(tmp_path)
+    check_leaks(listing.records)
+    assert {record.video_id for record in listing.records} == {"real/1.png", "real/1.jpg", "real/2", "fake/1"}
+    assert {record.group for record in listing.records if "1" in record.video_id} == {"1"}
+
+
+def test_linked_folders_are_followed_once(tmp_path):
+    for name in ("data/real/x.png", "data/fake/y.png", "elsewhere/z.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png())
+    (tmp_path / "data/real/linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "data/real/again").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "data/fake/loop").symlink_to(tmp_path / "data", target_is_directory=True)
+    listing = folder.list_records(tmp_path / "data")
+    assert {record.video_id for record in listing.records} == {"real/x", "fake/y", "real/again"}
+    assert [file for file, reason in listing.left_out if "link to" in reason] == ["real/linked", "fake/loop"]
+
+
+def test_folders_that_are_no_class_are_named(tmp_path):
+    for name in ("A/x.png", "B/y.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(png())
+    with pytest.raises(SourceError, match="the folders A, B do not say whether they are real or fake"):
+        folder.list_records(tmp_path)
+    listing = folder.list_records(tmp_path, labels={"A": "fake", "B": "real"})
+    assert {record.video_id: record.label for record in listing.records} == {"A/x": 1, "B/y": 0}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EmptySourceError, match="No image or video found"):
+        folder.list_records(tmp_path / "empty")

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, ViTConfig, ViTForImageClassification, Vi
 
 from gmdf_hf import TINY_CLIP, GMDFModel
 from gmdf_hf.common.errors import UserError
+from gmdf_hf.common.locks import locked_folder
 from gmdf_hf.data.dataset import load_domain
 from gmdf_hf.data.frames import caption_encoder
 from gmdf_hf.evaluation import score_parts
@@ -155,12 +156,26 @@ def test_a_killed_run_goes_on(folder, scored, tmp_path, monkeypatch):
 
 
 def test_another_evaluation_in_the_same_folder_is_refused(folder, scored):
-    with pytest.raises(UserError, match="with another batch_size: found 3, asked for 4"):
+    with pytest.raises(UserError, match="with another batch_size: found 3, expected 4"):
         evaluate.main(evaluation(folder, scored, batch_size=4))
     part = next((scored / "parts" / "z").iterdir())
     shutil.copy(part, part.with_name("twice.parquet"))
     with pytest.raises(UserError, match="each of the 16 frames of domain 'z' once, found 32 rows of 16 frames"):
         evaluate.main(evaluation(folder, scored))
+
+
+def test_replaced_files_are_noticed(folder, tmp_path):
+    data = shutil.copytree(folder, tmp_path / "data")
+    evaluate.main(evaluation(data, tmp_path / "scores"))
+    file = next(data.rglob("*.parquet"))
+    os.utime(file, ns=(1, 1))
+    with pytest.raises(UserError, match="with another data"):
+        evaluate.main(evaluation(data, tmp_path / "scores"))
+
+
+def test_a_folder_in_use_is_refused(folder, tmp_path):
+    with locked_folder(tmp_path / "scores"), pytest.raises(UserError, match="is in use by process"):
+        evaluate.main(evaluation(folder, tmp_path / "scores"))
 
 
 def test_other_thresholds_need_no_new_scores(folder, scored, monkeypatch):

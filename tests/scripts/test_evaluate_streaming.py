@@ -143,7 +143,7 @@ def test_a_stream_that_changed_is_an_error_and_no_mixture(folder, tmp_path, monk
         evaluate.main(evaluation(copied, tmp_path / "killed", "ff"))
     write_methods(copied / "ff")
     evaluate.main(evaluation(copied, tmp_path / "killed", "ff"))
-    with pytest.raises(UserError, match="with another streaming: found True, asked for False"):
+    with pytest.raises(UserError, match="with another streaming: found True, expected False"):
         evaluate.main(evaluation(copied, tmp_path / "killed", "ff", streaming=False))
     (tmp_path / "killed" / "parts" / "ff" / "00000002-00000003.parquet").unlink()
     write_methods(copied / "ff", [*range(18), 17, 17])  # the last batch alone differs

@@ -12,7 +12,9 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 
-from gmdf_hf import GMDFModel
+from gmdf_hf import GMDFModel, load_expert
+from gmdf_hf.common.errors import UserError
+from gmdf_hf.common.locks import locked_folder
 from gmdf_hf.evaluation.metrics import domain_metrics
 from gmdf_hf.scripts import meta_train
 from gmdf_hf.training.config import TrainConfig, load_recipe
@@ -43,6 +45,13 @@ def miniature(tmp_path: Path, **fields) -> TrainConfig:
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     AcceleratorState._reset_state(reset_partial_state=True)  # one process, several runs
+
+
+def test_a_second_training_in_one_folder_is_refused(tmp_path):
+    config = miniature(tmp_path)
+    with locked_folder(tmp_path / "run"), pytest.raises(UserError, match="run is in use by process"):
+        meta_train.main(config)
+    assert not (tmp_path / "run" / "train_config.yaml").exists()
 
 
 def test_a_run_leaves_all_that_is_needed_to_repeat_it(tmp_path):
@@ -168,7 +177,7 @@ def test_a_trained_detector_learns_one_more_domain(tmp_path, monkeypatch):
         assert torch.equal(grown(images, domain_ids=old).logits, base(images, domain_ids=old).logits)
         expected = grown(images, domain_ids=new).logits
         assert not torch.equal(expected, grown(images, domain_ids=old).logits)
-        assert base.load_expert(tmp_path / "grown" / "expert") == 2
+        assert load_expert(base, tmp_path / "grown" / "expert") == 2
         assert torch.equal(base(images, domain_ids=new).logits, expected)
 
 

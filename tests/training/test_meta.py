@@ -10,12 +10,12 @@ from transformers import CLIPModel
 
 from gmdf_hf import TINY_CLIP, GMDFModel
 from gmdf_hf.data.episodes import Episode
-from gmdf_hf.modeling import GMDFImageTokenizer, GMDFImageTokenizerConfig
+from gmdf_hf.data.patches import draw_mask, patchify
 from gmdf_hf.modeling.configuration_gmdf import DIL_VARIANTS
-from gmdf_hf.modeling.mim_gmdf import draw_mask, patchify
 from gmdf_hf.training.alignment import Alignment
 from gmdf_hf.training.classifiers import freeze_tower
 from gmdf_hf.training.config import TrainConfig
+from gmdf_hf.training.image_tokenizer import GMDFImageTokenizer, GMDFImageTokenizerConfig
 from gmdf_hf.training.inner_optimizer import ExpertAdam, ExpertSGD
 from gmdf_hf.training.losses import alignment_loss
 from gmdf_hf.training.meta import inner_loss, keep_experts, outer_losses, update_experts
@@ -329,7 +329,7 @@ def fresh_model(clip, **fields) -> GMDFModel:
 
 @pytest.mark.parametrize("temperature", [100, None])
 def test_ten_inner_steps_lower_the_loss_each(temperature):
-    """Decision D17: at a real CLIP's temperature with the paper's sizes, and at the tiny CLIP's own as it is shipped."""
+    """Decision D17: at a real CLIP's temperature with the paper's sizes, and at the tiny CLIP's as it is shipped."""
     torch.manual_seed(0)
     sizes = {"expert_bottleneck_size": 64, "prompt_size": 64} if temperature else {"expert_bottleneck_size": 16}
     model = GMDFModel.from_clip(TINY_CLIP, ["a", "b", "c"], **sizes)

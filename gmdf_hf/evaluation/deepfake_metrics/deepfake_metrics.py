@@ -1,4 +1,4 @@
-"""The figures of `gmdf_hf.evaluation.metrics` for `evaluate.load(path_to_this_folder)`, offline too."""
+"""Metrics of `gmdf_hf.evaluation.metrics` as an `evaluate` module; loads offline."""
 
 import datasets
 import evaluate
@@ -8,11 +8,11 @@ from gmdf_hf.evaluation.intervals import point_figures
 from gmdf_hf.evaluation.metrics import binary_metrics
 
 DESCRIPTION = """
-Figures of a real / fake detector. `predictions` are probabilities of fake, `references` 0 for real and 1 for fake.
+Metrics of a real / fake detector. `predictions` are probabilities of fake, `references` 0 for real and 1 for fake.
 The configuration `samples`, the default, takes those two and returns accuracy, AUC, average precision, equal error
 rate, M of Eq. 13 of GM-DF, both error rates at the threshold, expected calibration error and Brier score. The
-configuration `domains` takes `domains` and `video_ids` as well and returns the same by domain, of frames and of
-videos, and M_EER, the pooled AUC and the Cross-AUC over domains.
+configuration `domains` also takes `domains` and `video_ids` and returns the same per domain at frame and video
+level, and M_EER, the pooled AUC and the Cross-AUC over domains.
 """
 
 CITATION = """
@@ -30,8 +30,8 @@ Args:
     references: 0 real, 1 fake.
     domains: Domain of each frame (configuration `domains`).
     video_ids: Video of each frame (configuration `domains`).
-    threshold: Scores of at least this are called fake; 0.5 if not given.
-    real_share: Prior P_real of Eq. 13; the share in `references` if not given.
+    threshold: Scores at or above it are classified as fake; default 0.5.
+    real_share: Prior P_real of Eq. 13; default the fraction of reals in `references`.
 """
 
 
@@ -39,6 +39,7 @@ class DeepfakeMetrics(evaluate.Metric):
     """See `DESCRIPTION`."""
 
     CONFIGS = ("samples", "domains")
+    config_name: str  # set by evaluate.load
 
     def _info(self) -> evaluate.MetricInfo:
         if self.config_name == "default":

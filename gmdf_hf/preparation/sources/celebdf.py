@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from gmdf_hf.common.errors import SourceError
+from gmdf_hf.common.errors import EmptySourceError, SourceError
 from gmdf_hf.common.schema import FAKE, REAL, REAL_METHOD
 from gmdf_hf.preparation.sources.record import Listing, Record, carve_validation, drop_leaks, need_folder
 
@@ -67,7 +67,7 @@ def list_records(root: str | Path) -> Listing:
         listed = sum(name.startswith(f"{folder}/") for name in testing)
         listing.expect(f"Celeb-DF test list, {folder}", listed, OFFICIAL_TEST[folder])
     if not listing.records:
-        raise SourceError(f"No video found in {root}, expected folders {', '.join(OFFICIAL)} with .mp4 files.")
+        raise EmptySourceError(f"No video found in {root}, expected folders {', '.join(OFFICIAL)} with .mp4 files.")
     listing.missing("Celeb-DF test list", sorted(testing - {record.video_id for record in listing.records}))
     drop_leaks(listing)
     listing.records = carve_validation(listing.records)

@@ -1,8 +1,8 @@
 """DeepfakeBench's JSON index: read and written.
 
 `{dataset: {label name: {split: {[compression:] {video: {"label": label name, "frames": [paths], ...}}}}}}`; paths are
-relative to the folder of the data sets and may have back-slashes. Label names in `REAL_LABELS` are real, all others
-fake.
+relative to the folder of the data sets and may have back-slashes. Label names tell the class (`DFDC_Real`, see
+`labels.class_of`); one that says neither, such as `FF-DF`, is a forgery's, as in DeepfakeBench's own list.
 """
 
 from __future__ import annotations
@@ -10,33 +10,23 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gmdf_hf.common.errors import SourceError
-from gmdf_hf.common.schema import FAKE, REAL, REAL_METHOD
+from gmdf_hf.common.labels import class_of, describe, is_ambiguous
+from gmdf_hf.common.schema import FAKE, REAL_METHOD
 from gmdf_hf.preparation.sources import celebdf
 from gmdf_hf.preparation.sources.record import Listing, Record, carve_validation, drop_leaks, natural, need_folder
 
-REAL_LABELS = frozenset(
-    {
-        "FF-real",
-        "DFD_real",
-        "CelebDFv1_real",
-        "CelebDFv2_real",
-        "DFDCP_Real",
-        "DFDC_Real",
-        "DF_real",
-        "UADFV_Real",
-        "roop_Real",
-    }
-)
 COMPRESSIONS = ("raw", "c0", "c23", "c40")
 SPLIT_NAMES = {"train": "train", "val": "validation", "test": "test"}
 
 
-def list_records(index: str | Path, root: str | Path, compression: str = "c23") -> Listing:
+def list_records(
+    index: str | Path, root: str | Path, compression: str = "c23", labels: Mapping[str, str] | None = None
+) -> Listing:
     """List the videos of an index.
 
     The same video often stands in several splits there: Celeb-DF's 518 test videos are also in `train`, and `val` is
@@ -47,9 +37,10 @@ def list_records(index: str | Path, root: str | Path, compression: str = "c23") 
         index: The JSON file.
         root: Folder that the frame paths start from.
         compression: The level to take where the index has several.
+        labels: `real` or `fake` for label names that do not say it themselves.
 
     Raises:
-        SourceError: If the file is not such an index, or a path leaves `root`.
+        SourceError: If the file is not such an index, a label name says both classes, or a path leaves `root`.
     """
     root = need_folder(root)
     try:
@@ -58,10 +49,11 @@ def list_records(index: str | Path, root: str | Path, compression: str = "c23") 
         raise SourceError(f"{index}: cannot be read as JSON ({error}).") from error
     listing = Listing()
     absent: list[str] = []
-    for dataset, labels in _items(content, index, "data sets"):
+    read_as: dict[str, int] = {}
+    for dataset, by_label in _items(content, index, "data sets"):
         videos = [
             (label, split, video, entry)
-            for label, splits in _items(labels, index, "label names")
+            for label, splits in _items(by_label, index, "label names")
             for split, found in _items(splits, index, "splits")
             for video, entry in _items(_at_compression(found, compression), index, "videos")
         ]
@@ -75,12 +67,12 @@ def list_records(index: str | Path, root: str | Path, compression: str = "c23") 
             if not there:
                 listing.left_out.append((f"{label}/{video}", "none of its frames is on disk"))
                 continue
-            real = label in REAL_LABELS
+            read_as[label] = label_of(label, labels)
             listing.records.append(
                 Record(
                     root,
-                    REAL if real else FAKE,
-                    REAL_METHOD if real else label,
+                    read_as[label],
+                    label if read_as[label] else REAL_METHOD,
                     f"{label}/{video}",  # FF++ gives videos of different methods the same name
                     groups[video],
                     SPLIT_NAMES[split],
@@ -89,10 +81,26 @@ def list_records(index: str | Path, root: str | Path, compression: str = "c23") 
             )
     if not listing.records:
         raise SourceError(f"{index}: none of its frames is in {root}.")
+    listing.notes.append(f"{describe(read_as)}.")
     listing.missing("Frames", absent)
     drop_leaks(listing)
     listing.records = carve_validation(listing.records)
     return listing
+
+
+def label_of(name: str, labels: Mapping[str, str] | None = None) -> int:
+    """Class of a label name: what its words say, or fake.
+
+    Raises:
+        SourceError: If the words say both, or a negation stands there.
+    """
+    label = class_of(name, labels)
+    if label is None and is_ambiguous(name):
+        raise SourceError(
+            f"Label name {name!r} does not tell real from fake. Expected a name such as DFDC_Real or DFDC_Fake; or "
+            f"state it: --labels {name}=fake."
+        )
+    return FAKE if label is None else label
 
 
 def write_index(
@@ -122,10 +130,10 @@ def write_index(
     content: dict[str, Any] = {}
     for record in records:
         label = label_names.get(record.method)
-        if label is None or (label in REAL_LABELS) != (record.label == REAL):
+        if label is None or label_of(label) != record.label:
             raise SourceError(
-                f"Method {record.method!r} has label name {label!r}, expected one of "
-                f"{', '.join(sorted(REAL_LABELS))} for real videos and another for fake ones."
+                f"Method {record.method!r} has label name {label!r}, expected a name such as DFDC_Real for real videos "
+                "and another for fake ones."
             )
         if not record.members:
             raise SourceError(

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from huggingface_hub import snapshot_download
 
-from gmdf_hf.common.errors import SourceError
+from gmdf_hf.common.errors import EmptySourceError, SourceError
 from gmdf_hf.common.schema import FAKE, REAL, REAL_METHOD
 from gmdf_hf.preparation.archives import list_members
 from gmdf_hf.preparation.sources.record import Listing, Record, hash_split
@@ -61,5 +61,7 @@ def list_records(root: str | Path) -> Listing:
             listing.records.append(Record(path, label, method, video_id, group, hash_split(group), (file,)))
         listing.expect(f"DeepFakeFace {name}", found, OFFICIAL_IMAGES)
     if not listing.records:
-        raise SourceError(f"No image found in {root}, expected {', '.join(f'{name}.zip' for name in SETS)} or folders.")
+        raise EmptySourceError(
+            f"No image found in {root}, expected {', '.join(f'{name}.zip' for name in SETS)} or folders."
+        )
     return listing

@@ -12,14 +12,14 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gmdf_hf.common.errors import SourceError
+from gmdf_hf.common.errors import EmptySourceError, SourceError
+from gmdf_hf.common.labels import class_of
 from gmdf_hf.common.schema import FAKE, REAL, REAL_METHOD
 from gmdf_hf.preparation.sources.record import Listing, Record, carve_validation, drop_leaks, need_folder, some
 
 METHOD = "DFDC"
 OFFICIAL_PARTS = 50
 OFFICIAL_TEST = 5000
-LABELS = {"real": REAL, "fake": FAKE, "0": REAL, "1": FAKE}
 
 
 def list_records(root: str | Path) -> Listing:
@@ -52,7 +52,7 @@ def list_records(root: str | Path) -> Listing:
     else:
         _list_preview(root, listing)
     if not listing.records:
-        raise SourceError(f"No video of the {found[0]} found in {root}. {' '.join(listing.notes[:3])}")
+        raise EmptySourceError(f"No video of the {found[0]} found in {root}. {' '.join(listing.notes[:3])}")
     return listing
 
 
@@ -158,7 +158,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _label(value: object, file: Path, name: str) -> int:
-    label = LABELS.get(str(value).lower())
+    label = {"0": REAL, "1": FAKE}.get(str(value), class_of(str(value)))
     if label is None:
         raise SourceError(f"{file}: {name} has label {value!r}, expected REAL or FAKE, or 0 or 1.")
     return label

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from gmdf_hf.common.errors import SourceError
+from gmdf_hf.common.errors import EmptySourceError, SourceError
 from gmdf_hf.common.schema import FAKE, REAL, REAL_METHOD
 from gmdf_hf.preparation.sources.record import Listing, Record, hash_split, need_folder, some
 
@@ -50,7 +50,7 @@ def list_records(root: str | Path, methods: Sequence[str] = METHODS[:4], compres
     if "DeepFakeDetection" in methods:
         _list_dfd(root, compression, listing)
     if not listing.records:
-        raise SourceError(f"No video found, expected e.g. {_videos(root, methods[0], compression)}/*.mp4.")
+        raise EmptySourceError(f"No video found, expected e.g. {_videos(root, methods[0], compression)}/*.mp4.")
     return listing
 
 

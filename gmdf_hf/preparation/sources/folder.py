@@ -1,14 +1,19 @@
-"""A plain folder: `root/[<split>/]{real,fake}/[<video>/]<image or video file>`."""
+"""A plain folder: `root/[<split>/]<class>/[<video>/]<image or video file>`, classes by name (`real`, `Fake`, `AI`)."""
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
-from gmdf_hf.common.errors import SourceError
+from gmdf_hf.common.errors import EmptySourceError, SourceError
+from gmdf_hf.common.files import readable
+from gmdf_hf.common.labels import class_of, describe
 from gmdf_hf.common.schema import FAKE, REAL, REAL_METHOD
 from gmdf_hf.modeling import images_gmdf as images
-from gmdf_hf.modeling import video_gmdf as video
-from gmdf_hf.preparation.sources.record import Listing, Record, hash_split, natural, need_folder
+from gmdf_hf.preparation import video
+from gmdf_hf.preparation.sources.record import Listing, Record, hash_split, natural, need_folder, some
 
 SPLIT_NAMES = {
     "train": "train",
@@ -22,52 +27,113 @@ SPLIT_NAMES = {
 }
 
 
-def list_records(root: str | Path) -> Listing:
+def list_records(root: str | Path, labels: Mapping[str, str] | None = None) -> Listing:
     """List images, videos and folders of frames.
 
-    Files and folders of the same relative name in `real/` and `fake/` are taken for a pair and share a leak unit.
-    Without split folders the split is 80/10/10 by the hash of the leak unit.
+    Files and folders of the same relative name in the folders of two classes are taken for a pair and share a leak
+    unit. Without split folders the split is 80/10/10 by the hash of the leak unit. A linked folder is followed once.
 
     Args:
         root: The folder.
+        labels: `real` or `fake` for folder names that do not say it themselves (see `labels.class_of`).
 
     Raises:
-        SourceError: If neither `real/` nor `fake/` is found, or nothing in them.
+        SourceError: If a class is missing while folders are there whose names do not say their class, or no image or
+            video is found.
     """
     root = need_folder(root)
-    named = [(split, root / name) for name, split in SPLIT_NAMES.items() if (root / name).is_dir()]
+    folders = sorted(path for path in root.iterdir() if path.is_dir())
+    splits = [(SPLIT_NAMES[path.name.casefold()], path) for path in folders if path.name.casefold() in SPLIT_NAMES]
     listing = Listing()
-    for split, base in named or [(None, root)]:
-        for kind, label in (("real", REAL), ("fake", FAKE)):
-            if (base / kind).is_dir():
-                _list_class(root, base, kind, label, split, listing)
+    if splits:
+        bases = {path for _, path in splits}
+        listing.left_out += [(readable(p.name), "in no split folder") for p in sorted(root.iterdir()) if p not in bases]
+    read_as: dict[str, int] = {}
+    for split, base in sorted(splits, key=lambda item: list(SPLIT_NAMES).index(item[1].name.casefold())) or [
+        (None, root)
+    ]:
+        classes = _classes(base, labels, listing, root)
+        for folder, label in sorted(classes.items(), key=lambda item: (item[1], item[0])):
+            read_as[readable(folder.name)] = label
+            _list_class(root, base, folder, label, split, listing)
     if not listing.records:
-        raise SourceError(
-            f"No image or video found in {root}, expected {root}/[train|validation|test/]{{real,fake}}/…."
+        raise EmptySourceError(
+            f"No image or video found in {readable(root)}, expected {readable(root)}/[train|validation|test/]"
+            "{real,fake}/…."
         )
+    listing.notes.append(f"{describe(read_as)}.")
     return listing
 
 
-def _list_class(root: Path, base: Path, kind: str, label: int, split: str | None, listing: Listing) -> None:
-    folder = base / kind
+def _classes(base: Path, labels: Mapping[str, str] | None, listing: Listing, root: Path) -> dict[Path, int]:
+    """Class folders in a folder and their labels.
+
+    Raises:
+        SourceError: If one class is missing and a folder's name does not say its class.
+    """
+    classes, unknown = {}, []
+    for path in sorted(base.iterdir()):
+        if path.is_dir() and not path.name.startswith("."):
+            label = class_of(path.name, labels)
+            if label is None:
+                unknown.append(readable(path.name))
+            else:
+                classes[path] = label
+        else:
+            listing.left_out.append((readable(path.relative_to(root)), "in no class folder"))
+    if unknown and set(classes.values()) != {REAL, FAKE}:
+        raise SourceError(
+            f"{readable(base)}: the folders {some(unknown)} do not say whether they are real or fake. Expected names "
+            f"such as real and fake; or state them: --labels {unknown[0]}=fake."
+        )
+    listing.left_out += [
+        (readable((base / name).relative_to(root)), "folder name says neither real nor fake") for name in unknown
+    ]
+    return classes
+
+
+def _list_class(root: Path, base: Path, folder: Path, label: int, split: str | None, listing: Listing) -> None:
     units: dict[Path, list[Path]] = {}
-    for path in sorted(folder.rglob("*"), key=lambda path: natural(path.as_posix())):
-        if not path.is_file():
-            continue
+    for path in _files(folder, root, listing):
         if path.suffix.lower() in images.SUFFIXES:
             # Images right in the class folder are single ones; in a folder of their own they are a video's frames.
             units.setdefault(path if path.parent == folder else path.parent, []).append(path)
         elif path.suffix.lower() in video.SUFFIXES:
             units[path] = [path]
         else:
-            listing.left_out.append((str(path.relative_to(root)), "neither image nor video by its name"))
+            listing.left_out.append((readable(path.relative_to(root)), "neither image nor video by its name"))
+    prefix = f"{readable(base.name)}/" if split else ""
+    names = {unit: _name(unit, folder) for unit in units}
+    count = Counter(names.values())
     for unit, files in units.items():
-        name = unit.relative_to(folder)
-        name = (name.with_suffix("") if unit.is_file() else name).as_posix()
-        prefix = f"{base.name}/" if split else ""
-        group = f"{prefix}{name}"
+        # `1.png` and `1.jpg` are two pictures, and one leak unit: one may be made from the other.
+        name = names[unit] if count[names[unit]] == 1 else readable(unit.relative_to(folder))
+        group = f"{prefix}{names[unit]}"
         members = () if unit.is_file() else tuple(file.name for file in files)
         method = "fake" if label else REAL_METHOD
-        listing.records.append(
-            Record(unit, label, method, f"{prefix}{kind}/{name}", group, split or hash_split(group), members)
-        )
+        video_id = f"{prefix}{readable(folder.name)}/{name}"
+        listing.records.append(Record(unit, label, method, video_id, group, split or hash_split(group), members))
+
+
+def _name(unit: Path, folder: Path) -> str:
+    name = unit.relative_to(folder)
+    return readable(name.with_suffix("") if unit.is_file() else name)
+
+
+def _files(folder: Path, root: Path, listing: Listing) -> list[Path]:
+    """Files below a folder, in natural order; a linked folder is followed unless it was met already."""
+    found: list[Path] = []
+    met = {root.resolve(), folder.resolve()}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        kept = []
+        for name in sorted(folders, key=natural):
+            path = Path(place, name)
+            target = path.resolve()
+            if target in met or (path.is_symlink() and target.is_relative_to(root.resolve())):
+                listing.left_out.append((readable(path.relative_to(root)), f"link to {readable(target)}, listed there"))
+            else:
+                met.add(target)
+                kept.append(name)
+        folders[:] = kept
+        found += [Path(place, name) for name in names if Path(place, name).is_file()]
+    return sorted(found, key=lambda path: natural(path.as_posix()))

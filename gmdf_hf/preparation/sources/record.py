@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gmdf_hf.common.errors import SourceError
+from gmdf_hf.common.files import readable
 from gmdf_hf.common.schema import SPLITS
 
 
@@ -25,6 +26,8 @@ class Record:
         group: Leak unit: what shares it must stand in one split.
         split: One of `SPLITS`.
         members: Frames in order of time, as names below `path`; empty if `path` is the video or image itself.
+
+    Ids and groups are kept as text that can be written, whatever bytes the file's name has.
     """
 
     path: Path
@@ -34,6 +37,15 @@ class Record:
     group: str
     split: str
     members: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "video_id", readable(self.video_id))
+        object.__setattr__(self, "group", readable(self.group))
+
+    @property
+    def files(self) -> list[Path]:
+        """Files on disk that hold the record: the video, image or archive, or each frame of a folder."""
+        return [self.path / name for name in self.members] if self.path.is_dir() else [self.path]
 
 
 @dataclass
@@ -65,12 +77,13 @@ class Listing:
 
 def some(names: Sequence[str], most: int = 5) -> str:
     """Join the first few names."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(map(readable, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def natural(name: str) -> list[int | str]:
-    """Sort key that puts `2.png` before `10.png`."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+def natural(name: str) -> list[str | tuple[int, str]]:
+    """Sort key that puts `2.png` before `10.png`; numbers may have any length."""
+    parts = re.split(r"([0-9]+)", name)  # texts at even places, numbers at odd ones
+    return [(len(part.lstrip("0")), part.lstrip("0")) if place % 2 else part for place, part in enumerate(parts)]
 
 
 def hash_fraction(text: str) -> float:

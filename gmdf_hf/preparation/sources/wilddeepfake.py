@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from gmdf_hf.common.errors import SourceError
+from gmdf_hf.common.errors import EmptySourceError
 from gmdf_hf.common.schema import FAKE, REAL, REAL_METHOD
 from gmdf_hf.preparation.archives import list_members
 from gmdf_hf.preparation.sources.record import Listing, Record, carve_validation, natural, need_folder
@@ -40,7 +40,7 @@ def list_records(root: str | Path) -> Listing:
                 for tar in sorted(tars, key=lambda path: natural(path.name)):
                     _list_tar(tar, f"{kind}_{split}", label, split, listing)
     if not listing.records:
-        raise SourceError(f"No sequence found in {root}, expected e.g. real_train/1.tar.gz.")
+        raise EmptySourceError(f"No sequence found in {root}, expected e.g. real_train/1.tar.gz.")
     listing.expect("WildDeepfake sequences", len(listing.records), OFFICIAL_SEQUENCES)
     listing.records = carve_validation(listing.records)
     return listing
@@ -56,8 +56,8 @@ def _list_tar(tar: Path, folder: str, label: int, split: str, listing: Listing) 
         elif parts[-3] != ("fake" if label else "real"):
             listing.left_out.append((f"{group}: {name}", f"in a {folder} tar, but not in its class folder"))
         else:
-            sequences.setdefault(parts[-3:-1], []).append(name)
+            sequences.setdefault((parts[-3], parts[-2]), []).append(name)
     for (kind, sequence), frames in sorted(sequences.items(), key=lambda item: natural(item[0][1])):
         video_id = f"{group}/{kind}/{sequence}"
-        frames = tuple(sorted(frames, key=natural))
-        listing.records.append(Record(tar, label, METHOD if label else REAL_METHOD, video_id, group, split, frames))
+        method, in_order = METHOD if label else REAL_METHOD, tuple(sorted(frames, key=natural))
+        listing.records.append(Record(tar, label, method, video_id, group, split, in_order))

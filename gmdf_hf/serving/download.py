@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .images_gmdf import MAX_BYTES
+from gmdf_hf.modeling.images_gmdf import MAX_BYTES
 
 MAX_SECONDS = 60
 MAX_SILENCE = 10  # seconds without a byte
@@ -23,6 +23,9 @@ _CHUNK = 2**16
 
 class DownloadError(ValueError):
     """An address that cannot be fetched; the message names it and the reason."""
+
+    exit_code = 3
+    hint = "Fetch the file by hand, and give its path instead of the address."
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .images_gmdf import MAX_PIXELS
+from gmdf_hf.modeling.images_gmdf import MAX_PIXELS
 
 try:
     import av
@@ -27,6 +27,9 @@ _OPTIONS = {"format_whitelist": "mov,matroska,avi,mpegts,mpeg,flv,asf", "protoco
 
 class VideoError(ValueError):
     """A video that cannot be read; the message names the file and the reason."""
+
+    exit_code = 3
+    hint = "Play the file, and convert it: ffmpeg -i FILE -c:v libx264 new.mp4."
 
 
 def even_indices(total: int, count: int) -> list[int]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gmdf_hf.modeling.video_gmdf import VideoError, even_indices, frame_times, read_frames
+from gmdf_hf.preparation.video import VideoError, even_indices, frame_times, read_frames
 from tests.media import number_of, numbered, write_video
 
 
@@ -124,11 +124,11 @@ def test_damaged_stream_is_refused_or_read_but_never_hangs(tmp_path):
 
 def test_too_many_pixels_or_frames(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mp4", numbered(20))
-    monkeypatch.setattr("gmdf_hf.modeling.video_gmdf.MAX_PIXELS", 64 * 96 - 1)
+    monkeypatch.setattr("gmdf_hf.preparation.video.MAX_PIXELS", 64 * 96 - 1)
     with pytest.raises(VideoError, match="frames of 96x64 pixels"):
         list(read_frames(path, 4))
     monkeypatch.undo()
-    monkeypatch.setattr("gmdf_hf.modeling.video_gmdf.MAX_FRAMES", 19)
+    monkeypatch.setattr("gmdf_hf.preparation.video.MAX_FRAMES", 19)
     with pytest.raises(VideoError, match="more than 19 frames"):
         list(read_frames(path, 4))
 
