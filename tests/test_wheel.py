@@ -13,7 +13,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, f'build_{sys.argv[1]}')(sys.argv[2]))"
-DOMAINS = "{%s}" % ", ".join(f"{name}: {{path: 'drawn:{name}', max_videos: 4}}" for name in ("swap", "reenact"))
+DOMAINS = "{swap: {path: 'drawn:swap', max_videos: 4}, reenact: {path: 'drawn:reenact', max_videos: 4}}"
 
 
 def build(kind: str, tree: Path, output: Path) -> Path:
