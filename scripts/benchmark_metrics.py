@@ -21,6 +21,10 @@ from gmdf_hf.evaluation.score_table import read_scores
 DOMAINS = 5
 
 
+def _names(prefix: str, numbers: np.ndarray) -> pd.Categorical[str]:
+    return pd.Categorical.from_codes(numbers, pd.Index([f"{prefix}{number:07}" for number in range(numbers.max() + 1)]))
+
+
 def draw_scores(rows: int, frames: int = 32, seed: int = 0) -> pd.DataFrame:
     """A table of scores that no two rows share, with a part that a video's frames do."""
     rng = np.random.default_rng(seed)
@@ -29,8 +33,8 @@ def draw_scores(rows: int, frames: int = 32, seed: int = 0) -> pd.DataFrame:
     value = rng.normal(size=video[-1] + 1)[video] + 1.2 * label + rng.normal(size=rows) + 0.2 * domain
     return pd.DataFrame(
         {
-            "domain": pd.Categorical.from_codes(domain, [f"domain{number}" for number in range(DOMAINS)]),
-            "video_id": pd.Categorical.from_codes(video, [f"video{number:07}" for number in range(video[-1] + 1)]),
+            "domain": _names("domain", domain),
+            "video_id": _names("video", video),
             "frame": (np.arange(rows) % frames).astype("int32"),
             "label": label.astype("int8"),
             "score": 1 / (1 + np.exp(-value)),

@@ -111,12 +111,15 @@ def _score_and_measure(evaluation: Evaluation, accelerator: Accelerator) -> dict
     model.to(accelerator.device)
     if evaluation.distortion is not None:
         processor = DistortingProcessor(processor, *parse_distortion(evaluation.distortion))
-    load = load_stream if evaluation.streaming else load_domain
-    with accelerator.main_process_first():  # who comes first fills the cache of `datasets`
-        domains = [load(name, evaluation.split, **source.model_dump()) for name, source in evaluation.domains.items()]
-    domains.sort(key=lambda domain: domain.name)
+    sources = sorted(evaluation.domains.items())
+    domains: list[Domain] | list[Stream]
+    with accelerator.main_process_first():  # the first process fills the cache of `datasets`
+        if evaluation.streaming:
+            domains = [load_stream(name, evaluation.split, **source.model_dump()) for name, source in sources]
+        else:
+            domains = [load_domain(name, evaluation.split, **source.model_dump()) for name, source in sources]
     size = evaluation.batch_size
-    batched = [batch_stream(d, size) if evaluation.streaming else batch_domain(d, size) for d in domains]
+    batched = [batch_stream(d, size) if isinstance(d, Stream) else batch_domain(d, size) for d in domains]
     encode_captions = captions_of(model, any(source.has_captions for source in batched), evaluation)
     with accelerator.main_process_first():
         claim_folder(evaluation.output_dir, request_of(evaluation, model, domains, accelerator.device.type))

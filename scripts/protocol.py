@@ -41,20 +41,8 @@ from gmdf_hf.evaluation.scoring import read_picture
 from gmdf_hf.evaluation.tables import markdown, percent, percent_interval, rich_table
 from gmdf_hf.scripts import evaluate, meta_train, pretrain_faces
 from gmdf_hf.training.config import TrainConfig
-from gmdf_hf.training.protocol import (
-    Cell,
-    Figure,
-    Protocol,
-    Run,
-    Scale,
-    columns_of,
-    distortions_of,
-    paper_results,
-    plan,
-    read_yaml,
-    table_of,
-    value_of,
-)
+from gmdf_hf.training.protocol import Figure, Protocol, Run, Scale, distortions_of, plan, read_yaml, value_of
+from gmdf_hf.training.protocol_table import Cell, columns_of, paper_results, table_of
 from gmdf_hf.training.training_state import Stopped
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -125,7 +113,7 @@ def measured(figure: Figure, run: Run, scale: Scale) -> float:
     if not distortions:
         return value_of(figure, run.setting, run.results()["domains"])
     names = (figure.domain,) if figure.domain else run.setting.test
-    evaluations = [distorted(run.config, distortion, names, scale.replicates) for distortion in distortions]
+    evaluations = [distorted(run.planned, distortion, names, scale.replicates) for distortion in distortions]
     return float(np.mean([value_of(figure, run.setting, domains) for domains in evaluations]))
 
 
@@ -204,10 +192,10 @@ def comparisons(protocol: Protocol, runs: Sequence[Run], replicates: int) -> lis
                 for own, other, setting in pairs
             )
             found = compare(tables, replicates)
-            row = [label, chosen[0].label if len(chosen) == 1 else "mean", percent(found["method"])]
-            row.append(percent_interval(found["method_interval"]))
+            row = [label, chosen[0].label if len(chosen) == 1 else "mean", percent(found.method.value)]
+            row.append(percent_interval(found.method.interval))
             if label != protocol.compare:
-                row += [percent(found["difference"]), percent_interval(found["difference_interval"])]
+                row += [percent(found.difference.value), percent_interval(found.difference.interval)]
             rows.append(row + [""] * (6 - len(row)))
     text = (
         "AUC of frames, the mean over test domains and seeds. Intervals hold 95 % of the draws of test videos, "
@@ -237,28 +225,28 @@ def picture_of(protocol: Protocol, runs: Sequence[Run], cells: dict[tuple[str, s
         return plots.roc_curves(curves_of({run.row.label: run for run in first}))
     if protocol.plot == "attention":
         return attention_picture([run for run in done if run.seed == done[0].seed])
-    arrays = [
+    means, deviations, paper = (
         np.array([[getattr(cells[row, column], key) for column in columns] for row in rows], dtype=float)
         for key in ("mean", "deviation", "paper")
-    ]
+    )
     if protocol.plot == "lines":
         places = [setting.label for setting in protocol.settings]
-        return plots.lines(rows, places, *arrays[:2], protocol.figures[0].label, protocol.title)
-    return plots.bars(rows, columns, *arrays)
+        return plots.lines(rows, places, means, deviations, protocol.figures[0].label, protocol.title)
+    return plots.bars(rows, columns, means, deviations, paper)
 
 
 def curves_of(runs: dict[str, Run]) -> dict[str, dict[str, DomainScores]]:
     """Scores by domain and method."""
     curves: dict[str, dict[str, DomainScores]] = {}
     for label, run in runs.items():
-        for domain, samples in split_domains(read_scores(run.config.output_dir / "scores.parquet")).items():
+        for domain, samples in split_domains(read_scores(run.planned.output_dir / "scores.parquet")).items():
             curves.setdefault(domain, {})[label] = samples
     return curves
 
 
 def attention_picture(runs: Sequence[Run]) -> Any:
     """Last-block attention and rollout of each method, on some pictures of every test domain."""
-    config = runs[0].config
+    config = runs[0].planned
     pictures, titles = [], []
     for name, source in {**config.train_domains, **config.test_only_domains}.items():
         domain = load_domain(name, "test", **source.model_dump())
@@ -266,10 +254,10 @@ def attention_picture(runs: Sequence[Run]) -> Any:
             for row in np.flatnonzero(domain.labels == label)[:PICTURES].tolist():
                 pictures.append(read_picture(domain, row))
                 titles.append(f"{name}, {word}")
-    maps = {}
+    maps: dict[str, np.ndarray] = {}
     for run in runs:
-        model = AutoModelForImageClassification.from_pretrained(run.config.output_dir / "model")
-        processor = AutoImageProcessor.from_pretrained(run.config.output_dir / "model")
+        model = AutoModelForImageClassification.from_pretrained(run.planned.output_dir / "model")
+        processor = AutoImageProcessor.from_pretrained(run.planned.output_dir / "model")
         pixel_values = torch.cat(
             [processor(images=picture, return_tensors="pt")["pixel_values"] for picture in pictures]
         )

@@ -83,7 +83,8 @@ FEATURES = {"layout": layout, "texture": texture}
 
 def features_of(domain: Domain) -> tuple[dict[str, np.ndarray], np.ndarray, list[str]]:
     """Features of each kind `(frames, features)`, labels `(frames,)`, and why others were left out."""
-    rows, labels, unread = {kind: [] for kind in FEATURES}, [], []
+    rows: dict[str, list[np.ndarray]] = {kind: [] for kind in FEATURES}
+    labels, unread = [], []
     for row in tqdm(range(len(domain)), desc=f"{domain.name}, {domain.split}", unit="img"):
         try:
             picture = read_picture(domain, row)
@@ -128,14 +129,14 @@ def main(arguments: list[str] | None = None) -> dict[str, list[list[str]]]:
     parser.add_argument("--output", type=Path, help="Markdown file to write")
     options = parser.parse_args(arguments)
     sources = load_recipe(options.recipe, {"method": "direct_merge"}).train_domains
-    splits = [
+    train, test = (
         {name: features_of(load_domain(name, split, **source.model_dump())) for name, source in sources.items()}
         for split in ("train", "test")
-    ]
-    tables = {kind: transfer(*splits, kind) for kind in FEATURES}
+    )
+    tables = {kind: transfer(train, test, kind) for kind in FEATURES}
     for kind, table in tables.items():
         Console(width=100).print(rich_table(table, f"AUC in %, linear detector on {kind} features, test splits"))
-    for reason in (reason for split in splits for _, _, unread in split.values() for reason in unread):
+    for reason in (reason for split in (train, test) for _, _, unread in split.values() for reason in unread):
         print(f"left out: {reason}", file=sys.stderr)
     if options.output is not None:
         options.output.write_text("\n\n".join(f"{kind}:\n\n{markdown(table)}" for kind, table in tables.items()) + "\n")

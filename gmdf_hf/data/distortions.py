@@ -16,7 +16,7 @@ from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 LEVELS = 5
-DISTORTIONS = {
+DISTORTIONS: dict[str, tuple[float, ...]] = {
     "compress": (80, 60, 40, 25, 15),  # JPEG quality
     "blur": (1.2, 1.5, 2.2, 2.8, 3.5),  # standard deviation in pixels
     "contrast": (0.85, 0.725, 0.6, 0.475, 0.35),  # factor
@@ -46,7 +46,7 @@ def distort(image: Image.Image, kind: str, level: int) -> Image.Image:
     strength = DISTORTIONS[kind][level - 1]
     if kind == "compress":
         file = io.BytesIO()
-        image.save(file, "JPEG", quality=strength)
+        image.save(file, "JPEG", quality=int(strength))
         return Image.open(file).convert("RGB")
     if kind == "blur":
         return image.filter(ImageFilter.GaussianBlur(strength))
@@ -54,7 +54,8 @@ def distort(image: Image.Image, kind: str, level: int) -> Image.Image:
         return ImageEnhance.Contrast(image).enhance(strength)
     if kind == "saturate":
         return ImageEnhance.Color(image).enhance(strength)
-    small = image.resize([max(side // strength, 1) for side in image.size], Image.Resampling.BOX)
+    width, height = (max(side // int(strength), 1) for side in image.size)
+    small = image.resize((width, height), Image.Resampling.BOX)
     return small.resize(image.size, Image.Resampling.NEAREST)
 
 
@@ -65,9 +66,10 @@ def parse_distortion(text: str) -> tuple[str, int]:
         ValueError: If there is no such kind or level.
     """
     kind, _, level = text.partition(":")
-    number = int(level) if level.isdigit() else level
-    distort(Image.new("RGB", (8, 8)), kind, number)
-    return kind, number
+    if not level.isdigit():
+        raise ValueError(f"A distortion is `kind:level` with a level of 1 to {LEVELS}, found {text!r}.")
+    distort(Image.new("RGB", (8, 8)), kind, int(level))
+    return kind, int(level)
 
 
 class DistortingProcessor:

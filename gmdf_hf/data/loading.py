@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -67,14 +68,19 @@ def make_loader(
         pin_memory: Whether batches go to a GPU.
     """
     place = (process_index(), num_processes())
-    if isinstance(train[0], Stream):
-        sampler = EpisodeStream(train, processor, batch_size, seed, length, *place)
+    streams, domains = [s for s in train if isinstance(s, Stream)], [d for d in train if isinstance(d, Domain)]
+    sampler: EpisodeSampler | EpisodeStream
+    arguments: dict[str, Any]
+    if streams:
+        if length is None:
+            raise ValueError("Streams have no known length: state the iterations of an epoch (`steps_per_epoch`).")
+        sampler = EpisodeStream(streams, processor, batch_size, seed, length, *place)
         num_workers = sampler.useful_workers(num_workers)
         arguments = {"dataset": sampler, "batch_size": None}
     else:
-        labels, videos = [domain.labels for domain in train], [domain.videos for domain in train]
+        labels, videos = [domain.labels for domain in domains], [domain.videos for domain in domains]
         sampler = EpisodeSampler(labels, videos, batch_size, seed, *place, length)
-        arguments = {"dataset": FrameReader(train, processor), "batch_sampler": sampler}
+        arguments = {"dataset": FrameReader(domains, processor), "batch_sampler": sampler}
     loader = DataLoader(
         **arguments,
         collate_fn=collate,

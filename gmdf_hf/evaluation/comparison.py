@@ -8,12 +8,30 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from gmdf_hf.evaluation.intervals import BLOCK, bin_edges, bin_samples, draw_weights, histogram_auc
 from gmdf_hf.evaluation.score_table import DomainScores, split_domains, video_keys
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean AUC, or a difference of two, with its bootstrap interval `(low, high)`."""
+
+    value: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Result of `compare`; `difference` is method minus other."""
+
+    method: Estimate
+    other: Estimate
+    difference: Estimate
 
 
 def auc_replicates(
@@ -78,7 +96,7 @@ def compare(
     replicates: int = 1000,
     seed: int = 0,
     coverage: float = 0.95,
-) -> dict[str, float | list[float]]:
+) -> Comparison:
     """Mean AUC of two methods and of their difference over settings, domains and seeds, with intervals.
 
     Each replicate draws videos (the same for all tables) and, for each method, as many seeds as it has, both with
@@ -90,9 +108,6 @@ def compare(
         replicates: Number of draws.
         seed: Seed of the draws.
         coverage: Fraction of the replicates inside the interval.
-
-    Returns:
-        `method`, `other`, `difference` (method minus other), and `*_interval` for each, as `[low, high]`.
 
     Raises:
         ValueError: See `auc_replicates`.
@@ -107,9 +122,9 @@ def compare(
             replicated.append(np.take_along_axis(drawn[rows], picked, 0).mean(0))
     values = np.reshape(values, (-1, 2)).mean(0)
     replicated = np.reshape(replicated, (-1, 2, replicates)).mean(0)
-    found: dict[str, float | list[float]] = {}
-    for name, weights in {"method": (1, 0), "other": (0, 1), "difference": (1, -1)}.items():
-        found[name] = float(weights @ values)
-        ends = np.quantile(weights @ replicated, [(1 - coverage) / 2, (1 + coverage) / 2])
-        found[f"{name}_interval"] = ends.tolist()
-    return found
+
+    def estimate(*weights: int) -> Estimate:
+        low, high = np.quantile(weights @ replicated, [(1 - coverage) / 2, (1 + coverage) / 2])
+        return Estimate(float(weights @ values), (float(low), float(high)))
+
+    return Comparison(method=estimate(1, 0), other=estimate(0, 1), difference=estimate(1, -1))

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO, cast
 
 from gmdf_hf.common.errors import ArchiveError
 
@@ -70,10 +70,11 @@ def read_members(path: str | Path, names: Container[str]) -> Iterator[tuple[str,
                             yield name, _read(file, info.file_size, name, path)
         else:
             with _open_tar(path) as archive:
-                for info in _counted(archive, path):
-                    name = _tar_name(info, path)
-                    if name is not None and name in names:
-                        yield name, _read(archive.extractfile(info), info.size, name, path)
+                for member in _counted(archive, path):
+                    name = _tar_name(member, path)
+                    content = archive.extractfile(member) if name is not None and name in names else None
+                    if name is not None and content is not None:
+                        yield name, _read(content, member.size, name, path)
 
 
 @contextmanager
@@ -90,7 +91,7 @@ def _errors(path: str | Path) -> Iterator[None]:
 class _Bounded:
     """A file that refuses to read too much at once: tar headers name sizes that `tarfile` reads unasked."""
 
-    def __init__(self, file: BinaryIO, path: str | Path) -> None:
+    def __init__(self, file: IO[bytes], path: str | Path) -> None:
         self.file, self.path = file, path
         self.seek, self.tell = file.seek, file.tell
 
@@ -117,7 +118,7 @@ class _CheckedHeader(tarfile.TarInfo):
                 place = archive.fileobj.tell()
                 _check_pax(archive.fileobj.read(self.size))
                 archive.fileobj.seek(place)
-        return super()._proc_member(archive)
+        return super()._proc_member(archive)  # type: ignore[misc]  # private, see above
 
 
 def _check_pax(body: bytes) -> None:
@@ -139,19 +140,18 @@ def _check_pax(body: bytes) -> None:
 
 @contextmanager
 def _open_tar(path: str | Path) -> Iterator[tarfile.TarFile]:
-    opener = gzip.open if str(path).lower().endswith("gz") else open
-    with (
-        opener(path, "rb") as file,
-        tarfile.open(fileobj=_Bounded(file, path), mode="r:", errorlevel=2, tarinfo=_CheckedHeader) as archive,
-    ):
-        yield archive
+    zipped = str(path).lower().endswith("gz")
+    with cast("IO[bytes]", gzip.open(path, "rb") if zipped else open(path, "rb")) as file:
+        bounded = cast("IO[bytes]", _Bounded(file, path))  # has what `tarfile` reads with
+        with tarfile.open(fileobj=bounded, mode="r:", errorlevel=2, tarinfo=_CheckedHeader) as archive:
+            yield archive
 
 
 def _counted(archive: tarfile.TarFile, path: str | Path) -> Iterator[tarfile.TarInfo]:
     # Not `for info in archive`: that keeps every header in memory.
     count = 0
     while (info := archive.next()) is not None:
-        archive.members = []
+        archive.members = []  # type: ignore[attr-defined]  # not in typeshed
         count += 1
         if count > MAX_MEMBERS:
             raise ArchiveError(f"{path}: more than {MAX_MEMBERS} members.")
@@ -193,7 +193,7 @@ def _check_size(size: int, name: str, path: str | Path) -> None:
         raise ArchiveError(f"{path}: member {name!r} unpacks to {size} bytes, expected at most {MAX_MEMBER_BYTES}.")
 
 
-def _read(file: BinaryIO, size: int, name: str, path: str | Path) -> bytes:
+def _read(file: IO[bytes], size: int, name: str, path: str | Path) -> bytes:
     content = file.read(size + 1)
     if len(content) != size:
         raise ArchiveError(f"{path}: member {name!r} holds {len(content)} bytes or more, declared {size}.")

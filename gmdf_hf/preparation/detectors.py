@@ -107,7 +107,8 @@ class Haar:
     def __init__(self) -> None:
         if not hasattr(cv2, "CascadeClassifier"):
             raise DetectorError(f"Haar cascades need OpenCV 4, found {cv2.__version__}; use --detector yunet.")
-        self.model = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_default.xml")
+        folder = cv2.data.haarcascades  # type: ignore[attr-defined]  # OpenCV 4 only
+        self.model = cv2.CascadeClassifier(folder + "haarcascade_frontalface_default.xml")
 
     def __call__(self, pixels: np.ndarray) -> list[Face]:
         small, factor = reduce_to(pixels, DETECTION_SIDE)

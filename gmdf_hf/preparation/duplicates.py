@@ -37,10 +37,10 @@ def near_duplicates(
     Returns:
         Pairs of videos, those with the most pairs of pictures first.
     """
-    videos, other_videos = np.asarray(list(videos), object), np.asarray(list(other_videos), object)
     hashes, others = np.asarray(hashes, np.uint64), np.asarray(others, np.uint64)
     keep, other_keep = _telling(hashes), _telling(others)
-    hashes, videos, others, other_videos = hashes[keep], videos[keep], others[other_keep], other_videos[other_keep]
+    hashes, others = hashes[keep], others[other_keep]
+    names, other_names = np.asarray(list(videos), object)[keep], np.asarray(list(other_videos), object)[other_keep]
     found: set[tuple[int, int]] = set()
     for shift in BANDS:
         bands = (hashes >> np.uint64(shift)) & np.uint64(0xFFFF)
@@ -48,16 +48,19 @@ def near_duplicates(
         sorted_bands = bands[order]
         other_bands = (others >> np.uint64(shift)) & np.uint64(0xFFFF)
         other_order = np.argsort(other_bands, kind="stable")
-        values, starts = np.unique(other_bands[other_order], return_index=True)
-        ends = np.append(starts, len(others))[1:]
-        left, right = np.searchsorted(sorted_bands, values, "left"), np.searchsorted(sorted_bands, values, "right")
+        values: np.ndarray
+        first: np.ndarray
+        values, first = np.unique(other_bands[other_order], return_index=True)
+        starts, ends = first.tolist(), np.append(first, len(others))[1:].tolist()
+        left = np.searchsorted(sorted_bands, values, "left").tolist()
+        right = np.searchsorted(sorted_bands, values, "right").tolist()
         for a, b, c, d in zip(left, right, starts, ends, strict=True):
             for index in other_order[c:d] if b > a else ():
                 near = order[a:b][np.bitwise_count(hashes[order[a:b]] ^ others[index]) <= MAX_DISTANCE]
                 found.update((int(one), int(index)) for one in near)
     counts: dict[tuple[str, str], int] = {}
     for one, two in found:
-        pair = (videos[one], other_videos[two])
+        pair = (names[one], other_names[two])
         counts[pair] = counts.get(pair, 0) + 1
     return [Duplicate(*pair, number) for pair, number in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
 

@@ -7,6 +7,7 @@ checkpoint.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,8 +124,11 @@ class RetinaFace(nn.Module):
         """Return boxes `(B, A, 4)`, class logits `(B, A, 2)` and landmarks `(B, A, 10)` for A anchors."""
         maps = self.fpn(self.body(pixels))
         maps = [context(features) for context, features in zip((self.ssh1, self.ssh2, self.ssh3), maps, strict=True)]
-        heads = (self.BboxHead, self.ClassHead, self.LandmarkHead)
-        return tuple(torch.cat([part(m) for part, m in zip(head, maps, strict=True)], dim=1) for head in heads)
+
+        def join(head: nn.ModuleList) -> torch.Tensor:
+            return torch.cat([part(m) for part, m in zip(head, maps, strict=True)], dim=1)
+
+        return join(self.BboxHead), join(self.ClassHead), join(self.LandmarkHead)
 
 
 def anchors(height: int, width: int) -> torch.Tensor:
@@ -183,7 +187,7 @@ class RetinaFaceDetector:
     def __init__(self, weights: Path) -> None:
         try:
             if weights.suffix == ".safetensors":
-                state = load_file(weights)
+                state: dict[str, Any] = load_file(weights)
             else:
                 state = torch.load(weights, map_location="cpu", weights_only=True)
             state = state.get("state_dict", state)
@@ -202,7 +206,9 @@ class RetinaFaceDetector:
     @torch.inference_mode()
     def __call__(self, pixels: np.ndarray) -> list[Face]:
         small, factor = reduce_to(pixels, DETECTION_SIDE)
-        batch = torch.from_numpy(small[..., ::-1].astype(np.float32) - np.float32(BGR_MEAN)).permute(2, 0, 1)[None]
+        batch = torch.from_numpy(small[..., ::-1].astype(np.float32) - np.asarray(BGR_MEAN, np.float32)).permute(
+            2, 0, 1
+        )[None]
         boxes, logits, points = (output[0] for output in self.network(batch))
         scores = logits.softmax(dim=-1)[:, 1]
         keep = scores > MIN_SCORE

@@ -48,7 +48,7 @@ def look(image: Image.Image) -> np.ndarray:
     """Return a picture as 16 x 16 colours without mean and of length 1: the dot product of two is their correlation."""
     values = np.asarray(image.resize((16, 16), Image.Resampling.BOX, reducing_gap=2.0), np.float64).ravel()
     values -= values.mean()
-    return values / max(np.linalg.norm(values), 1e-9)
+    return values / max(float(np.linalg.norm(values)), 1e-9)
 
 
 def scene(image: Image.Image) -> Scene:
@@ -94,12 +94,12 @@ def follow(frames: list[list[Candidate]], scenes: list[Scene]) -> list[Candidate
     previous: list[int | None] = []
     for time, candidate in nodes:
         best, source = 0.0, None
-        for index, (earlier, other) in enumerate(nodes[: len(totals)]):
+        for number, (earlier, other) in enumerate(nodes[: len(totals)]):
             if earlier < time and is_same(other, candidate, cuts[time] > cuts[earlier]):
                 # The shift costs, so that a chain does not hop to a neighbour while its own person is there.
-                value = totals[index] - 0.5 * _shift(other, candidate) * candidate.face.side
+                value = totals[number] - 0.5 * _shift(other, candidate) * candidate.face.side
                 if value > best:
-                    best, source = value, index
+                    best, source = value, number
         totals.append(best + candidate.face.side * candidate.face.score)
         previous.append(source)
     chosen: list[Candidate | None] = [None] * len(frames)

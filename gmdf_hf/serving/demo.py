@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import html
 import io
+import os
+import shutil
+import tempfile
 import threading
-import time
-from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ import gradio
 from PIL import Image
 from transformers import Pipeline
 
+from gmdf_hf.modeling.download_gmdf import DownloadError, downloaded
 from gmdf_hf.modeling.images_gmdf import SUFFIXES as IMAGE_SUFFIXES
 from gmdf_hf.modeling.inputs_gmdf import INPUT_ERRORS, is_url, read_input
 from gmdf_hf.modeling.video_gmdf import SUFFIXES as VIDEO_SUFFIXES
 from gmdf_hf.serving.overlays import draw_faces, overlay
+from gmdf_hf.serving.uploads import UploadFolder
 
 MAX_UPLOAD = "100mb"
 MAX_SECONDS = 60  # on the frames of one video
@@ -28,7 +31,9 @@ MAX_WAITING = 20  # visitors; the next ones wait in Gradio's queue, and so many 
 NUM_FRAMES = 16
 SHOWN_SIDE = 720  # pixels of the longer side of a picture in the answer
 DELETE_AFTER = 20.0  # seconds from an answer to the deletion of its file
-FORGET_AFTER = 300  # seconds until an upload that nobody asked about is deleted
+FORGET_AFTER = 60.0  # seconds from the last byte of an upload that nobody asked about to its deletion
+MAX_UPLOADS = 2 * 2**30  # bytes of all uploads together
+UPLOADS = "GRADIO_TEMP_DIR"  # Gradio's variable for the folder of uploads
 
 LIMITS = """\
 ### What it cannot know
@@ -42,12 +47,13 @@ Pictures and videos are deleted within half a minute of being looked at.
 """
 
 
-def answer(detect: Pipeline, source: str | None) -> str:
-    """Look at a file or an address and say what was found, as HTML that holds its pictures in itself.
+def answer(detect: Pipeline, source: str | None, address: str | None = None) -> str:
+    """Look at a file and say what was found, as HTML that holds its pictures in itself.
 
     Args:
         detect: The pipeline `deepfake-detection`.
-        source: Path or address; None if nothing was given.
+        source: Path; None if nothing was given.
+        address: Where the file was fetched from; None for an upload.
 
     Returns:
         HTML of the verdict, or of one sentence on what is wrong.
@@ -55,18 +61,16 @@ def answer(detect: Pipeline, source: str | None) -> str:
     if not source:
         return _message("Drop a picture or a video first, or give its address.")
     suffix = Path(source).suffix.lower()
-    if not is_url(source) and suffix not in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES):
+    if address is None and suffix not in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES):
         return _message(f"Files of the type {suffix or 'unknown'} are not looked at, only pictures and videos.")
     try:
         result = detect(source, num_frames=NUM_FRAMES, return_heatmap=True, max_seconds=MAX_SECONDS)
         if not result["face_found"]:
             return _message("No face was found, so there is no verdict.")
         worst = max(result["faces"], key=lambda face: face["score"])
-        # An address is not asked a second time: it could answer with something else.
-        frame = None if is_url(source) else _frame(source, worst["frame"])
+        return _verdict(result, worst, _frame(source, worst["frame"]))
     except INPUT_ERRORS as error:
-        return _message(str(error).replace(source, Path(source).name))
-    return _verdict(result, worst, frame)
+        return _message(str(error).replace(source, address or Path(source).name))
 
 
 def _frame(source: str, number: int) -> Image.Image:
@@ -74,16 +78,15 @@ def _frame(source: str, number: int) -> Image.Image:
     return next(Image.fromarray(pixels) for index, pixels in frames if index == number)
 
 
-def _verdict(result: dict[str, Any], worst: dict[str, Any], frame: Image.Image | None) -> str:
+def _verdict(result: dict[str, Any], worst: dict[str, Any], frame: Image.Image) -> str:
     share = sorted(result["expert_weights"].items(), key=lambda item: -item[1])
     parts = [
         f"<h2 class='gmdf-{result['label']}'>{result['label']}: {result['score']:.2f}</h2>",
         f"<p>Probability of fake, called fake from {result['threshold']:.2f}. "
         f"{len(result['persons'])} person(s), {len(result['faces'])} face(s) in {result['frames_read']} frame(s).</p>",
     ]
-    if frame is not None:
-        shown = draw_faces(frame, [face for face in result["faces"] if face["frame"] == worst["frame"]])
-        parts.append(_picture(shown, "faces found" + (f" in frame {worst['frame']}" if worst["frame"] else "")))
+    shown = draw_faces(frame, [face for face in result["faces"] if face["frame"] == worst["frame"]])
+    parts.append(_picture(shown, "faces found" + (f" in frame {worst['frame']}" if worst["frame"] else "")))
     for person in result["persons"]:
         own = [face for face in result["faces"] if face["person"] == person["person"]]
         face = max(own, key=lambda face: face["score"])
@@ -147,78 +150,57 @@ def _message(text: str) -> str:
 
 
 class Visits:
-    """Looks at one visitor's file at a time, and deletes it soon after the last one who waits for it has his answer.
-
-    Gradio stores uploads of equal content once, so the first answer must not take the file from the second visitor.
-    Whoever waits does so here, where it is known who waits for what, and not in Gradio's queue.
+    """Looks at one visitor's file at a time; files of addresses are fetched before the turn is taken.
 
     Args:
         detect: The pipeline `deepfake-detection`.
+        uploads: Folder of the uploads.
     """
 
-    def __init__(self, detect: Pipeline) -> None:
-        self.detect = detect
-        self.turn, self.lock = threading.Lock(), threading.Lock()
-        self.waiting: Counter[str] = Counter()
-        self.answered: dict[str, float] = {}
-        threading.Thread(target=self._sweep_forever, daemon=True).start()
+    def __init__(self, detect: Pipeline, uploads: UploadFolder) -> None:
+        self.detect, self.uploads = detect, uploads
+        self.turn = threading.Lock()
 
     def look(self, upload: str | None, address: str) -> str:
         """Answer one visitor, who gave a file or an address."""
         address = (address or "").strip()
-        if not upload:
-            if address and not is_url(address):
-                return _message("An address begins with https:// or http://.")
-            with self.turn:
-                return answer(self.detect, address)
-        with self.lock:
-            self.waiting[upload] += 1
-        try:
-            with self.turn:
+        if upload:
+            with self.uploads.in_use(Path(upload)), self.turn:
                 return answer(self.detect, upload)
-        finally:
-            with self.lock:
-                self.waiting[upload] -= 1
-                self.answered[upload] = time.monotonic()
-            self.sweep()
-
-    def sweep(self) -> None:
-        """Delete the files answered `DELETE_AFTER` seconds ago that nobody waits for.
-
-        Not at once: another visitor may have sent the same content and not asked about it yet.
-        """
-        with self.lock:
-            for upload, moment in list(self.answered.items()):
-                if not self.waiting[upload] and time.monotonic() - moment >= DELETE_AFTER:
-                    del self.answered[upload], self.waiting[upload]
-                    Path(upload).unlink(missing_ok=True)
-                    with suppress(OSError):  # not empty
-                        Path(upload).parent.rmdir()  # its name is a hash of the content
-
-    def _sweep_forever(self) -> None:
-        while True:
-            time.sleep(1)
-            self.sweep()
+        if not address:
+            return answer(self.detect, None)
+        if not is_url(address):
+            return _message("An address begins with https:// or http://.")
+        try:
+            with downloaded(address) as path, self.turn:
+                return answer(self.detect, str(path), address)
+        except DownloadError as error:
+            return _message(str(error))
 
 
 def build(detect: Pipeline) -> gradio.Blocks:
-    """Return the page.
+    """Return the page, with an upload folder of its own that is bounded in age and size.
 
     Args:
         detect: The pipeline `deepfake-detection`.
     """
-    with gradio.Blocks(title="GM-DF", analytics_enabled=False, delete_cache=(60, FORGET_AFTER)) as page:
+    if UPLOADS not in os.environ:
+        os.environ[UPLOADS] = tempfile.mkdtemp(prefix="gmdf-uploads-")
+        atexit.register(shutil.rmtree, os.environ[UPLOADS], ignore_errors=True)
+    types = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+    uploads = UploadFolder(Path(os.environ[UPLOADS]), types, DELETE_AFTER, FORGET_AFTER, MAX_UPLOADS)
+    with gradio.Blocks(title="GM-DF", analytics_enabled=False) as page:
         gradio.Markdown("# Are these faces forged?")
         upload = gradio.File(
             label=f"Picture or video, at most {MAX_UPLOAD}",
-            file_types=[*IMAGE_SUFFIXES, *VIDEO_SUFFIXES],
+            file_types=list(types),
             type="filepath",
         )
         address = gradio.Textbox(label="or its address", placeholder="https://", max_lines=1, max_length=2000)
         button = gradio.Button("Look at it", variant="primary")
         shown = gradio.HTML(elem_id="answer")
         gradio.Markdown(LIMITS.format(domains=", ".join(detect.model.config.domains)))
-        visits = Visits(detect)
+        visits = Visits(detect, uploads)
         looked = button.click(visits.look, [upload, address], shown, concurrency_limit=MAX_WAITING, api_name="look")
         looked.then(lambda: (None, ""), None, [upload, address], queue=False, api_visibility="private")
     return page.queue(max_size=MAX_WAITING)

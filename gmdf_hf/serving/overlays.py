@@ -20,7 +20,7 @@ def overlay(crop: Image.Image, heatmap: np.ndarray) -> Image.Image:
         heatmap: Values in [-1, 1], shape `(side, side)`.
     """
     strength = Image.fromarray((np.abs(heatmap).clip(0, 1) * 255 * STRENGTH).astype(np.uint8)).resize(crop.size)
-    colors = np.where((heatmap > 0)[..., None], np.uint8(FAKE), np.uint8(REAL))
+    colors = np.where((heatmap > 0)[..., None], np.asarray(FAKE, np.uint8), np.asarray(REAL, np.uint8))
     shown = crop.convert("RGB").copy()
     shown.paste(Image.fromarray(colors).resize(crop.size, Image.Resampling.NEAREST), mask=strength)
     return shown

@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +24,6 @@ from gmdf_hf.data.distortions import DISTORTIONS, LEVELS
 from gmdf_hf.training.classifiers import missing_packages
 from gmdf_hf.training.config import DomainSource, TrainConfig
 
-PAPER_RESULTS = Path(str(files("gmdf_hf.training") / "paper_results.yaml"))
 NO_PART_OF_A_RUN = ("seed", "output_dir", "resume", "report_to", "num_workers", "save_steps", "keep")
 
 
@@ -111,6 +109,17 @@ class Run:
     refused: str | None = None
 
     @property
+    def planned(self) -> TrainConfig:
+        """Configuration of a run that is not refused.
+
+        Raises:
+            ValueError: If the run is refused.
+        """
+        if self.config is None:
+            raise ValueError(f"The run {self.row.label!r}, {self.setting.label!r} is refused: {self.refused}")
+        return self.config
+
+    @property
     def done(self) -> bool:
         """Whether its results are there, of just this configuration."""
         if self.config is None or not (self.config.output_dir / "results.json").exists():
@@ -120,7 +129,7 @@ class Run:
 
     def results(self) -> dict[str, Any]:
         """What its `results.json` holds."""
-        return json.loads((self.config.output_dir / "results.json").read_text())
+        return json.loads((self.planned.output_dir / "results.json").read_text())
 
 
 def read_yaml(path: Path, kind: type[BaseModel]) -> Any:
@@ -264,57 +273,3 @@ def value_of(figure: Figure, setting: Setting, domains: Mapping[str, Any]) -> fl
     values = [domains[domain][figure.level][name] if domain in domains else None for domain in names]
     shares = np.array([np.nan if value is None else value for value in values], dtype=float)
     return float(shares.max() if figure.figure == "m_eer" else shares.mean())
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One place of a table.
-
-    Attributes:
-        row: Label of the row.
-        column: `<setting>: <figure>`.
-        values: A share a seed.
-        paper: The paper's figure in percent.
-    """
-
-    row: str
-    column: str
-    values: tuple[float, ...]
-    paper: float | None
-
-    @property
-    def mean(self) -> float:
-        """Mean over seeds, in percent."""
-        return 100 * float(np.mean(self.values)) if self.values else float("nan")
-
-    @property
-    def deviation(self) -> float:
-        """Standard deviation over seeds, in percent; `nan` for fewer than two."""
-        return 100 * float(np.std(self.values, ddof=1)) if len(self.values) > 1 else float("nan")
-
-    def __str__(self) -> str:
-        text = "-" if np.isnan(self.mean) else f"{self.mean:.2f}"
-        text += "" if np.isnan(self.deviation) else f" ± {self.deviation:.2f}"
-        return text if self.paper is None else f"{text} ({self.paper:.2f})"
-
-
-def paper_results(name: str | None) -> dict[str, Any]:
-    """One table of the paper: `title`, `columns` and `rows`; empty if the paper prints no figures."""
-    return yaml.safe_load(PAPER_RESULTS.read_text())[name] if name else {"columns": [], "rows": {}}
-
-
-def columns_of(protocol: Protocol) -> list[str]:
-    """`<setting>: <figure>` for every column, in order."""
-    return [f"{setting.label}: {figure.label}" for setting in protocol.settings for figure in protocol.figures]
-
-
-def table_of(protocol: Protocol, cells: Mapping[tuple[str, str], Cell]) -> list[list[str]]:
-    """Ours with the paper's figure in brackets, then what the paper prints of other methods; the header first."""
-    columns, paper = columns_of(protocol), paper_results(protocol.paper)
-    rows = [["", *columns]]
-    rows += [[row.label, *(str(cells[row.label, column]) for column in columns)] for row in protocol.rows]
-    for name in paper["rows"].keys() - {row.paper for row in protocol.rows}:
-        printed = dict(zip(paper["columns"], paper["rows"][name], strict=True))
-        values = [printed.get(column) for column in columns]
-        rows.append([f"{name}, paper", *("-" if value is None else f"({value:.2f})" for value in values)])
-    return rows[: 1 + len(protocol.rows)] + sorted(rows[1 + len(protocol.rows) :])

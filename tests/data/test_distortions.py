@@ -43,7 +43,8 @@ def test_the_processor_sees_the_worse_picture(picture):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("rain:1", "found 'rain'"), ("blur:6", "found 6"), ("blur", "found ''"), ("blur:x", "'x'")]
+    ("text", "message"),
+    [("rain:1", "found 'rain'"), ("blur:6", "found 6"), ("blur", "found 'blur'"), ("blur:x", "found 'blur:x'")],
 )
 def test_unknown_distortions_are_refused(text, message):
     with pytest.raises(ValueError, match=message):

@@ -44,9 +44,9 @@ def test_interval_of_one_run_matches_measure():
 
 def test_paired_difference_is_significant_with_overlapping_intervals():
     found = compare([(draw_tables(1.3, 3), draw_tables(0.9, 3, first_seed=10), ["x", "y"])], replicates=300)
-    assert found["difference"] == pytest.approx(found["method"] - found["other"])
-    assert found["method_interval"][0] < found["other_interval"][1]
-    assert 0 < found["difference_interval"][0] < found["difference"] < found["difference_interval"][1]
+    assert found.difference.value == pytest.approx(found.method.value - found.other.value)
+    assert found.method.interval[0] < found.other.interval[1]
+    assert 0 < found.difference.interval[0] < found.difference.value < found.difference.interval[1]
     again = compare([(draw_tables(1.3, 3), draw_tables(0.9, 3, first_seed=10), ["x", "y"])], replicates=300)
     assert again == found
 
@@ -56,23 +56,23 @@ def test_mean_over_settings_has_narrower_interval():
     alone = [compare([setting], replicates=300) for setting in settings]
     both = compare(iter(settings), replicates=300)
     for name in ("method", "other", "difference"):
-        assert both[name] == pytest.approx(np.mean([found[name] for found in alone]))
-    widths = [found["method_interval"][1] - found["method_interval"][0] for found in (*alone, both)]
+        assert getattr(both, name).value == pytest.approx(np.mean([getattr(found, name).value for found in alone]))
+    widths = [found.method.interval[1] - found.method.interval[0] for found in (*alone, both)]
     assert widths[2] < 0.85 * min(widths[:2])  # the domains are drawn independently of each other
-    same = compare([settings[0], settings[0]], replicates=300)["method_interval"]
+    same = compare([settings[0], settings[0]], replicates=300).method.interval
     assert same[1] - same[0] > 0.9 * widths[0]  # the same videos are drawn wherever a domain stands
 
 
 def test_equal_tables_have_zero_difference():
     found = compare([(draw_tables(1.0, 3), draw_tables(1.0, 3, first_seed=10), ["x"])], replicates=300)
-    low, high = found["difference_interval"]
+    low, high = found.difference.interval
     assert low < 0 < high
 
 
 def test_seeds_widen_the_interval():
     apart = [draw_tables(0.6, 1)[0], draw_tables(1.4, 1)[0]]
     alike = [draw_tables(1.0, 1)[0], draw_tables(1.0, 1)[0]]
-    wide, narrow = (compare([(tables, tables, ["x"])], replicates=300)["method_interval"] for tables in (apart, alike))
+    wide, narrow = (compare([(tables, tables, ["x"])], replicates=300).method.interval for tables in (apart, alike))
     assert wide[1] - wide[0] > 1.5 * (narrow[1] - narrow[0])
 
 

@@ -14,7 +14,8 @@ import yaml
 from PIL import Image
 
 from gmdf_hf.scripts import meta_train, protocol
-from gmdf_hf.training.protocol import Protocol, Run, columns_of, paper_results, read_yaml
+from gmdf_hf.training.protocol import Protocol, Run, read_yaml
+from gmdf_hf.training.protocol_table import columns_of, paper_results
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("table9", "fig4")

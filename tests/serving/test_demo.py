@@ -3,10 +3,12 @@
 import itertools
 import os
 import re
+import socket
 import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ pytest.importorskip("gradio", reason="needs the extra `demo`")
 gradio_client = pytest.importorskip("gradio_client")
 
 from gmdf_hf.serving import demo  # noqa: E402
+from gmdf_hf.serving.uploads import UploadFolder  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -68,18 +71,48 @@ def test_the_timeline_is_to_scale():
     [
         (None, "Drop a picture or a video first"),
         ("/tmp/program.exe", "Files of the type .exe are not looked at"),
-        ("http://127.0.0.1/face.png", "not an address of the public internet"),
-        ("http://169.254.169.254/latest/meta-data/face.png", "not an address of the public internet"),
-        ("http://[::1]:8000/face.png", "not an address of the public internet"),
-        ("file:///etc/passwd", "only http: and https: addresses"),
         ("/etc/passwd", "not looked at"),
         ("/no/such/place/face.png", "<b>face.png: no such file."),
     ],
 )
-def test_what_is_refused(detect, source, words):
+def test_files_that_are_refused(detect, source, words):
     text = demo.answer(detect, source)
     assert words in text and "role='alert'" in text
     assert "/no/such/place" not in text
+
+
+@pytest.fixture
+def visits(detect, tmp_path) -> demo.Visits:
+    return demo.Visits(detect, UploadFolder(tmp_path / "uploads", (".png",), 0.0, 60.0, 2**30))
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("http://127.0.0.1/face.png", "not an address of the public internet"),
+        ("http://169.254.169.254/latest/meta-data/face.png", "not an address of the public internet"),
+        ("http://[::1]:8000/face.png", "not an address of the public internet"),
+        ("file:///etc/passwd", "only http: and https: addresses"),
+        ("face.png", "An address begins with"),
+        (" ", "Drop a picture"),
+    ],
+)
+def test_addresses_that_are_refused(visits, address, words):
+    text = visits.look(None, address)
+    assert words in text and "role='alert'" in text
+
+
+def test_an_address_is_fetched_before_the_turn_is_taken(visits, picture, monkeypatch):
+    """A slow server keeps nobody else waiting."""
+
+    @contextmanager
+    def slow(address):
+        assert not visits.turn.locked()
+        yield Path(picture)
+
+    monkeypatch.setattr(demo, "downloaded", slow)
+    text = visits.look(None, "https://example.org/picture")
+    assert "<h2" in text and "data:image/jpeg" in text
 
 
 def test_names_cannot_write_html(detect, tmp_path):
@@ -96,6 +129,8 @@ def test_no_face_is_no_verdict(detect, picture, monkeypatch):
 @pytest.fixture
 def server(detect, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "MAX_UPLOAD", "1mb")
+    monkeypatch.setattr(demo, "DELETE_AFTER", 5.0)
+    monkeypatch.setattr(demo, "FORGET_AFTER", 10.0)
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     page = demo.build(detect)
     _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **demo.settings("127.0.0.1", None))
@@ -103,8 +138,7 @@ def server(detect, tmp_path, monkeypatch):
     page.close()
 
 
-def test_five_visitors_are_served_and_nothing_is_kept(server, picture, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "DELETE_AFTER", 5.0)
+def test_five_visitors_are_served_and_nothing_is_kept(server, picture, tmp_path):
     answers = []
 
     def visit():
@@ -140,6 +174,27 @@ def upload(url: str, size: int, name: str = "face.png") -> int:
         return error.code
 
 
+def test_uploads_nobody_asks_about_are_deleted(server, tmp_path):
+    """Programs at once, pictures and broken off uploads some seconds later."""
+    assert upload(server, 1000, "program.exe") == 200 and upload(server, 1000) == 200
+    host, port = server.removeprefix("http://").rstrip("/").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = "POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        body = '--b\r\nContent-Disposition: form-data; name="files"; filename="face.png"\r\n\r\n' + "x" * 1000
+        connection.sendall(f"{head}Content-Length: 900000\r\n\r\n{body}".encode())
+        time.sleep(0.5)
+
+    def kept() -> set[str]:
+        return {path.name for path in (tmp_path / "uploads").rglob("*") if path.is_file()}
+
+    time.sleep(1.5)
+    assert "program.exe" not in kept() and "face.png" in kept()
+    deadline = time.monotonic() + 25
+    while kept() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert kept() == set()
+
+
 def test_a_large_upload_is_refused(server):
     assert upload(server, 1000) == 200
     assert upload(server, 3_000_000) == 413
@@ -173,7 +228,7 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
-def test_damaged_uploads_neither_crash_it_nor_make_it_grow(detect, picture, tmp_path, monkeypatch):
+def test_damaged_uploads_neither_crash_it_nor_make_it_grow(detect, picture, tmp_path):
     """GMDF_SOAK_SECONDS=600 for the long one."""
     seconds = float(os.environ.get("GMDF_SOAK_SECONDS", "20"))
     sources = [
@@ -186,8 +241,9 @@ def test_damaged_uploads_neither_crash_it_nor_make_it_grow(detect, picture, tmp_
         Image.open(picture).save(sources[-1])
     whole = [source.read_bytes() for source in sources]
     rng = np.random.default_rng(0)
-    monkeypatch.setattr(demo, "DELETE_AFTER", 0.0)
-    visits = demo.Visits(detect)
+    visits = demo.Visits(
+        detect, UploadFolder(tmp_path / "uploads", (*demo.IMAGE_SUFFIXES, *demo.VIDEO_SUFFIXES), 0.0, 60.0, 2**30)
+    )
     started, count, verdicts, after_warm_up = time.monotonic(), 0, 0, None
     while time.monotonic() - started < seconds:
         index = int(rng.integers(len(sources)))

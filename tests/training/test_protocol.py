@@ -6,22 +6,8 @@ import pytest
 import yaml
 
 from gmdf_hf.common.errors import UserError
-from gmdf_hf.training.protocol import (
-    PAPER_RESULTS,
-    Cell,
-    Figure,
-    Protocol,
-    Run,
-    Scale,
-    Setting,
-    columns_of,
-    distortions_of,
-    paper_results,
-    plan,
-    read_yaml,
-    table_of,
-    value_of,
-)
+from gmdf_hf.training.protocol import Figure, Protocol, Run, Scale, Setting, distortions_of, plan, read_yaml, value_of
+from gmdf_hf.training.protocol_table import PAPER_RESULTS, Cell, columns_of, paper_results, table_of
 
 RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
 PROTOCOLS = {path.stem: path for path in sorted((RECIPES / "protocols").glob("*.yaml"))}

@@ -147,7 +147,8 @@ def draw_web_faces(num_images: int, seed: int = 0) -> Iterator[dict]:
         portrait = render(person, face, _draw_pose(_WEB_LOOK, rng), scene, rng)
         picture = _expose(portrait.rgb, camera, rng)
         if quality == _ANONYMOUS:
-            mask = ellipse(portrait.u, portrait.v, (0.0, 0.1), rng.uniform(0.4, 0.7, 2), rng.uniform(0.05, 0.3))
+            radius_u, radius_v = rng.uniform(0.4, 0.7, 2)
+            mask = ellipse(portrait.u, portrait.v, (0.0, 0.1), (radius_u, radius_v), rng.uniform(0.05, 0.3))
             picture = picture + mask * (resample(picture, int(rng.integers(10, 36))) - picture)
         parts = describe(person, face, scene)
         kept = [parts[i] for i in rng.permutation(len(parts))[: CAPTION_PARTS - 1]]
@@ -162,7 +163,8 @@ def _draw_pairs(name: str, split: str, num_pairs: int, num_frames: int, seed: in
         scene, camera, pose = _draw_scene(look, rng), _draw_camera(look, rng), _draw_pose(look, rng)
         mood, other_mood, how = rng.uniform(-0.3, 0.9), rng.uniform(-0.3, 0.9), draw_settings(rng)
         donor = dress(draw_identity(rng), person) if look.method == "swap" else person
-        real, fake = [], []
+        real: list[dict] = []
+        fake: list[dict] = []
         for frame in range(num_frames):
             rng = _generator(name, split, str(seed), str(pair), str(frame))
             now = _nudge(pose, rng)

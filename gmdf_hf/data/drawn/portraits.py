@@ -99,11 +99,12 @@ class _Canvas:
         x = pose.x + pose.zoom * (cos * (u + self.shift) - sin * v)
         y = pose.y + pose.zoom * (sin * (u + self.shift) + cos * v)
         reach_x, reach_y = reach_u + abs(sin) * reach_v, reach_v + abs(sin) * reach_u
-        window = []
-        for centre, reach in ((y, reach_y), (x, reach_x)):
+
+        def span(centre: float, reach: float) -> slice:
             low, high = (centre + 1) / _PIXEL - reach / self.pixel, (centre + 1) / _PIXEL + reach / self.pixel
-            window.append(slice(max(int(low) - 1, 0), max(min(int(high) + 3, _CANVAS_SIZE), 0)))
-        window = tuple(window)
+            return slice(max(int(low) - 1, 0), max(min(int(high) + 3, _CANVAS_SIZE), 0))
+
+        window = (span(y, reach_y), span(x, reach_x))
         return window, self.u[window] - np.float32(u), self.v[window] - np.float32(v)
 
     def fill(self, inside: np.ndarray, colour: Colour, window: tuple, soft: float = 0.0) -> None:
@@ -258,7 +259,7 @@ def _paint_glasses(canvas: _Canvas, person: Identity) -> None:
     canvas.fill(np.maximum(np.maximum(rings, bridge), temples), (0.08, 0.07, 0.07), window)
 
 
-def _smooth_noise(rng: np.random.Generator, bumps: tuple[int, int], shape: tuple[int, ...]) -> np.ndarray:
+def _smooth_noise(rng: np.random.Generator, bumps: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
     """Return smooth noise of about unit spread with `bumps` rows and columns of bumps."""
     coarse = Image.fromarray(rng.standard_normal(bumps, np.float32))
     return np.asarray(coarse.resize(shape[::-1], Image.Resampling.BICUBIC))

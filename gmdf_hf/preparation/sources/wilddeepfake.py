@@ -56,8 +56,8 @@ def _list_tar(tar: Path, folder: str, label: int, split: str, listing: Listing) 
         elif parts[-3] != ("fake" if label else "real"):
             listing.left_out.append((f"{group}: {name}", f"in a {folder} tar, but not in its class folder"))
         else:
-            sequences.setdefault(parts[-3:-1], []).append(name)
+            sequences.setdefault((parts[-3], parts[-2]), []).append(name)
     for (kind, sequence), frames in sorted(sequences.items(), key=lambda item: natural(item[0][1])):
         video_id = f"{group}/{kind}/{sequence}"
-        frames = tuple(sorted(frames, key=natural))
-        listing.records.append(Record(tar, label, METHOD if label else REAL_METHOD, video_id, group, split, frames))
+        method, in_order = METHOD if label else REAL_METHOD, tuple(sorted(frames, key=natural))
+        listing.records.append(Record(tar, label, method, video_id, group, split, in_order))
