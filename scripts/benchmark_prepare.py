@@ -22,12 +22,12 @@ import av
 import cv2
 import numpy as np
 
-from gmdf_hf.modeling.video_gmdf import even_indices, frame_times
 from gmdf_hf.preparation.crops import CropSettings, make_crops, read_pictures
 from gmdf_hf.preparation.detectors import load_detector
 from gmdf_hf.preparation.faces import DETECTION_SIDE, MIN_SCORE
 from gmdf_hf.preparation.prepare import prepare
 from gmdf_hf.preparation.sources.record import Listing, Record
+from gmdf_hf.preparation.video import even_indices, frame_times
 
 FRAMES = 32
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from gmdf_hf.modeling.video_gmdf import even_indices
+from gmdf_hf.preparation.video import even_indices
 
 COLORS = {0: (40, 160, 60), 1: (200, 50, 50)}
 CELL, MARGIN, TEXT = 96, 3, 14

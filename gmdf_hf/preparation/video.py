@@ -1,7 +1,7 @@
 """Evenly spaced frames out of a video file.
 
-What a stream says of itself is not relied on: frames are counted by their packets, and a picture counts only if all that
-it was predicted from was intact. So the same frames come out whatever their number.
+Headers are not relied on: frames are counted by their packets, and a frame counts only if all that it was predicted from
+is intact. So a video gives one answer, however many frames are wanted.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class Frame:
 
     Attributes:
         number: Its number among the frames shown, from 0.
-        seconds: Its time after the first frame.
+        seconds: Its time after the first frame; None where only the order of frames is known.
         pixels: Upright RGB of square pixels, shape `(height, width, 3)`, type uint8.
     """
 
     number: int
-    seconds: float
+    seconds: float | None
     pixels: np.ndarray
 
 
@@ -216,14 +216,14 @@ def read_frames(
                 break
     if not found:
         raise VideoError(
-            f"{path}: no intact frame. Of {len(place)} frames, none starts from an undamaged key frame: the recording was "
-            "joined in the middle, or is damaged."
+            f"{path}: no intact frame. Of {len(place)} frames, none starts from an undamaged key frame: the recording "
+            "was joined in the middle, or is damaged."
         )
     report.lost += chosen[taken:]
     if damage and not index.missing:
         report.notes.append(
-            f"The video is damaged: {len(report.lost)} of {len(wanted)} frames could not be read; where one follows, the "
-            "next intact one was taken."
+            f"The video is damaged: {len(report.lost)} of {len(wanted)} frames could not be read; where one follows, "
+            "the next intact one was taken."
         )
 
 
