@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> object:
     # On first use: torch and transformers take seconds to import, and every process that cuts faces out of videos
     # imports this package for its geometry alone.
-    auto = import_module(f"{__name__}.auto_gmdf") if name.startswith(("GMDF", "Dalle", "Deepfake")) else None
+    auto = import_module(f"{__name__}.auto_gmdf") if name.startswith("GMDF") else None
     if not hasattr(auto, name):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(auto, name)

@@ -1,4 +1,4 @@
-"""Masked-image modelling: which patches are hidden, and the head that predicts them (Eq. 7, decision D7)."""
+"""Masked-image modelling: the head that predicts hidden patches (Eq. 7, decision D7)."""
 
 from __future__ import annotations
 
@@ -30,51 +30,7 @@ class MaskedImageHead(nn.Module):
             hidden_states: Tokens of the hidden patches, shape `(K, D)`.
 
         Returns:
-            Code scores of shape `(K, T)` and pixels of shape `(K, 3 * patch_size**2)`, ordered as in `patchify`.
+            Code scores of shape `(K, T)` and pixels of shape `(K, 3 * patch_size**2)`, channel-major.
         """
         hidden_states = self.layer_norm(hidden_states)
         return self.code_classifier(hidden_states), self.pixel_predictor(hidden_states)
-
-
-def patchify(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """Cut images of shape `(B, 3, H, W)` into patches `(B, patches, 3 * patch_size**2)`, channel-major, row by row."""
-    unfolded = nn.functional.unfold(pixel_values, patch_size, stride=patch_size)
-    return unfolded.transpose(1, 2)
-
-
-def draw_mask(
-    batch_size: int, grid_size: int, ratio: float, strategy: str = "random", generator: torch.Generator | None = None
-) -> torch.BoolTensor:
-    """Choose the patches to hide, the same number in every image.
-
-    Args:
-        batch_size: Number of images B.
-        grid_size: Patches along a side; an image has `grid_size**2`.
-        ratio: Share of patches to hide, in (0, 1); at least one patch is hidden and one is not.
-        strategy: `random` hides patches independently of each other. `block` hides a square around a random centre, the
-            patches nearest to it by the larger of the two distances, cut off by the border.
-        generator: Source of randomness.
-
-    Returns:
-        True where a patch is hidden, shape `(B, grid_size**2)`.
-
-    Raises:
-        ValueError: If `ratio` or `strategy` is out of range, or an image has one patch alone.
-    """
-    patches = grid_size**2
-    if not 0 < ratio < 1:
-        raise ValueError(f"`ratio` must lie between 0 and 1, found {ratio}.")
-    if patches < 2:
-        raise ValueError(f"Masking needs at least 2 patches an image, found {patches}.")
-    hidden = min(max(round(ratio * patches), 1), patches - 1)
-    noise = torch.rand(batch_size, patches, generator=generator)
-    if strategy == "block":
-        centres = torch.rand(batch_size, 1, 2, generator=generator) * grid_size
-        axis = torch.arange(grid_size) + 0.5
-        positions = torch.cartesian_prod(axis, axis)  # (patches, 2)
-        # Less than one patch of noise: it only orders patches of equal distance.
-        noise = (positions - centres).abs().amax(-1) + 0.1 * noise
-    elif strategy != "random":
-        raise ValueError(f"`strategy` must be 'random' or 'block', found {strategy!r}.")
-    order = noise.argsort(dim=1)
-    return torch.zeros(batch_size, patches, dtype=torch.bool).scatter(1, order[:, :hidden], True)

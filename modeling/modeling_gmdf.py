@@ -11,7 +11,6 @@ from transformers import initialization as init
 from transformers.models.clip.modeling_clip import CLIPPreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from .adapters_gmdf import EXPERT_PARAMETERS, ExpertAdapterMixin
 from .configuration_gmdf import GMDFConfig
 from .experts_gmdf import check_routing
 from .mim_gmdf import MaskedImageHead
@@ -19,11 +18,13 @@ from .outputs_gmdf import GMDFOutput
 from .text_gmdf import DomainTextAffine
 from .vision_gmdf import GMDFVisionModel
 
+# theta_E of Algorithm 1: what the inner step trains. All else is theta_O.
+EXPERT_PARAMETERS = (".experts.", "domain_prompts", "text_affine.")
 TRAINING_ONLY = ("text_model.", "text_projection.", "mim_head.")  # what the slim form leaves out
 LOADING_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "subfolder", "dtype", "attn_implementation")
 
 
-class GMDFModel(ExpertAdapterMixin, CLIPPreTrainedModel):
+class GMDFModel(CLIPPreTrainedModel):
     """One detector for many deepfake domains (GM-DF, arXiv 2406.20078).
 
     A model fresh from `from_clip` *is* CLIP: its features and zero-shot logits are `CLIPModel`'s on every route, for
@@ -158,6 +159,16 @@ class GMDFModel(ExpertAdapterMixin, CLIPPreTrainedModel):
             model.vision_model.resize_images(image_size)
         model.update_prompt_embeds()
         return model
+
+    def expert_parameters(self) -> dict[str, nn.Parameter]:
+        """theta_E of Algorithm 1 by name: experts, their DILs and alphas, prompt vectors, text affines."""
+        return {n: p for n, p in self.named_parameters() if any(part in n for part in EXPERT_PARAMETERS)}
+
+    def domain_id(self, domain: str) -> int:
+        """Index of a source domain's expert; a ValueError if the model has no such domain."""
+        if domain not in self.config.domains:
+            raise ValueError(f"This model knows the domains {self.config.domains}, found {domain!r}.")
+        return self.config.domains.index(domain)
 
     def shared_parameters(self) -> dict[str, nn.Parameter]:
         """theta_O of Algorithm 1 by name: every other parameter that is not frozen."""

@@ -16,7 +16,7 @@ class GMDFOutput(ModelOutput):
         image_embeds: Unit image features, shape `(B, P)`.
         text_embeds: Unit class features each image was compared with, shape `(B, 2, P)`.
         mim_code_logits: Code scores of the hidden patches, in the order of `bool_masked_pos.nonzero()`, shape `(K, T)`.
-        mim_pixels: Pixels of the hidden patches, shape `(K, 3 * patch_size**2)`, ordered as in `patchify`.
+        mim_pixels: Pixels of the hidden patches, shape `(K, 3 * patch_size**2)`, channel-major.
         hidden_states: Input of the first block and output of each, each `(B, T, D)`.
         attentions: Attention of each block, each `(B, heads, T, T)`; needs `attn_implementation="eager"`.
         expert_weights: Each domain expert's share of each block's expert part, each `(B, E)`.

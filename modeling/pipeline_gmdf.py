@@ -1,15 +1,17 @@
-"""One line for a picture or a video: `pipeline("deepfake-detection", model=...)`."""
+"""The task "deepfake-detection" as a checkpoint brings it: scores of face crops, without the package `gmdf_hf`."""
 
-from collections.abc import Iterator
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers.pipelines.base import ChunkPipeline
+from transformers.utils import logging
 
-from .explain_gmdf import evidence_map, heatmap
-from .faces_gmdf import FaceFinder, load_finder
-from .inputs_gmdf import INPUT_ERRORS, name_of, read_input
+from .images_gmdf import ImageError, open_image, upright_rgb
 
 TASK = "deepfake-detection"
 # What a saved model's config says, so that the model alone is enough for the task.
@@ -21,38 +23,94 @@ CUSTOM_PIPELINES = {
     }
 }
 BATCH_SIZE = 16
+NEEDS_PACKAGE = (
+    "Finding faces needs the package gmdf-hf and OpenCV: pip install 'gmdf-hf[prepare]'. Without them give square "
+    'crops of one face, and say so with detector="none".'
+)
+logger = logging.get_logger(__name__)
+
+
+class ScoreError(ValueError):
+    """A model that gives no finite score; the message names the input."""
+
+
+def picture_of(source: object) -> np.ndarray:
+    """Upright RGB picture of shape `(height, width, 3)` of a path, a PIL image or an RGB array of type uint8.
+
+    Raises:
+        ImageError: If the picture cannot be read, or the source is nothing of the above.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return np.asarray(open_image(source))
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] != 3):
+            raise ImageError(
+                "An array must be of type uint8 and shape (height, width) or (height, width, 3), "
+                f"found {source.dtype} {source.shape}."
+            )
+        source = Image.fromarray(source)
+    if not isinstance(source, Image.Image):
+        raise ImageError(f"Expected a path, a PIL image or an array, found {type(source).__name__}.")
+    try:
+        return np.asarray(upright_rgb(source, f"<{type(source).__name__}>"))
+    except OSError as error:  # the file behind it is damaged
+        raise ImageError(f"<{type(source).__name__}>: damaged image ({error}).") from error
+
+
+def frames_of(source: Any) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield number and picture of the frames of an input: a picture, or a list or 4-dimensional array of frames."""
+    is_video = isinstance(source, (list, tuple)) or (isinstance(source, np.ndarray) and source.ndim == 4)
+    yield from enumerate(picture_of(picture) for picture in (source if is_video else [source]))
+
+
+def whole_pictures(frames: Iterable[tuple[int, np.ndarray]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Take every frame for the crop of one face.
+
+    Returns:
+        What `faces` has of each, and the crop; and `frames_read`.
+    """
+    faces = []
+    for number, picture in frames:
+        height, width = picture.shape[:2]
+        place = {"box": [0.0, 0.0, float(width), float(height)], "crop_box": [0, 0, width, height]}
+        crop = Image.fromarray(picture)
+        faces.append({"frame": number, "person": 0, **place, "detection_score": 1.0, "crop": crop})
+    return faces, {"frames_read": len(faces)}
+
+
+def name_of(source: object) -> str:
+    """What messages call an input."""
+    return str(source) if isinstance(source, (str, os.PathLike)) else f"<{type(source).__name__}>"
 
 
 class DeepfakeDetectionPipeline(ChunkPipeline):
-    """Finds the faces of pictures and videos, scores each, and says what was found.
+    """Scores crops of one face each (square, 1.3 times the face box).
 
-    Inputs are paths, `http(s)` addresses, PIL images, RGB arrays, or a list, data set or generator of them; a
-    generator is answered as it goes. Faces of all frames and files share batches.
+    An input is a picture (path, PIL image or RGB array) or the frames of one person's video (list of pictures, or array
+    of shape `(frames, height, width, 3)`); a list, data set or generator of inputs is answered input by input. The
+    package `gmdf_hf` has a pipeline of this name that also finds the faces of whole pictures, reads videos and
+    addresses, and draws heatmaps.
 
     Every input gives a dict:
 
-    * `label`: `fake` if `score` reaches `threshold`, `real` otherwise, None where there is no face;
+    * `source`: path or type of the input;
+    * `label`: `fake` if `score` reaches `threshold`, `real` otherwise, None if there is no score;
     * `score`: the largest score of a person; a person's is the mean probability of `fake` over their frames (as in the
-      evaluation), in [0, 1], or None where there is no face: no face is no verdict;
+      evaluation), in [0, 1], or None if there is no face;
     * `threshold`: what the score was compared with;
-    * `face_found`: whether there is a face;
-    * `faces`: each face, a dict with `frame, person, box, crop_box, detection_score, score, label, expert_weights` and,
-      if asked for, `heatmap`: an array over `crop_box`, above 0 where it speaks for fake, below for real, and `crop`,
-      the picture it lies on;
-    * `persons`: each person's `person, score, label, frames`;
-    * `expert_weights`: each source domain's share in the verdict, by name: which experts spoke;
+    * `face_found`: whether there is a face with a score;
+    * `faces_found`, `faces_scored`: faces in all frames, and those with a score; the rest are `unassigned_faces`, which
+      belong to nobody: `frame, box, detection_score` of each;
     * `frames_read`: 1 for a picture;
-    * `error`: only with `on_error="return"`: None, or what was wrong with the input.
+    * `notes`: sentences on what was wrong with the input and did not keep it from being read;
+    * `persons`: each person's `person, score, label, frames`;
+    * `faces`: each face, a dict with `frame, person, box, crop_box, detection_score, score, label, expert_weights`;
+    * `expert_weights`: each source domain's share in the verdict, by name;
+    * `error`: only with `on_error="return"`: None, or what is wrong with the input.
 
     Args (of the pipeline or of a call):
-        detector: Face detector, `yunet` (the default), `retinaface` or `haar`; `none` where inputs are crops of one
-            face already (square, 1.3 times the face box).
-        detector_weights: Local file with the detector's weights, instead of those of the hub.
-        num_frames: Frames to look at of a video, spread evenly over it; 32.
+        detector: `none`: inputs are face crops. Any other needs the package.
         threshold: Score from which a face is called fake; the model's own, chosen on validation videos.
-        return_heatmap: Whether to add the map of each face.
-        private_urls: Whether to fetch addresses inside of a network (loopback, private ranges); off.
-        max_seconds: Longest time to spend on the frames of one video; as long as it takes.
         on_error: `raise`, or `return` the message and go on with the next input.
         batch_size: Faces at a time; 16.
     """
@@ -61,92 +119,63 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
     _load_image_processor = True
     _load_feature_extractor = False
     _load_tokenizer = False
+    input_errors: tuple[type[Exception], ...] = (ImageError,)  # what may be wrong with one input
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("batch_size", BATCH_SIZE)
-        self._finders: dict[tuple[str | None, str | None], FaceFinder] = {}
         super().__init__(*args, **kwargs)
 
     def _sanitize_parameters(
-        self,
-        detector: str | None = None,
-        detector_weights: str | None = None,
-        num_frames: int | None = None,
-        threshold: float | None = None,
-        return_heatmap: bool | None = None,
-        private_urls: bool | None = None,
-        max_seconds: float | None = None,
-        on_error: str | None = None,
+        self, detector: str | None = None, threshold: float | None = None, on_error: str | None = None
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        if num_frames is not None and num_frames < 1:
-            raise ValueError(f"`num_frames` must be at least 1, found {num_frames}.")
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"`threshold` must lie in [0, 1], found {threshold}.")
         if on_error not in (None, "raise", "return"):
             raise ValueError(f"`on_error` must be 'raise' or 'return', found {on_error!r}.")
-        reading = {
-            "detector": detector,
-            "detector_weights": detector_weights,
-            "num_frames": num_frames,
-            "private_urls": private_urls,
-            "max_seconds": max_seconds,
-            "on_error": on_error,
-        }
-        given = [reading, {"return_heatmap": return_heatmap}, {"threshold": threshold, "on_error": on_error}]
-        return tuple({name: value for name, value in part.items() if value is not None} for part in given)
+        before = {"detector": detector, "on_error": on_error}
+        after = {"threshold": threshold, "on_error": on_error}
+        return {k: v for k, v in before.items() if v is not None}, {}, {k: v for k, v in after.items() if v is not None}
 
-    def preprocess(
+    def preprocess(self, source: Any, detector: str | None = None, on_error: str = "raise") -> Iterator[dict[str, Any]]:
+        """Yield the faces of one input, one at a time."""
+        if detector is None:
+            logger.warning_once(f"Every picture is taken for the crop of one face. {NEEDS_PACKAGE}")
+        elif detector != "none":
+            raise ImportError(NEEDS_PACKAGE)
+        yield from self.inputs_of(source, lambda: whole_pictures(frames_of(source)), on_error)
+
+    def inputs_of(
         self,
-        source: object,
-        detector: str | None = None,
-        detector_weights: str | None = None,
-        num_frames: int = 32,
-        private_urls: bool = False,
-        max_seconds: float | None = None,
-        on_error: str = "raise",
+        source: Any,
+        look: Callable[[], tuple[list[dict[str, Any]], dict[str, Any]]],
+        on_error: str,
     ) -> Iterator[dict[str, Any]]:
-        """Yield the faces of one input, one at a time; something must be yielded even if there is none."""
-        finder = self._finder(detector, detector_weights)
-        frames = 0
+        """Yield the model's inputs for each face of an input, or one without a face: the pipeline needs at least one.
 
-        def counted() -> Iterator[tuple[int, np.ndarray]]:
-            nonlocal frames
-            for frame in read_input(source, num_frames, private_urls, max_seconds):
-                frames += 1
-                yield frame
-
-        error, faces = None, []
+        Args:
+            source: The input.
+            look: Finds its faces, and what else the result says of it (see `whole_pictures`).
+            on_error: `raise` or `return`.
+        """
+        note: dict[str, Any] = {"source": name_of(source), "frames_read": 0, "error": None}
+        faces: list[dict[str, Any]] = []
         try:
-            faces = finder(counted(), self.image_processor.crop_size["height"])
-        except INPUT_ERRORS as problem:
+            faces, found = look()
+            note |= found
+        except self.input_errors as problem:
             if on_error == "raise":
                 raise
-            error = str(problem)
-        note = {"source": name_of(source), "frames_read": frames, "error": error}
+            note["error"] = str(problem)
         for position, face in enumerate(faces):
-            pixels = self.image_processor(images=face.crop, return_tensors="pt")["pixel_values"]
+            pixels = self.image_processor(images=face["crop"], return_tensors="pt")["pixel_values"]
             yield {"pixel_values": pixels, "face": face, "note": note, "is_last": position == len(faces) - 1}
         if not faces:
             side = self.model.config.vision_config.image_size
             yield {"pixel_values": torch.zeros(1, 3, side, side), "face": None, "note": note, "is_last": True}
 
-    def _finder(self, detector: str | None, weights: str | None) -> FaceFinder:
-        if (detector, weights) not in self._finders:
-            self._finders[detector, weights] = load_finder(detector, weights)
-        return self._finders[detector, weights]
-
-    def _forward(self, model_inputs: dict[str, Any], return_heatmap: bool = False) -> dict[str, Any]:
-        pixels = model_inputs.pop("pixel_values")
-        with torch.set_grad_enabled(return_heatmap):
-            # The map needs a gradient at the last block's input, whether or not the weights are frozen.
-            pixels = pixels.to(self.model.dtype).requires_grad_(return_heatmap)
-            output = self.model(pixels, output_expert_weights=True, output_hidden_states=return_heatmap)
-            maps = evidence_map(output.hidden_states[-2], output.logits) if return_heatmap else None
-        shares = torch.stack([block.float() for block in output.expert_weights]).mean(0)
-        outputs = {"score": output.logits.detach().float().softmax(-1)[:, 1], "expert_weights": shares.detach()}
-        if maps is not None:
-            outputs["heatmap"] = heatmap(maps, self.image_processor.crop_size["height"])
-        return outputs | model_inputs
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+        pixels = model_inputs.pop("pixel_values").to(self.model.dtype)
+        return scores_of(self.model(pixels, output_expert_weights=True)) | model_inputs
 
     def postprocess(
         self, model_outputs: list[dict[str, Any]], threshold: float | None = None, on_error: str = "raise"
@@ -161,37 +190,49 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
         faces = []
         for output in model_outputs:
             if output["face"] is not None:
-                found, score = output["face"], output["score"].item()
-                face = {
-                    "frame": found.frame,
-                    "person": found.person,
-                    "box": [float(value) for value in found.box],
-                    "crop_box": list(found.crop_box),
-                    "detection_score": found.detection_score,
+                score = output["score"].item()
+                face = output["face"] | {
                     "score": score,
                     "label": label(score),
                     "expert_weights": dict(zip(domains, output["expert_weights"][0].tolist(), strict=True)),
                 }
+                crop = face.pop("crop")
                 if "heatmap" in output:
-                    face |= {"heatmap": output["heatmap"][0].numpy(), "crop": found.crop}
+                    face |= {"heatmap": output["heatmap"][0].numpy(), "crop": crop}
                 faces.append(face)
+        note = model_outputs[0]["note"]
+        if not all(math.isfinite(face["score"]) for face in faces):
+            problem = f"{note['source']}: the model gave a score that is not a finite number."
+            if on_error == "raise":
+                raise ScoreError(problem)
+            note, faces = note | {"error": problem}, []
         persons = []
         for person in sorted({face["person"] for face in faces}):
             scores = [face["score"] for face in faces if face["person"] == person]
             mean = sum(scores) / len(scores)
             persons.append({"person": person, "score": mean, "label": label(mean), "frames": len(scores)})
+        unassigned = note.get("unassigned_faces", [])
         worst = max(persons, key=lambda person: person["score"], default=None)
         shares = [face["expert_weights"] for face in faces if worst is not None and face["person"] == worst["person"]]
-        note = model_outputs[0]["note"]
         result = {
             "source": note["source"],
             "label": None if worst is None else worst["label"],
             "score": None if worst is None else worst["score"],
             "threshold": threshold,
             "face_found": bool(faces),
+            "faces_found": len(faces) + len(unassigned),
+            "faces_scored": len(faces),
             "frames_read": note["frames_read"],
             "persons": persons,
             "faces": faces,
+            "unassigned_faces": unassigned,
+            "notes": note.get("notes", []),
             "expert_weights": {name: sum(share[name] for share in shares) / len(shares) for name in domains if shares},
         }
         return result | ({"error": note["error"]} if on_error == "return" else {})
+
+
+def scores_of(output: Any) -> dict[str, torch.Tensor]:
+    """Probability of fake, shape `(B,)`, and mean share of each expert, `(B, E)`, of a `GMDFOutput`."""
+    shares = torch.stack([block.float() for block in output.expert_weights]).mean(0)
+    return {"score": output.logits.detach().float().softmax(-1)[:, 1], "expert_weights": shares.detach()}

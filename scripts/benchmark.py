@@ -44,10 +44,9 @@ from gmdf_hf.data.frames import FrameReader
 from gmdf_hf.modeling import (
     GMDFConfig,
     GMDFImageProcessor,
-    GMDFImageTokenizer,
-    GMDFImageTokenizerConfig,
     GMDFModel,
 )
+from gmdf_hf.training.image_tokenizer import GMDFImageTokenizer, GMDFImageTokenizerConfig
 from gmdf_hf.training.meta import MetaOptions, meta_step
 
 DOMAINS = ("a", "b", "c")

@@ -13,9 +13,10 @@ import torch
 from accelerate import Accelerator
 from torch.nn.functional import cross_entropy, l1_loss
 
-from gmdf_hf.modeling import GMDFImageTokenizer, GMDFModel
+from gmdf_hf.data.patches import draw_mask, patchify
+from gmdf_hf.modeling import GMDFModel
 from gmdf_hf.modeling.experts_gmdf import DomainExperts
-from gmdf_hf.modeling.mim_gmdf import draw_mask, patchify
+from gmdf_hf.training.image_tokenizer import GMDFImageTokenizer
 
 
 def views_attended(

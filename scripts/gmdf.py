@@ -209,12 +209,12 @@ def load_pipeline(model: str, detector: str, weights: str | None, batch_size: in
     Raises:
         UserError: If the model or the face detector cannot be used.
     """
-    from gmdf_hf.modeling import DeepfakeDetectionPipeline, GMDFImageProcessor
-    from gmdf_hf.modeling.faces_gmdf import load_finder
+    from gmdf_hf.modeling import GMDFImageProcessor
+    from gmdf_hf.serving.pipeline import DeepfakeDetectionPipeline, load_finder
 
     loaded = load_model(model)
     try:
-        load_finder(detector, weights)  # now, and not at the first of a thousand files
+        load_finder(detector, weights, 224)  # now, and not at the first of a thousand files
         return DeepfakeDetectionPipeline(
             model=loaded,
             image_processor=GMDFImageProcessor.from_pretrained(model),

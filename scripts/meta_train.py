@@ -37,6 +37,7 @@ from gmdf_hf.evaluation.metrics import domain_metrics
 from gmdf_hf.evaluation.report import print_results, write_model_card
 from gmdf_hf.evaluation.selection import select
 from gmdf_hf.serving.hub import publish, published_files
+from gmdf_hf.training.adapters import save_expert
 from gmdf_hf.training.checkpoint import environment, save_model, write_skipped
 from gmdf_hf.training.classifiers import image_side
 from gmdf_hf.training.config import TrainConfig, parse_command_line
@@ -183,7 +184,7 @@ def choose(config: TrainConfig, setup: Setup, progress: Progress, history: Histo
         if setup.accelerator.is_main_process:
             save_model(config.output_dir / "model", setup.model, setup.processor, **setup.save_options)
             if config.method == "add_domain":
-                setup.model.save_expert(setup.train[0].name, config.output_dir / "expert")
+                save_expert(setup.model, setup.train[0].name, config.output_dir / "expert")
 
 
 def evaluate(config: TrainConfig, setup: Setup, progress: Progress) -> dict[str, Any]:

@@ -37,8 +37,8 @@ from transformers.utils import logging as transformers_logging
 from gmdf_hf.common.errors import DomainError, UserError
 from gmdf_hf.data.dataset import Domain, load_domain
 from gmdf_hf.data.frames import Draw, FrameReader, collate
+from gmdf_hf.data.patches import draw_mask, patchify
 from gmdf_hf.modeling import GMDFImageProcessor, GMDFModel
-from gmdf_hf.modeling.mim_gmdf import draw_mask, patchify
 from gmdf_hf.training.config import TrainConfig, load_recipe
 from gmdf_hf.training.setup import backbone_path, start_model
 

@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = cli.add_mutually_exclusive_group(required=True)
     what.add_argument("--run", type=Path, help="folder that meta_train.py left")
-    what.add_argument("--expert", type=Path, help="folder that `GMDFModel.save_expert` wrote")
+    what.add_argument("--expert", type=Path, help="folder that `gmdf_hf.save_expert` wrote")
     cli.add_argument("--repo", required=True, metavar="USER/NAME", help="repository; made if it is not there")
     cli.add_argument("--yes", action="store_true", help="send; without it the files are only listed")
     cli.add_argument("--public", action="store_true", help="make a new repository public (private)")

@@ -66,3 +66,12 @@ def test_python_can_be_read_and_imports_what_there_is(page):
 def test_links_between_pages_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_cited_decisions_exist():
+    headings = set(re.findall(r"^### (D\d+)$", (ROOT / "docs" / "decisions.md").read_text(), re.MULTILINE))
+    assert headings == {f"D{number}" for number in range(1, 22)}
+    files = [path for folder in ("modeling", "gmdf_hf", "scripts", "docs") for path in (ROOT / folder).rglob("*.*")]
+    texts = [path.read_text() for path in files if path.suffix in (".py", ".md", ".yaml")]
+    cited = {number for text in texts for number in re.findall(r"\bD\d{1,2}\b", text)}
+    assert cited - headings == set()

@@ -14,8 +14,8 @@ from torch.utils.data import Sampler
 from gmdf_hf.common.errors import DomainError
 from gmdf_hf.common.processes import gather_counts, process_index
 from gmdf_hf.data.frames import Draw
+from gmdf_hf.data.patches import draw_mask
 from gmdf_hf.modeling import GMDFConfig
-from gmdf_hf.modeling.mim_gmdf import draw_mask
 
 
 def held_out_domains(domains: int, seed: Sequence[int]) -> Iterator[int]:

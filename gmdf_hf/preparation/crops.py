@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from PIL import Image
 
-from gmdf_hf.modeling.geometry_gmdf import crop_aligned, crop_box
 from gmdf_hf.modeling.images_gmdf import ImageError, open_image
 from gmdf_hf.preparation import video
 from gmdf_hf.preparation.archives import is_archive, read_members
 from gmdf_hf.preparation.detectors import whole_picture
 from gmdf_hf.preparation.faces import DETECTION_SIDE, Detector, Face, reduce_to
+from gmdf_hf.preparation.geometry import crop_aligned, crop_box
 from gmdf_hf.preparation.media import open_media
 from gmdf_hf.preparation.sources.record import Record
 from gmdf_hf.preparation.tracking import Candidate, Scene, follow_all, look, scene

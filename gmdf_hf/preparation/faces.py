@@ -26,7 +26,7 @@ class Face:
 
     Attributes:
         box: `(left, top, right, bottom)` in pixels of the picture.
-        landmarks: Five points in pixels, shape `(5, 2)`, in the order of `geometry_gmdf`; None where the detector
+        landmarks: Five points in pixels, shape `(5, 2)`, in the order of `geometry`; None where the detector
             gives none.
         score: Confidence in [0, 1].
     """

@@ -9,10 +9,10 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from gmdf_hf.modeling.geometry_gmdf import crop_box, square_box
 from gmdf_hf.preparation.crops import find_candidates
 from gmdf_hf.preparation.detectors import load_detector
 from gmdf_hf.preparation.faces import DETECTION_SIDE, Detector, reduce_to
+from gmdf_hf.preparation.geometry import crop_box, square_box
 from gmdf_hf.preparation.media import Media
 from gmdf_hf.preparation.tracking import Candidate, Scene, follow_all
 from gmdf_hf.preparation.video import Frame

@@ -1,7 +1,7 @@
 """Evenly spaced frames out of a video file.
 
-Headers are not relied on: frames are counted by their packets, and a frame counts only if all that it was predicted from
-is intact. So a video gives one answer, however many frames are wanted.
+Headers are not relied on: frames are counted by their packets, and a frame counts only if all that it was predicted
+from is intact. So a video gives one answer, however many frames are wanted.
 """
 
 from __future__ import annotations

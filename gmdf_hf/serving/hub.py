@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 from gmdf_hf.common.errors import UserError
 from gmdf_hf.evaluation.report import public_recipe
 from gmdf_hf.modeling import GMDFConfig
-from gmdf_hf.modeling.adapters_gmdf import DESCRIPTION_NAME, WEIGHTS_NAME
+from gmdf_hf.training.adapters import DESCRIPTION_NAME, WEIGHTS_NAME
 
 MODEL_SUFFIXES = (".json", ".safetensors", ".py")
 PLACEHOLDER = "<this repository>"
@@ -28,10 +28,10 @@ One domain's expert of a GM-DF deepfake detector: it plugs into the base it was 
 SHA-256 of the base's weights is checked). The scores of the base's own domains do not change.
 
 ```python
-from gmdf_hf import GMDFModel
+from gmdf_hf import GMDFModel, load_expert
 
 model = GMDFModel.from_pretrained("{base}"{revision})
-model.load_expert("{repo}")
+load_expert(model, "{repo}")
 ```
 
 The score is the model's opinion, not evidence; see the base's card for what it cannot know.
@@ -86,7 +86,7 @@ def expert_files(folder: Path, repo: str) -> dict[str, Path | bytes]:
     """What the expert of one domain publishes: its two files and a card that says how to load it.
 
     Args:
-        folder: Folder that `GMDFModel.save_expert` wrote.
+        folder: Folder that `save_expert` wrote.
         repo: `user/name`.
 
     Raises:

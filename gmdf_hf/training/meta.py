@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gmdf_hf.common.processes import gather_features, num_processes, sum_over_processes
 from gmdf_hf.data.episodes import Episode
+from gmdf_hf.data.patches import patchify
 from gmdf_hf.modeling import GMDFModel
-from gmdf_hf.modeling.mim_gmdf import patchify
 from gmdf_hf.training.losses import alignment_loss, classification_loss, masked_image_loss
 
 

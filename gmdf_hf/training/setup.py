@@ -25,6 +25,7 @@ from gmdf_hf.data.loading import load_domains, make_loader, training_crops
 from gmdf_hf.data.streams import EpisodeStream, Stream
 from gmdf_hf.evaluation.scoring import score_domains
 from gmdf_hf.modeling import GMDFImageProcessor, GMDFModel
+from gmdf_hf.training.adapters import add_domain
 from gmdf_hf.training.classifiers import CLASSIFIER_METHODS, load_classifier, running_statistics
 from gmdf_hf.training.config import MethodName, TrainConfig
 from gmdf_hf.training.methods import make_method
@@ -251,7 +252,7 @@ def grown_model(detector: str, domain: str, attn_implementation: str) -> GMDFMod
     """
     try:
         model = GMDFModel.from_pretrained(detector, attn_implementation=attn_implementation)
-        model.add_domain(domain)
+        add_domain(model, domain)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"The detector {detector!r} cannot be grown: {' '.join(str(error).split())}") from error
     return model

@@ -12,7 +12,8 @@ from transformers import FlavaImageCodebook
 
 from gmdf_hf.common.errors import UserError
 from gmdf_hf.common.files import replace_folder
-from gmdf_hf.modeling import DalleImageTokenizer, GMDFConfig, GMDFImageTokenizer, GMDFImageTokenizerConfig
+from gmdf_hf.modeling import GMDFConfig
+from gmdf_hf.training.image_tokenizer import DalleImageTokenizer, GMDFImageTokenizer, GMDFImageTokenizerConfig
 
 DALLE_CODEBOOK = "facebook/flava-image-codebook"
 FINAL_TEMPERATURE = 1 / 16  # where DALL-E's annealing of the Gumbel-Softmax ends

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from gmdf_hf.common.processes import agree, gather_counts, gather_features, sum_gradients, sum_over_processes
-from gmdf_hf.modeling import GMDFImageTokenizer, GMDFImageTokenizerConfig
+from gmdf_hf.training.image_tokenizer import GMDFImageTokenizer, GMDFImageTokenizerConfig
 from tests.domains import write_domain
 
 ROOT = Path(__file__).parents[2]

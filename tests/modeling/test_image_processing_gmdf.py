@@ -7,7 +7,6 @@ from PIL import Image
 from transformers import AutoImageProcessor, CLIPImageProcessor
 
 from gmdf_hf import GMDFImageProcessor
-from gmdf_hf.modeling.geometry_gmdf import ARCFACE_TEMPLATE, crop_aligned, crop_box
 
 
 @pytest.fixture
@@ -31,16 +30,6 @@ def test_saves_and_loads_with_its_code(tmp_path, picture):
     assert torch.equal(
         loaded(picture, return_tensors="pt")["pixel_values"], processor(picture, return_tensors="pt")["pixel_values"]
     )
-    assert {path.name for path in tmp_path.glob("*.py")} == {"image_processing_gmdf.py", "geometry_gmdf.py"}
+    assert {path.name for path in tmp_path.glob("*.py")} == {"image_processing_gmdf.py"}
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert saved["auto_map"]["AutoImageProcessor"] == "image_processing_gmdf.GMDFImageProcessor"
-
-
-def test_face_crops_are_those_of_the_geometry(picture):
-    processor = GMDFImageProcessor.of_size(48)
-    box, landmarks = (60, 40, 120, 110), ARCFACE_TEMPLATE * 70 + 50
-    assert processor.crop_face(picture, box=box).tobytes() == crop_box(picture, box, 48).tobytes()
-    aligned = processor.crop_face(picture, landmarks=landmarks)
-    assert aligned.tobytes() == crop_aligned(picture, landmarks, 48).tobytes()
-    with pytest.raises(ValueError, match="either `box` or `landmarks`"):
-        processor.crop_face(picture)

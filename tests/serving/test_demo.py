@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import pipeline
 
 from gmdf_hf import GMDFImageProcessor
-from gmdf_hf.modeling.video_gmdf import VideoError
+from gmdf_hf.preparation.video import VideoError
 from gmdf_hf.training.checkpoint import save_model
 from tests.conftest import tiny_model
 from tests.media import numbered, write_video
@@ -122,7 +122,7 @@ def test_names_cannot_write_html(detect, tmp_path):
 
 
 def test_no_face_is_no_verdict(detect, picture, monkeypatch):
-    monkeypatch.setattr(detect, "_finders", {("none", None): lambda pictures, size: [list(pictures), []][1]})
+    monkeypatch.setattr(detect, "_finders", {("none", None): lambda pictures: [list(pictures), []][1]})
     assert "No face was found, so there is no verdict" in demo.answer(detect, picture)
 
 

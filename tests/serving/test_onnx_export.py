@@ -9,6 +9,7 @@ import torch
 
 from gmdf_hf import GMDFImageProcessor, GMDFModel
 from gmdf_hf.modeling.images_gmdf import open_image
+from gmdf_hf.training.adapters import add_domain
 from gmdf_hf.training.checkpoint import save_model
 from tests.conftest import tiny_model
 
@@ -56,7 +57,7 @@ def test_the_file_needs_nothing_else_and_knows_its_threshold(exported):
 
 def test_a_grown_or_full_model_is_exported_as_it_is(pixel_values, tmp_path):
     model = tiny_model()
-    model.add_domain("d")
+    add_domain(model, "d")
     with torch.no_grad():
         model.text_projection.weight.mul_(-1)
     model.update_prompt_embeds()

@@ -7,10 +7,10 @@ from torch.nn.functional import cross_entropy, l1_loss
 
 from gmdf_hf import GMDFModel
 from gmdf_hf.data.episodes import Episode
-from gmdf_hf.modeling import GMDFImageTokenizer, GMDFImageTokenizerConfig
+from gmdf_hf.data.patches import draw_mask, patchify
 from gmdf_hf.modeling.configuration_gmdf import DIL_VARIANTS
-from gmdf_hf.modeling.mim_gmdf import draw_mask, patchify
 from gmdf_hf.training.classifiers import freeze_tower
+from gmdf_hf.training.image_tokenizer import GMDFImageTokenizer, GMDFImageTokenizerConfig
 from gmdf_hf.training.losses import alignment_loss
 from gmdf_hf.training.meta import MetaOptions, inner_loss, keep_experts, meta_step, outer_losses, update_experts
 from tests.conftest import PROMPT_IDS, tiny_model

@@ -73,7 +73,7 @@ def _mask(root: Path, method: str, video: Path) -> Path | None:
 def _note_masks(listing: Listing) -> None:
     fakes = [record for record in listing.records if record.label == FAKE]
     without = sum(not record.has_mask for record in fakes)
-    if without:
+    if 0 < without < len(fakes):
         listing.notes.append(
             f"{without} of {len(fakes)} fake videos have no mask: where one shows several people, it is not known "
             "whose face is forged."

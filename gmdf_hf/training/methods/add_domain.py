@@ -10,6 +10,7 @@ from torch import nn
 
 from gmdf_hf.data.episodes import Episode
 from gmdf_hf.modeling import GMDFModel, GMDFOutput
+from gmdf_hf.training.adapters import train_only_domain
 from gmdf_hf.training.methods.merged import equal_shares, merged_step
 from gmdf_hf.training.methods.method import Losses, Method
 
@@ -46,7 +47,7 @@ class AddDomain(Method):
     def prepare(self, model: nn.Module) -> list[nn.Parameter]:
         """Freeze everything but the domain's expert."""
         assert isinstance(model, GMDFModel)
-        return list(model.train_only_domain(self.domain).values())
+        return list(train_only_domain(model, self.domain).values())
 
     def step(self, model: GMDFModel, episode: Episode, accelerator: Accelerator) -> Losses:
         """Fine-tune the expert on its domain's images."""

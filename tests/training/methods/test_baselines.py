@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from gmdf_hf import GMDFModel
 from gmdf_hf.data.episodes import Episode
-from gmdf_hf.modeling.mim_gmdf import draw_mask
+from gmdf_hf.data.patches import draw_mask
 from gmdf_hf.training.classifiers import freeze_all_but_the_head
 from gmdf_hf.training.losses import alignment_loss
 from gmdf_hf.training.methods import mldg

@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from gmdf_hf.modeling import download_gmdf
-from gmdf_hf.modeling.download_gmdf import DownloadError, downloaded
+from gmdf_hf.serving import download
+from gmdf_hf.serving.download import DownloadError, downloaded
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -101,13 +101,13 @@ def test_a_redirection_leads_nowhere_else(server):
 def test_a_public_name_that_redirects_inside_is_refused(server, monkeypatch):
     """The first connection is let through as if it were public; the redirection's is checked again."""
     checks = []
-    check = download_gmdf._connect_public
+    check = download._connect_public
 
     def first_is_public(address, *args):
         checks.append(address)
         return socket.create_connection(address, *args) if len(checks) == 1 else check(address, *args)
 
-    monkeypatch.setattr(download_gmdf, "_connect_public", first_is_public)
+    monkeypatch.setattr(download, "_connect_public", first_is_public)
     with pytest.raises(DownloadError, match="public internet"):
         fetch(f"{server}/loop")
     assert len(checks) == 2
@@ -116,7 +116,7 @@ def test_a_public_name_that_redirects_inside_is_refused(server, monkeypatch):
 def test_size_and_time_are_bounded(server, monkeypatch):
     with pytest.raises(DownloadError, match="more than 999 bytes"):
         fetch(f"{server}/big", private=True, max_bytes=999)
-    monkeypatch.setattr(download_gmdf, "MAX_SECONDS", 0.3)
+    monkeypatch.setattr(download, "MAX_SECONDS", 0.3)
     started = time.monotonic()
     with pytest.raises(DownloadError, match=r"not there after 0\.3 seconds"):
         fetch(f"{server}/slow", private=True)

@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from gmdf_hf import GMDFConfig, GMDFModel
+from gmdf_hf.training.adapters import add_domain, load_expert, save_expert, train_only_domain
 from tests.conftest import redraw_zeros, tiny_model
 
 DIL = ("affine", "affine_bias", "cross_attention")
@@ -19,7 +20,7 @@ def known(model, pixel_values):
 
 def train_new(model, domain, pixel_values, steps=3, aggregated=False):
     """A few steps of what `--add_domain` does; on the aggregated route every expert would get a gradient."""
-    parameters = model.train_only_domain(domain)
+    parameters = train_only_domain(model, domain)
     optimizer = torch.optim.Adam(parameters.values(), lr=1e-2)
     ids = None if aggregated else torch.full((5,), model.domain_id(domain))
     labels = torch.tensor([0, 1, 0, 1, 1])
@@ -38,7 +39,7 @@ def train_new(model, domain, pixel_values, steps=3, aggregated=False):
 def test_old_domains_do_not_change(pixel_values, dil, aggregated):
     model = tiny_model(dil=dil)
     before, weights = known(model, pixel_values), {n: p.detach().clone() for n, p in model.named_parameters()}
-    assert model.add_domain("d") == 3
+    assert add_domain(model, "d") == 3
     assert model.config.domains == ["a", "b", "c", "d"]
     # Their weights are equal bit for bit (below); products over four experts may round unlike those over three.
     torch.testing.assert_close(known(model, pixel_values), before, rtol=1e-5, atol=1e-6)
@@ -60,7 +61,7 @@ def test_one_domain_after_the_other(pixel_values):
     model = tiny_model()
     for name in ("d", "e"):
         before = {n: p.detach().clone() for n, p in model.expert_parameters().items()}
-        model.add_domain(name)
+        add_domain(model, name)
         losses = train_new(model, name, pixel_values, steps=10)
         assert losses[-1] < losses[0]
         for n, p in model.expert_parameters().items():
@@ -70,7 +71,7 @@ def test_one_domain_after_the_other(pixel_values):
 def test_a_new_expert_starts_at_zero_effect(pixel_values):
     model = tiny_model()
     redraw_zeros(model)
-    model.add_domain("d")
+    add_domain(model, "d")
     for layer in model.vision_model.encoder.layers:
         assert layer.experts.alpha[3] == 0
         assert layer.experts.up_weight[3].any()
@@ -81,7 +82,7 @@ def test_a_new_expert_starts_at_zero_effect(pixel_values):
 
 def test_a_grown_model_is_saved_and_loaded_like_any_other(pixel_values, tmp_path):
     model = tiny_model()
-    model.add_domain("d")
+    add_domain(model, "d")
     train_new(model, "d", pixel_values)
     model.save_pretrained(tmp_path)
     again = GMDFModel.from_pretrained(tmp_path)
@@ -93,41 +94,41 @@ def test_a_grown_model_is_saved_and_loaded_like_any_other(pixel_values, tmp_path
 def test_an_expert_plugs_into_its_base(pixel_values, tmp_path, dil):
     tiny_model(dil=dil).save_pretrained(tmp_path / "base", slim=True)
     grown = GMDFModel.from_pretrained(tmp_path / "base")
-    grown.add_domain("d")
+    add_domain(grown, "d")
     train_new(grown, "d", pixel_values)
-    grown.save_expert("d", tmp_path / "expert")
+    save_expert(grown, "d", tmp_path / "expert")
     assert {path.name for path in (tmp_path / "expert").iterdir()} == {"expert.safetensors", "expert.json"}
     base = GMDFModel.from_pretrained(tmp_path / "base")
-    assert base.load_expert(tmp_path / "expert") == 3
+    assert load_expert(base, tmp_path / "expert") == 3
     ids = torch.full((5,), 3)
     assert torch.equal(base(pixel_values, domain_ids=ids).logits, grown(pixel_values, domain_ids=ids).logits)
     assert torch.equal(base(pixel_values).logits, grown(pixel_values).logits)
     described = json.loads((tmp_path / "expert" / "expert.json").read_text())
     assert described["base"]["name"] == "base"  # and not where that folder is
     with pytest.raises(ValueError, match="needs a new name, found 'd'"):
-        base.load_expert(tmp_path / "expert")
+        load_expert(base, tmp_path / "expert")
 
 
 def test_an_expert_of_another_base_or_size_is_refused(tmp_path, pixel_values):
     model = tiny_model()
-    model.save_expert("b", tmp_path / "b")
+    save_expert(model, "b", tmp_path / "b")
     other = tiny_model()
     with torch.no_grad():
         other.visual_projection.weight[0, 0] += 1e-3
     with pytest.raises(ValueError, match=r"was trained on another base: expected .* with SHA-256 .*, found "):
-        other.load_expert(tmp_path / "b")
+        load_expert(other, tmp_path / "b")
     torch.manual_seed(0)
     wide = tiny_model(expert_bottleneck_size=4)
     for source, target in zip(model.parameters(), wide.parameters(), strict=True):
         if source.shape == target.shape:
             target.data.copy_(source.data)
     with pytest.raises(ValueError, match=r"does not fit: expected .*down_bias of shape \(4,\), found \(8,\)"):
-        wide.load_expert(tmp_path / "b")
+        load_expert(wide, tmp_path / "b")
     assert wide.config.domains == ["a", "b", "c"]  # nothing half done
     with pytest.raises(ValueError, match="knows the domains"):
-        model.save_expert("z", tmp_path / "z")
+        save_expert(model, "z", tmp_path / "z")
     with pytest.raises(ValueError, match="needs a new name, found 'a'"):
-        model.add_domain("a")
+        add_domain(model, "a")
 
 
 @pytest.mark.slow
@@ -144,8 +145,8 @@ def test_an_expert_of_vit_b_16_is_below_10_megabytes(tmp_path, dil):
     ids = torch.tensor([0, 2])
     with torch.no_grad():
         before = model(pixels, domain_ids=ids).logits
-        model.add_domain("d")
+        add_domain(model, "d")
         assert torch.equal(model(pixels, domain_ids=ids).logits, before)
-    model.save_expert("d", tmp_path)
+    save_expert(model, "d", tmp_path)
     size = (tmp_path / "expert.safetensors").stat().st_size
     assert size < (15e6 if dil == "affine_bias" else 10e6), size

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gmdf_hf.modeling.mim_gmdf import draw_mask, patchify
+from gmdf_hf.data.patches import draw_mask, patchify
 
 
 @given(st.integers(1, 4), st.integers(2, 10), st.floats(0.01, 0.99), st.sampled_from(["random", "block"]))

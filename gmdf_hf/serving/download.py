@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .images_gmdf import MAX_BYTES
+from gmdf_hf.modeling.images_gmdf import MAX_BYTES
 
 MAX_SECONDS = 60
 MAX_SILENCE = 10  # seconds without a byte

@@ -1,6 +1,6 @@
 import torch
 
-from gmdf_hf.modeling.explain_gmdf import evidence_map, heatmap
+from gmdf_hf.serving.heatmaps import evidence_map, heatmap
 from tests.conftest import tiny_model
 
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from gmdf_hf.modeling.geometry_gmdf import ARCFACE_TEMPLATE, crop_aligned, crop_box, similarity, square_box
+from gmdf_hf.preparation.geometry import ARCFACE_TEMPLATE, crop_aligned, crop_box, similarity, square_box
 
 SIDE = st.integers(8, 400)
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
-from gmdf_hf.modeling import DalleImageTokenizer, GMDFImageTokenizer, GMDFImageTokenizerConfig
+from gmdf_hf.training.image_tokenizer import DalleImageTokenizer, GMDFImageTokenizer, GMDFImageTokenizerConfig
 from gmdf_hf.training.visual_codes import train_image_tokenizer
 
 

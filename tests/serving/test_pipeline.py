@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from transformers import pipeline
 
 from gmdf_hf import DeepfakeDetectionPipeline, GMDFImageProcessor, GMDFModel
 from gmdf_hf.modeling.images_gmdf import ImageError
-from gmdf_hf.modeling.video_gmdf import VideoError
+from gmdf_hf.modeling.pipeline_gmdf import ScoreError
+from gmdf_hf.preparation.video import VideoError
 from gmdf_hf.training.checkpoint import save_model
 from tests.conftest import tiny_model
 from tests.media import numbered, write_video
@@ -102,7 +104,7 @@ def test_a_heatmap_covers_the_crop_and_changes_no_score(detect):
     assert not np.allclose(*maps)
 
 
-def find_nobody(pictures, size):
+def find_nobody(pictures):
     list(pictures)
     return []
 
@@ -143,7 +145,7 @@ sys.modules["gmdf_hf"] = None
 from transformers import pipeline
 detect = pipeline("deepfake-detection", model=sys.argv[1], trust_remote_code=True)
 assert "gmdf_hf" not in type(detect).__module__
-print(json.dumps(detect(sys.argv[2:])))
+print(json.dumps(detect([sys.argv[2], sys.argv[3:]])))  # a picture, and the frames of a video
 detect = pipeline(model=sys.argv[1], trust_remote_code=True)  # the folder says which task it is for
 detect.save_pretrained(sys.argv[1] + "-again")
 again = pipeline("deepfake-detection", model=sys.argv[1] + "-again", trust_remote_code=True, detector="none")
@@ -156,19 +158,39 @@ except ImportError as error:
 
 
 def test_without_the_package_pictures_are_crops_and_a_warning_says_so(detect, folder, tmp_path):
-    picture().save(tmp_path / "face.png")
-    write_video(tmp_path / "video.mp4", numbered(4))
-    files = [str(tmp_path / "face.png"), str(tmp_path / "video.mp4")]
+    files = [str(tmp_path / f"{seed}.png") for seed in range(4)]
+    for seed, file in enumerate(files):
+        picture(seed).save(file)
     command = [sys.executable, "-P", "-c", ELSEWHERE, str(folder), *files]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "Every picture is taken for the crop of one face" in result.stderr
     answers, last = result.stdout.strip().splitlines()
-    for here, there in zip(detect(files), json.loads(answers), strict=True):
+    for here, there in zip(detect([files[0], files[1:]]), json.loads(answers), strict=True):
         assert there["score"] == pytest.approx(here["score"], abs=1e-6)
-        assert there["threshold"] == here["threshold"]
-        assert len(there["faces"]) == len(here["faces"])
+        assert there.keys() == here.keys() and there["frames_read"] == here["frames_read"]
+        assert [face.keys() for face in there["faces"]] == [face.keys() for face in here["faces"]]
+    assert [here["frames_read"] for here in json.loads(answers)] == [1, 3]
     assert "pip install 'gmdf-hf[prepare]'" in last
+
+
+def test_little_code_travels_with_a_checkpoint(folder):
+    files = list(folder.glob("*.py"))
+    assert {"modeling_gmdf.py", "pipeline_gmdf.py", "image_processing_gmdf.py"} < {file.name for file in files}
+    assert len(files) <= 12
+    assert sum(len(file.read_text().splitlines()) for file in files) <= 1500
+
+
+def test_a_score_that_is_not_finite_is_an_error(folder):
+    broken = pipeline("deepfake-detection", model=str(folder), trust_remote_code=False, detector="none")
+    with torch.no_grad():
+        broken.model.logit_scale.fill_(float("nan"))
+    for source, number in ((picture(), 1), (np.zeros((3, 40, 40, 3), np.uint8), 3)):
+        result = broken(source, on_error="return")
+        assert result["label"] is None and result["score"] is None and result["frames_read"] == number
+        assert "the model gave a score that is not a finite number" in result["error"]
+        with pytest.raises(ScoreError, match="not a finite number"):
+            broken(source)
 
 
 def test_a_saved_pipeline_is_the_pipeline(detect, tmp_path):

@@ -1,0 +1,59 @@
+"""Inputs of the pipeline - paths, addresses, pictures, arrays, videos - as frames of pixels."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gmdf_hf.modeling.images_gmdf import ImageError
+from gmdf_hf.modeling.pipeline_gmdf import frames_of
+from gmdf_hf.preparation.media import Media, open_media
+from gmdf_hf.preparation.video import Frame, VideoError
+from gmdf_hf.serving.download import DownloadError, downloaded
+
+# What may be wrong with one input; anything else is a mistake in the program or its setting.
+INPUT_ERRORS = (ImageError, VideoError, DownloadError)
+
+
+def is_url(source: object) -> bool:
+    """Whether an input is an address (of any kind: `file://` is one, and is refused later)."""
+    return isinstance(source, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", source) is not None
+
+
+@contextmanager
+def open_input(
+    source: Any, num_frames: int, private_urls: bool = False, max_seconds: float | None = None
+) -> Iterator[Media]:
+    """Open an input; its frames can be read inside of the block.
+
+    A video file that is cut short is read as far as it goes; the report of the media then says so.
+
+    Args:
+        source: Path or address of a picture or video, or what `frames_of` takes: a `PIL.Image`, an array of shape
+            `(height, width[, 3])` and type uint8 (RGB), or the frames of a video.
+        num_frames: Frames to take of a video file, spread evenly over all of it.
+        private_urls: See `downloaded`.
+        max_seconds: See `read_frames`.
+
+    Raises:
+        ImageError: If a picture cannot be read, or the input is nothing of the above.
+        VideoError: If a video cannot be read.
+        DownloadError: If an address cannot be fetched.
+    """
+    if is_url(source):
+        with downloaded(source, private_urls) as path:
+            yield open_media(path, num_frames, max_seconds, source, allow_cut=True)
+    elif isinstance(source, (str, os.PathLike)):
+        yield open_media(Path(source), num_frames, max_seconds, str(source), allow_cut=True)
+    else:
+        yield Media(lambda numbers: _given_frames(source, numbers))
+
+
+def _given_frames(source: Any, numbers: Sequence[int] | None) -> Iterator[Frame]:
+    for number, picture in frames_of(source):
+        if numbers is None or number in numbers:
+            yield Frame(number, None, picture)

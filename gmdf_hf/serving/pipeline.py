@@ -1,0 +1,170 @@
+"""The task "deepfake-detection" with face detectors, videos, addresses and heatmaps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageClassification
+from transformers.pipelines import PIPELINE_REGISTRY
+
+import gmdf_hf.modeling.auto_gmdf  # noqa: F401  registers the model with the auto classes
+from gmdf_hf.modeling import pipeline_gmdf
+from gmdf_hf.preparation.media import Media
+from gmdf_hf.serving.heatmaps import evidence_map, heatmap
+from gmdf_hf.serving.inputs import INPUT_ERRORS, open_input
+
+# From an input to its faces and to what else the result says of it.
+FaceFinder = Callable[[Media], tuple[list[dict[str, Any]], dict[str, Any]]]
+
+
+class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
+    """Finds the faces of pictures and videos, scores each, and says what was found.
+
+    Inputs are paths, `http(s)` addresses, PIL images, RGB arrays, frames of a video (a list of pictures, or an array of
+    shape `(frames, height, width, 3)`), or a list, data set or generator of them; a generator is answered as it goes.
+    Faces of all frames and files share batches.
+
+    A result is that of the pipeline in a checkpoint (see `gmdf_hf.modeling.pipeline_gmdf`); each face also has its
+    `seconds` and the degrees by which the picture was `turned` to find it. Person 0 is the most prominent one; people
+    in different shots are different persons unless they look very much alike. With `return_heatmap` each face has a
+    `heatmap`, an array over `crop_box`, above 0 where it speaks for fake, below for real, and the `crop` it lies on.
+
+    Args (of the pipeline or of a call):
+        detector: Face detector, `yunet` (the default), `retinaface` or `haar`; `none` where inputs are crops of one
+            face already (square, 1.3 times the face box).
+        detector_weights: Local file with the detector's weights, instead of those of the hub.
+        num_frames: Frames to look at of a video, spread evenly over it; 32.
+        threshold: Score from which a face is called fake; the model's own, chosen on validation videos.
+        return_heatmap: Whether to add the map of each face.
+        private_urls: Whether to fetch addresses inside of a network (loopback, private ranges); off.
+        max_seconds: Longest time to spend on the frames of one video; as long as it takes.
+        on_error: `raise`, or `return` the message and go on with the next input.
+        batch_size: Faces at a time; 16.
+    """
+
+    input_errors = INPUT_ERRORS
+
+    def __init__(self, *args, **kwargs):
+        self._finders: dict[tuple[str, str | None], FaceFinder] = {}
+        super().__init__(*args, **kwargs)
+
+    def _sanitize_parameters(
+        self,
+        detector_weights: str | None = None,
+        num_frames: int | None = None,
+        return_heatmap: bool | None = None,
+        private_urls: bool | None = None,
+        max_seconds: float | None = None,
+        **options: Any,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if num_frames is not None and num_frames < 1:
+            raise ValueError(f"`num_frames` must be at least 1, found {num_frames}.")
+        before, during, after = super()._sanitize_parameters(**options)
+        reading = {
+            "detector_weights": detector_weights,
+            "num_frames": num_frames,
+            "private_urls": private_urls,
+            "max_seconds": max_seconds,
+        }
+        before |= {name: value for name, value in reading.items() if value is not None}
+        return before, during if return_heatmap is None else {"return_heatmap": return_heatmap}, after
+
+    def preprocess(
+        self,
+        source: Any,
+        detector: str | None = None,
+        on_error: str = "raise",
+        detector_weights: str | None = None,
+        num_frames: int = 32,
+        private_urls: bool = False,
+        max_seconds: float | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the faces of one input, one at a time."""
+        finder = self._finder(detector or "yunet", detector_weights)
+
+        def look() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+            with open_input(source, num_frames, private_urls, max_seconds) as media:
+                return finder(media)
+
+        yield from self.inputs_of(source, look, on_error)
+
+    def _finder(self, detector: str, weights: str | None) -> FaceFinder:
+        if (detector, weights) not in self._finders:
+            self._finders[detector, weights] = load_finder(detector, weights, self.image_processor.crop_size["height"])
+        return self._finders[detector, weights]
+
+    def _forward(self, model_inputs: dict[str, Any], return_heatmap: bool = False) -> dict[str, Any]:
+        if not return_heatmap:
+            return super()._forward(model_inputs)
+        with torch.enable_grad():
+            # The map needs a gradient at the last block's input, whether or not the weights are frozen.
+            pixels = model_inputs.pop("pixel_values").to(self.model.dtype).requires_grad_()
+            output = self.model(pixels, output_expert_weights=True, output_hidden_states=True)
+            maps = evidence_map(output.hidden_states[-2], output.logits)
+        found = {"heatmap": heatmap(maps, self.image_processor.crop_size["height"])}
+        return pipeline_gmdf.scores_of(output) | found | model_inputs
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save model and image processor; the folder's own code is the pipeline of face crops."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.image_processor.save_pretrained(save_directory)
+
+
+def load_finder(detector: str, weights: str | None, size: int) -> FaceFinder:
+    """Return a function that finds faces, follows people through the frames, and cuts them out.
+
+    Args:
+        detector: `yunet`, `retinaface` or `haar`; `none` takes every frame for the crop of a face.
+        weights: Local file with the detector's weights; None takes those of the hub.
+        size: Side of a crop in pixels.
+
+    Raises:
+        ImportError: If a detector was asked for and OpenCV is not installed.
+        gmdf_hf.common.errors.DetectorError: If the detector's weights are missing; the message says what to do.
+        ValueError: If the detector is unknown.
+    """
+    if detector == "none":
+        return _whole_pictures
+    try:
+        from gmdf_hf.preparation import persons
+    except ImportError as error:
+        raise ImportError(pipeline_gmdf.NEEDS_PACKAGE) from error
+    finder = persons.load_finder(detector, weights)
+
+    def fields(face: persons.FoundFace) -> dict[str, Any]:
+        return {
+            "frame": face.frame,
+            "seconds": face.seconds,
+            "box": [float(value) for value in face.box],
+            "detection_score": face.detection_score,
+            "turned": face.turned,
+        }
+
+    def find_faces(media: Media) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        found = finder(media, size)
+        faces = [
+            fields(face) | {"person": face.person, "crop_box": list(face.crop_box), "crop": face.crop}
+            for face in found.faces
+        ]
+        unassigned = [fields(face) for face in found.unassigned]
+        return faces, {"frames_read": found.frames_read, "unassigned_faces": unassigned, "notes": found.notes}
+
+    return find_faces
+
+
+def _whole_pictures(media: Media) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    frames = list(media.read(None))
+    faces, found = pipeline_gmdf.whole_pictures((frame.number, frame.pixels) for frame in frames)
+    faces = [face | {"seconds": frame.seconds, "turned": 0} for face, frame in zip(faces, frames, strict=True)]
+    return faces, found | {"notes": media.report.notes}
+
+
+PIPELINE_REGISTRY.register_pipeline(
+    pipeline_gmdf.TASK,
+    pipeline_class=DeepfakeDetectionPipeline,
+    pt_model=AutoModelForImageClassification,
+    type="image",
+)

@@ -1,0 +1,170 @@
+"""Single domain experts: adding one to a trained model, training it alone, and files of a few megabytes that hold one.
+
+All that belongs to domain n - its expert and DIL in every block, its prompt vector, its text affine - is row n of the
+parameters that `GMDFModel.expert_parameters` names, and nothing else is.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from gmdf_hf.modeling import GMDFModel
+
+WEIGHTS_NAME, DESCRIPTION_NAME = "expert.safetensors", "expert.json"
+
+
+def add_domain(model: GMDFModel, domain: str) -> int:
+    """Grow the model by a domain, whose expert starts at zero effect.
+
+    Scores with known `domain_ids` stay as they are, to the bit: the others' rows are copied. Scores without do
+    change, for one more expert, silent at first, takes part in the mean.
+
+    Args:
+        model: Detector; changed in place.
+        domain: Name of the new domain.
+
+    Returns:
+        Its index.
+
+    Raises:
+        ValueError: If the model has that domain.
+    """
+    if not domain or domain in model.config.domains:
+        raise ValueError(f"A new domain needs a new name, found {domain!r} beside {model.config.domains}.")
+    config = copy.deepcopy(model.config)
+    config.domains, config.slim = [domain], True
+    for name, fresh in type(model)(config).expert_parameters().items():
+        owner, _, attribute = name.rpartition(".")
+        module = model.get_submodule(owner)
+        old = getattr(module, attribute)
+        grown = torch.cat([old.data, fresh.data.to(old)])
+        setattr(module, attribute, nn.Parameter(grown, requires_grad=old.requires_grad))
+    model.config.domains = [*model.config.domains, domain]
+    return len(model.config.domains) - 1
+
+
+def train_only_domain(model: GMDFModel, domain: str) -> dict[str, nn.Parameter]:
+    """Freeze all but one domain's expert, prompt vector and text affine.
+
+    The rows of the other domains are in the same tensors: their gradient is set to zero as it is made, so that an
+    optimizer without weight decay and with no earlier steps leaves them as they are, to the bit.
+
+    Args:
+        model: Detector; changed in place.
+        domain: Name of the domain to train.
+
+    Returns:
+        The parameters to give to the optimizer, by name.
+
+    Raises:
+        ValueError: If the model has no such domain.
+    """
+    index = model.domain_id(domain)
+    model.requires_grad_(False)
+
+    def own_row(gradient: torch.Tensor) -> torch.Tensor:
+        kept = torch.zeros_like(gradient)
+        kept[index] = gradient[index]
+        return kept
+
+    for hook in getattr(model, "_own_row_hooks", ()):  # of a domain trained before
+        hook.remove()
+    parameters = model.expert_parameters()
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    model._own_row_hooks = [parameter.register_hook(own_row) for parameter in parameters.values()]
+    return parameters
+
+
+def base_digest(model: GMDFModel) -> str:
+    """SHA-256 of what an expert was trained beside: shared weights of the vision side, and the class sentences."""
+    experts = model.expert_parameters()
+    digest = hashlib.sha256(json.dumps(model.config.prompt_ids).encode())
+    for name, parameter in sorted(model.named_parameters()):
+        if name not in experts and not name.startswith(("text_model.", "text_projection.", "mim_head.")):
+            data = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(name.encode())
+            digest.update(data.numpy())
+    return digest.hexdigest()
+
+
+def save_expert(model: GMDFModel, domain: str, save_directory: str | os.PathLike) -> None:
+    """Write one domain's expert: `expert.safetensors` and `expert.json`, which says what base it belongs to.
+
+    Args:
+        model: Detector.
+        domain: Name of the domain.
+        save_directory: Folder to write.
+
+    Raises:
+        ValueError: If the model has no such domain.
+    """
+    index, folder = model.domain_id(domain), Path(save_directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = {name: value.detach()[index].cpu().clone() for name, value in model.expert_parameters().items()}
+    name = model.config.name_or_path
+    description = {
+        "domain": domain,
+        "base": {
+            "name": Path(name).name if os.path.isdir(name) else name,
+            "revision": getattr(model.config, "_commit_hash", None),
+            "sha256": base_digest(model),
+        },
+    }
+    save_file(rows, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    (folder / DESCRIPTION_NAME).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def load_expert(
+    model: GMDFModel, name_or_path: str | os.PathLike, revision: str | None = None, token: str | None = None
+) -> int:
+    """Add a domain with the expert that `save_expert` wrote.
+
+    Args:
+        model: Detector; changed in place.
+        name_or_path: Folder, or repository on the hub.
+        revision: Branch, tag or commit of the repository.
+        token: Token for a private repository.
+
+    Returns:
+        Index of the new domain.
+
+    Raises:
+        ValueError: If the expert belongs to another base, does not fit, or its domain is there already.
+        OSError: If it cannot be found.
+    """
+    files = [Path(name_or_path) / name for name in (DESCRIPTION_NAME, WEIGHTS_NAME)]
+    if not os.path.isdir(name_or_path):
+        names = (DESCRIPTION_NAME, WEIGHTS_NAME)
+        files = [hf_hub_download(str(name_or_path), name, revision=revision, token=token) for name in names]
+    description = json.loads(Path(files[0]).read_text())
+    domain, base = description["domain"], description["base"]
+    digest = base_digest(model)
+    if digest != base["sha256"]:
+        raise ValueError(
+            f"The expert {name_or_path} was trained on another base: expected {base['name']} at revision "
+            f"{base['revision']} with SHA-256 {base['sha256']}, in the precision it was trained in, found {digest}."
+        )
+    rows = load_file(files[1])
+    shapes = {name: tuple(value.shape[1:]) for name, value in model.expert_parameters().items()}
+    found = {name: tuple(value.shape) for name, value in rows.items()}
+    if found != shapes:
+        wrong = sorted(name for name in shapes | found if shapes.get(name) != found.get(name))[0]
+        raise ValueError(
+            f"The expert {name_or_path} does not fit: expected {wrong} of shape {shapes.get(wrong)}, "
+            f"found {found.get(wrong)}."
+        )
+    index = add_domain(model, domain)
+    with torch.no_grad():
+        for name, parameter in model.expert_parameters().items():
+            parameter[index] = rows[name].to(parameter)
+    return index
