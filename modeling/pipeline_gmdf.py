@@ -74,7 +74,8 @@ def whole_pictures(frames: Iterable[tuple[int, np.ndarray]]) -> tuple[list[dict[
         height, width = picture.shape[:2]
         place = {"box": [0.0, 0.0, float(width), float(height)], "crop_box": [0, 0, width, height]}
         crop = Image.fromarray(picture)
-        faces.append({"frame": number, "person": 0, **place, "detection_score": 1.0, "crop": crop})
+        found = {"frame": number, "seconds": None, **place, "detection_score": 1.0, "turned": 0}
+        faces.append(found | {"person": 0, "crop": crop})
     return faces, {"frames_read": len(faces)}
 
 
@@ -104,7 +105,8 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
     * `frames_read`: 1 for a picture;
     * `notes`: sentences on what was wrong with the input and did not keep it from being read;
     * `persons`: each person's `person, score, label, frames`;
-    * `faces`: each face, a dict with `frame, person, box, crop_box, detection_score, score, label, expert_weights`;
+    * `faces`: each face, a dict with `frame, seconds, person, box, crop_box, detection_score, turned, score, label,
+      expert_weights`;
     * `expert_weights`: each source domain's share in the verdict, by name;
     * `error`: only with `on_error="return"`: None, or what is wrong with the input.
 

@@ -54,6 +54,7 @@ def open_input(
 
 
 def _given_frames(source: Any, numbers: Sequence[int] | None) -> Iterator[Frame]:
+    is_picture = not isinstance(source, (list, tuple)) and getattr(source, "ndim", 0) != 4
     for number, picture in frames_of(source):
         if numbers is None or number in numbers:
-            yield Frame(number, None, picture)
+            yield Frame(number, 0.0 if is_picture else None, picture)

@@ -158,7 +158,7 @@ def load_finder(detector: str, weights: str | None, size: int) -> FaceFinder:
 def _whole_pictures(media: Media) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     frames = list(media.read(None))
     faces, found = pipeline_gmdf.whole_pictures((frame.number, frame.pixels) for frame in frames)
-    faces = [face | {"seconds": frame.seconds, "turned": 0} for face, frame in zip(faces, frames, strict=True)]
+    faces = [face | {"seconds": frame.seconds} for face, frame in zip(faces, frames, strict=True)]
     return faces, found | {"notes": media.report.notes}
 
 
