@@ -1,4 +1,4 @@
-"""The page of `gmdf demo` as a Space: copy this folder, and set the variable GMDF_MODEL to a detector on the hub."""
+"""The `gmdf demo` page as a Space: copy this folder and set the variable GMDF_MODEL to a detector on the hub."""
 
 import os
 import sys

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from transformers.image_processing_utils import BaseImageProcessor
 
 from gmdf_hf.data.dataset import Domain
+from gmdf_hf.data.transforms import Transform, apply
 from gmdf_hf.modeling.configuration_gmdf import PROMPT_TEMPLATES
 from gmdf_hf.modeling.images_gmdf import ImageError, open_image
 
@@ -83,13 +84,14 @@ def frame_of(domain: Domain, row: int) -> Frame:
     )
 
 
-def read_frame(frame: Frame, draw: Draw, processor: BaseImageProcessor) -> dict:
+def read_frame(frame: Frame, draw: Draw, processor: BaseImageProcessor, transforms: Sequence[Transform] = ()) -> dict:
     """Decode and process one image.
 
     Args:
         frame: The frame, its image looked up.
         draw: Its domain's index, and its random number.
         processor: Image processor of the model.
+        transforms: Random changes of the picture, for training.
 
     Raises:
         ImageError: If it cannot be read.
@@ -98,6 +100,7 @@ def read_frame(frame: Frame, draw: Draw, processor: BaseImageProcessor) -> dict:
     if stored is None or (stored["bytes"] is None and not stored["path"]):
         raise ImageError(f"{frame}: no image is stored.")
     image = open_image(stored["bytes"] if stored["bytes"] is not None else stored["path"], name=str(frame))
+    image = apply(transforms, image, draw.chance)
     pixel_values = processor(images=image, return_tensors="pt")["pixel_values"][0]
     return {
         "pixel_values": pixel_values.flip(-1) if draw.chance % 2 else pixel_values,
@@ -118,18 +121,20 @@ class FrameReader(torch.utils.data.Dataset):
     Args:
         domains: Domains, in the order of their indices.
         processor: Image processor of the model.
+        transforms: Random changes of the pictures, for training.
     """
 
-    def __init__(self, domains: Sequence[Domain], processor: BaseImageProcessor):
+    def __init__(self, domains: Sequence[Domain], processor: BaseImageProcessor, transforms: Sequence[Transform] = ()):
         self.domains = domains
         self.processor = processor
+        self.transforms = transforms
 
     def __getitem__(self, index: tuple[int, ...]) -> dict | Skipped:
         draw = Draw(*index)
         domain = self.domains[draw.domain]
         frame = frame_of(domain, draw.row)._replace(image=domain.frames[draw.row]["image"])
         try:
-            return read_frame(frame, draw, self.processor)
+            return read_frame(frame, draw, self.processor, self.transforms)
         except ImageError as error:
             return Skipped(domain.name, draw.row, str(error))
 

@@ -16,6 +16,7 @@ from gmdf_hf.data.dataset import Domain, check_leaks, load_domain
 from gmdf_hf.data.episodes import EpisodeSampler
 from gmdf_hf.data.frames import FrameReader, collate
 from gmdf_hf.data.streams import EpisodeStream, Stream, load_stream
+from gmdf_hf.data.transforms import Transform
 
 
 def load_domains(
@@ -55,6 +56,7 @@ def make_loader(
     length: int | None,
     num_workers: int = 0,
     pin_memory: bool = False,
+    transforms: Sequence[Transform] = (),
 ) -> tuple[EpisodeSampler | EpisodeStream, DataLoader]:
     """Make the loader of a run's episodes, and what sets its epoch.
 
@@ -66,6 +68,7 @@ def make_loader(
         length: Iterations that count as an epoch; None for all videos of the largest domain, which streams do not know.
         num_workers: Processes that decode images.
         pin_memory: Whether batches go to a GPU.
+        transforms: Random changes of the pictures.
     """
     place = (process_index(), num_processes())
     streams, domains = [s for s in train if isinstance(s, Stream)], [d for d in train if isinstance(d, Domain)]
@@ -74,13 +77,13 @@ def make_loader(
     if streams:
         if length is None:
             raise ValueError("Streams have no known length: state the iterations of an epoch (`steps_per_epoch`).")
-        sampler = EpisodeStream(streams, processor, batch_size, seed, length, *place)
+        sampler = EpisodeStream(streams, processor, batch_size, seed, length, *place, transforms)
         num_workers = sampler.useful_workers(num_workers)
         arguments = {"dataset": sampler, "batch_size": None}
     else:
         labels, videos = [domain.labels for domain in domains], [domain.videos for domain in domains]
         sampler = EpisodeSampler(labels, videos, batch_size, seed, *place, length)
-        arguments = {"dataset": FrameReader(domains, processor), "batch_sampler": sampler}
+        arguments = {"dataset": FrameReader(domains, processor, transforms), "batch_sampler": sampler}
     loader = DataLoader(
         **arguments,
         collate_fn=collate,

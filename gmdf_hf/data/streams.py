@@ -30,6 +30,7 @@ from gmdf_hf.data.dataset import (
 )
 from gmdf_hf.data.episodes import held_out_domains
 from gmdf_hf.data.frames import Draw, Frame, Skipped, read_frame
+from gmdf_hf.data.transforms import Transform
 from gmdf_hf.modeling.images_gmdf import ImageError
 
 # One frame of a video at a time, as `EpisodeSampler` takes, would read 32 to use one; so many keep videos with more
@@ -161,6 +162,7 @@ class EpisodeStream(torch.utils.data.IterableDataset):
         length: Iterations that count as an epoch.
         process_index: This process's number.
         num_processes: How many there are.
+        transforms: Random changes of the pictures.
     """
 
     def __init__(
@@ -172,8 +174,9 @@ class EpisodeStream(torch.utils.data.IterableDataset):
         length: int,
         process_index: int = 0,
         num_processes: int = 1,
+        transforms: Sequence[Transform] = (),
     ):
-        self.streams, self.processor = streams, processor
+        self.streams, self.processor, self.transforms = streams, processor, transforms
         self.batch_size, self.seed, self.length = batch_size, seed, length
         self.process_index, self.num_processes = process_index, num_processes
         # Shared with the worker processes, which live as long as the loader.
@@ -237,7 +240,7 @@ class EpisodeStream(torch.utils.data.IterableDataset):
 
     def _read(self, frame: Frame, draw: Draw) -> dict | Skipped:
         try:
-            return read_frame(frame, draw, self.processor)
+            return read_frame(frame, draw, self.processor, self.transforms)
         except ImageError as error:
             return Skipped(frame.domain, draw.row, str(error))
 

@@ -156,6 +156,11 @@ class TrainConfig(BaseModel):
         ge=1,
         description="Meta-iterations that count as an epoch, if other than all videos of the largest domain.",
     )
+    augment: Literal["none", "standard"] = Field(
+        "none",
+        description="Random changes of training pictures besides mirroring: `none`, as in the paper, or `standard`: "
+        "light, blur, scale, noise and JPEG (`gmdf_hf/data/transforms.py`).",
+    )
     seed: int = Field(0, ge=0, description="Of initialisation, order, masks and flips.")
     num_workers: int = Field(0, ge=0, description="Processes that decode images.")
     output_dir: Path = Field(Path("runs/gmdf"), description="Folder of the run.")

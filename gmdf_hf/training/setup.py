@@ -23,6 +23,7 @@ from gmdf_hf.data.episodes import Episode, EpisodeSampler, episode_of_batch
 from gmdf_hf.data.frames import Skipped, caption_encoder
 from gmdf_hf.data.loading import load_domains, make_loader, training_crops
 from gmdf_hf.data.streams import EpisodeStream, Stream
+from gmdf_hf.data.transforms import TRANSFORMS
 from gmdf_hf.evaluation.scoring import score_domains
 from gmdf_hf.modeling import GMDFImageProcessor, GMDFModel
 from gmdf_hf.training.adapters import add_domain
@@ -110,6 +111,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
         config.steps_per_epoch,
         num_workers=config.num_workers,
         pin_memory=accelerator.device.type == "cuda",
+        transforms=TRANSFORMS[config.augment],
     )
     if method.needs_codes:
         with accelerator.main_process_first():  # it trains the tokenizer, the others load it

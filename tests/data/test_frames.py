@@ -5,6 +5,7 @@ import torch
 from gmdf_hf import TINY_CLIP, GMDFImageProcessor
 from gmdf_hf.data.dataset import load_domain
 from gmdf_hf.data.frames import Draw, FrameReader, Skipped, caption_encoder, collate
+from gmdf_hf.data.transforms import TRANSFORMS
 from tests.domains import png, write_parquet
 
 
@@ -50,3 +51,14 @@ def test_captions_become_two_sentences_each():
     ids = caption_encoder(str(TINY_CLIP))(["a face", "a noisy photo of a face"])
     assert ids.shape[:2] == (2, 2)
     assert not torch.equal(ids[0, 0], ids[0, 1])
+
+
+def test_a_frames_own_number_decides_how_it_is_changed(tmp_path):
+    write_parquet(tmp_path / "d")
+    domains, processor = [load_domain("d", "train", str(tmp_path / "d"))], GMDFImageProcessor.of_size(8)
+    plain, changing = FrameReader(domains, processor), FrameReader(domains, processor, TRANSFORMS["standard"])
+    images = [changing[0, 0, chance]["pixel_values"] for chance in range(0, 20, 2)]
+    again = [changing[0, 0, chance]["pixel_values"] for chance in range(0, 20, 2)]
+    assert torch.equal(torch.stack(images), torch.stack(again))
+    assert sum(not torch.equal(image, plain[0, 0, 2]["pixel_values"]) for image in images) >= 5
+    assert not all(torch.equal(image, images[0]) for image in images)

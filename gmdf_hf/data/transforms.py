@@ -1,0 +1,156 @@
+"""Training transforms: random changes of a picture that leave its class as it is.
+
+The paper mirrors and does nothing else (`none`). `standard` is what comparable detectors train with: light, blur,
+scale, noise and JPEG, in the order of a camera and a network. Sizes are absolute numbers of pixels, so that a domain's
+own resolution, which tells domains and often classes apart, does not pass through.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter
+
+AugmentName = Literal["none", "standard"]
+
+
+class Transform(Protocol):
+    """A random change of a picture."""
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Return an RGB picture of the same size."""
+
+
+@dataclass(frozen=True)
+class Light:
+    """Brightness, contrast and saturation, and the gain of each colour channel.
+
+    Attributes:
+        probability: Of each of the two.
+        change: Largest change of a factor from 1.
+        tint: Largest change of a channel's gain from 1.
+    """
+
+    probability: float = 0.5
+    change: float = 0.3
+    tint: float = 0.1
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Change the light of a picture."""
+        if rng.random() < self.probability:
+            for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+                image = enhance(image).enhance(1 + rng.uniform(-self.change, self.change))
+        if rng.random() < self.probability:
+            gains = 1 + rng.uniform(-self.tint, self.tint, size=3)
+            image = Image.fromarray((np.asarray(image) * gains).clip(0, 255).round().astype(np.uint8))
+        return image
+
+
+@dataclass(frozen=True)
+class Blur:
+    """Gaussian blur.
+
+    Attributes:
+        probability: Of a blur.
+        deviations: Smallest and largest standard deviation in pixels.
+    """
+
+    probability: float = 0.3
+    deviations: tuple[float, float] = (0.3, 1.5)
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Blur a picture."""
+        if rng.random() >= self.probability:
+            return image
+        return image.filter(ImageFilter.GaussianBlur(rng.uniform(*self.deviations)))
+
+
+@dataclass(frozen=True)
+class Rescale:
+    """Resize to fewer pixels and back, each way with a random filter.
+
+    Attributes:
+        probability: Of a change.
+        sides: Smallest and largest shorter side in between, in pixels; larger pictures only are changed.
+    """
+
+    probability: float = 0.7
+    sides: tuple[int, int] = (56, 160)
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Lose detail of a picture."""
+        if rng.random() >= self.probability:
+            return image
+        filters = (Image.Resampling.BOX, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
+        down, up = (filters[index] for index in rng.integers(len(filters), size=2))
+        factor = rng.integers(self.sides[0], self.sides[1] + 1) / min(image.size)
+        if factor >= 1:
+            return image
+        small = image.resize([max(round(side * factor), 1) for side in image.size], down)
+        return small.resize(image.size, up)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Gaussian noise, of its own in each pixel and channel.
+
+    Attributes:
+        probability: Of noise.
+        deviation: Largest standard deviation, of 255.
+    """
+
+    probability: float = 0.3
+    deviation: float = 8.0
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Add noise to a picture."""
+        if rng.random() >= self.probability:
+            return image
+        pixels = np.asarray(image)
+        noise = rng.standard_normal(pixels.shape, dtype=np.float32) * rng.uniform(0, self.deviation)
+        return Image.fromarray((pixels + noise).clip(0, 255).round().astype(np.uint8))
+
+
+@dataclass(frozen=True)
+class Compress:
+    """JPEG.
+
+    Attributes:
+        probability: Of compression.
+        qualities: Lowest and highest quality.
+    """
+
+    probability: float = 0.5
+    qualities: tuple[int, int] = (40, 95)
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Compress a picture."""
+        if rng.random() >= self.probability:
+            return image
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=int(rng.integers(self.qualities[0], self.qualities[1] + 1)))
+        return Image.open(file).convert("RGB")
+
+
+TRANSFORMS: dict[AugmentName, tuple[Transform, ...]] = {
+    "none": (),
+    "standard": (Light(), Blur(), Rescale(), Noise(), Compress()),
+}
+
+
+def apply(transforms: Sequence[Transform], image: Image.Image, chance: int) -> Image.Image:
+    """Change a picture by transforms, one after the other.
+
+    Args:
+        transforms: What to apply.
+        image: RGB picture.
+        chance: Decides all that is random.
+    """
+    rng = np.random.default_rng(chance)
+    for transform in transforms:
+        image = transform(image, rng)
+    return image
