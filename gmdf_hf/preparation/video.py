@@ -20,8 +20,8 @@ from gmdf_hf.modeling.images_gmdf import MAX_PIXELS
 
 try:
     import av
-except ImportError:  # the package without its extra [prepare]
-    av = None
+except ImportError:  # images can be read without it
+    av = None  # type: ignore[assignment]
 
 MAX_FRAMES = 1_000_000
 SUFFIXES = (
@@ -246,7 +246,7 @@ def _open(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.Vi
         # Titles in some old encoding are no reason to refuse a video.
         with av.open(str(Path(path).absolute()), options=_OPTIONS, metadata_errors="replace") as container:
             stream = container.streams.best("video")
-            if stream is None or stream.codec_context is None:  # of an unknown codec
+            if not isinstance(stream, av.VideoStream) or stream.codec_context is None:  # of an unknown codec
                 raise VideoError(f"{path}: no video stream that can be decoded.")
             if stream.codec_context.width:  # a stream that was joined in the middle tells its size later
                 _check_size(stream.codec_context.width, stream.codec_context.height, path)
