@@ -231,10 +231,11 @@ def make_crops(
             sight.candidates = [replace(candidate, evidence=0.01) for candidate in found]
         sights.append(sight)
         scenes.append(summary)
-    if detector is whole_picture:  # crops of one face already, of any size
-        people = [[sight.candidates[0] for sight in sights]] if sights else []
-    else:
+    people: list[list[Candidate | None]] = []
+    if detector is not whole_picture:
         people = follow_all([sight.candidates for sight in sights], scenes)
+    elif sights:  # crops of one face already, of any size
+        people = [[sight.candidates[0] for sight in sights]]
     needed = math.ceil(MIN_SHARE * len(sights))
     seen = [sum(candidate is not None for candidate in person) for person in people]
     chosen, reason = _subject(people, seen, needed, masks is not None and detector is not whole_picture)

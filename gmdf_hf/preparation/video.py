@@ -125,6 +125,7 @@ def index_video(path: str | Path) -> VideoIndex:
     missing = ""
     if damaged or packets < expected:
         missing = f"cut short, {packets - damaged} whole frames found of {max(packets, expected)}"
+    assert stream.time_base is not None  # where packets have times
     return VideoIndex(sorted(times), stream.time_base, missing)
 
 
@@ -184,8 +185,8 @@ def read_frames(
     with _open(path) as (container, stream):
         for packet in _packets(container, stream):
             # A frame that no other refers to is decoded only if it is wanted: about a third of the time is saved.
-            skip = "DEFAULT" if not packet.size or _time(packet) in exact else "NONREF"
-            stream.codec_context.skip_frame = skip
+            is_wanted = not packet.size or _time(packet) in exact
+            stream.codec_context.skip_frame = "DEFAULT" if is_wanted else "NONREF"
             if time.monotonic() > deadline:
                 raise VideoError(f"{path}: not read within {max_seconds:g} seconds, {len(place)} frames.")
             try:
