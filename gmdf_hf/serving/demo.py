@@ -21,7 +21,7 @@ from transformers import Pipeline
 from gmdf_hf.modeling.images_gmdf import SUFFIXES as IMAGE_SUFFIXES
 from gmdf_hf.preparation.video import SUFFIXES as VIDEO_SUFFIXES
 from gmdf_hf.serving.download import DownloadError, downloaded
-from gmdf_hf.serving.inputs import INPUT_ERRORS, is_url, read_input
+from gmdf_hf.serving.inputs import INPUT_ERRORS, is_url, open_input
 from gmdf_hf.serving.overlays import draw_faces, overlay
 from gmdf_hf.serving.uploads import UploadFolder
 
@@ -74,8 +74,8 @@ def answer(detect: Pipeline, source: str | None, address: str | None = None) -> 
 
 
 def _frame(source: str, number: int) -> Image.Image:
-    frames = read_input(source, NUM_FRAMES, max_seconds=MAX_SECONDS)
-    return next(Image.fromarray(pixels) for index, pixels in frames if index == number)
+    with open_input(source, NUM_FRAMES, max_seconds=MAX_SECONDS) as media:
+        return Image.fromarray(next(iter(media.read([number]))).pixels)
 
 
 def _verdict(result: dict[str, Any], worst: dict[str, Any], frame: Image.Image) -> str:

@@ -22,7 +22,11 @@ def test_domain_goes_to_deepfakebench_and_back(tmp_path):
         f"Mine/fake_Fake/frames/validation/fake/v1/{frame:03}.png" for frame in (0, 6, 11)
     ]
     listing = deepfakebench.list_records(index, tmp_path / "bench")
-    assert len(listing.records) == 12 and not listing.left_out and not listing.notes
+    assert (
+        len(listing.records) == 12
+        and not listing.left_out
+        and listing.notes == ["label: DF_real -> 0 (real), fake_Fake -> 1 (fake)."]
+    )
     local = load_dataset(str(tmp_path / "domain"), split="test")
     first = next(record for record in listing.records if record.split == "test" and record.label == 0)
     np.testing.assert_array_equal(np.asarray(Image.open(first.path / first.members[0])), np.asarray(local[0]["image"]))

@@ -122,7 +122,7 @@ def test_names_cannot_write_html(detect, tmp_path):
 
 
 def test_no_face_is_no_verdict(detect, picture, monkeypatch):
-    monkeypatch.setattr(detect, "_finders", {("none", None): lambda pictures: [list(pictures), []][1]})
+    monkeypatch.setattr(detect, "_finders", {("none", None): lambda media: ([], {"frames_read": 1})})
     assert "No face was found, so there is no verdict" in demo.answer(detect, picture)
 
 
