@@ -1,4 +1,4 @@
-"""Which class is real and which is fake: the class names of a data set decide, not its numbers (decision D21).
+"""Real and fake class of a data set, from its class names instead of its class numbers (decision D21).
 
 One rule for data sets, streams, folders, importers and the `id2label` of other detectors. A name is read word by word,
 in any case: `Fake`, `DEEP-FAKE`, `Celeb-real`, `ai_generated`. A name without such a word, with words of both classes,
@@ -11,6 +11,7 @@ import logging
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
+from typing import NoReturn
 
 from gmdf_hf.common.errors import DomainError
 from gmdf_hf.common.schema import FAKE, REAL
@@ -153,7 +154,7 @@ class LabelReader:
         usual = all(name in (CLASS_NAMES[label], str(label)) for name, label in new.items())
         logger.log(logging.INFO if usual else logging.WARNING, "Domain %r: %s", self.domain, describe(new))
 
-    def _refuse(self, found: str) -> None:
+    def _refuse(self, found: str) -> NoReturn:
         raise DomainError(
             f"Domain {self.domain!r}: labels must be real and fake, or 0 and 1, found {found}. State what they are, "
             'for example in a recipe: labels: {"name": fake, "other name": real}.'

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch.utils.data import Sampler
 
 from gmdf_hf.common.errors import DomainError
 from gmdf_hf.common.processes import gather_counts, process_index
+from gmdf_hf.common.random_numbers import random_numbers
 from gmdf_hf.data.frames import Draw
 from gmdf_hf.data.patches import draw_mask
 from gmdf_hf.modeling import GMDFConfig
@@ -20,7 +22,7 @@ from gmdf_hf.modeling import GMDFConfig
 
 def held_out_domains(domains: int, seed: Sequence[int]) -> Iterator[int]:
     """The meta-test domain of each iteration, without end: in a random order, each once in N iterations."""
-    rng = np.random.default_rng(seed)
+    rng = random_numbers("meta-test domain", *seed)
     while True:
         yield from rng.permutation(domains).tolist()
 
@@ -44,7 +46,7 @@ def balanced_batches(
     """
     if batch_size < 2 or batch_size % 2:
         raise ValueError(f"`batch_size` must be even and at least 2, found {batch_size}.")
-    rng = np.random.default_rng(seed)
+    rng = random_numbers("order of frames", *seed)
     rows_of: tuple[dict[Hashable, list[int]], ...] = ({}, {})
     for row, (label, video) in enumerate(zip(labels.tolist(), videos, strict=True)):
         rows_of[label].setdefault(video, []).append(row)
@@ -114,9 +116,9 @@ class EpisodeSampler(Sampler):
 
     def __iter__(self) -> Iterator[list[Draw]]:
         domains = len(self.labels)
-        rng = np.random.default_rng((self.seed, self.epoch, domains, 0))
+        rng = random_numbers("mirroring and masks", self.seed, self.epoch)
         streams = [self._endless(domain) for domain in range(domains)]
-        meta_tests = held_out_domains(domains, (self.seed, self.epoch, domains))
+        meta_tests = held_out_domains(domains, (self.seed, self.epoch))
         for number, meta_test in zip(range(len(self)), meta_tests, strict=False):
             chances = rng.integers(2**62, size=(domains, self.joined_size))
             batches = [next(stream) for stream in streams]
@@ -163,7 +165,7 @@ class Episode:
     domains: tuple[int, ...]
     counts: tuple[tuple[int, ...], ...]
     weights: torch.Tensor
-    mask: torch.BoolTensor | None = None
+    mask: torch.Tensor | None = None
     prompt_ids: torch.Tensor | None = None
 
     @classmethod
@@ -172,7 +174,7 @@ class Episode:
         pixel_values: torch.Tensor,
         labels: torch.Tensor,
         domain_ids: torch.Tensor,
-        mask: torch.BoolTensor | None = None,
+        mask: torch.Tensor | None = None,
         prompt_ids: torch.Tensor | None = None,
         device: torch.device | str = "cpu",
     ) -> Episode:
@@ -181,11 +183,11 @@ class Episode:
         Every process must come here at the same iteration: they tell each other how many images they have.
         """
         domains, ours = domain_ids.unique_consecutive(return_counts=True)
-        counts = gather_counts(ours.tolist(), device)
+        counts = gather_counts(ours.tolist(), torch.device(device))
         everyones = torch.tensor(counts).sum(0)
         weights = (1 / everyones).to(pixel_values.dtype).repeat_interleave(ours)
         episode = cls(pixel_values, labels, domain_ids, tuple(domains.tolist()), counts, weights, mask, prompt_ids)
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value.to(device, non_blocking=True)
             for field in fields(cls)
             if field.name != "mask" and isinstance(value := getattr(episode, field.name), torch.Tensor)
@@ -241,7 +243,7 @@ def episode_of_batch(
     return Episode.of(batch["pixel_values"], batch["labels"], domain_ids, mask, prompt_ids, device)
 
 
-def hidden_patches(chances: Sequence[int], config: GMDFConfig) -> torch.BoolTensor:
+def hidden_patches(chances: Sequence[int], config: GMDFConfig) -> torch.Tensor:
     """Patches that L_mim hides: each image's own random number decides, whatever process it comes to.
 
     Args:
@@ -251,6 +253,7 @@ def hidden_patches(chances: Sequence[int], config: GMDFConfig) -> torch.BoolTens
     Returns:
         True where a patch is hidden, shape `(len(chances), patches)`.
     """
-    grid = config.vision_config.image_size // config.vision_config.patch_size
+    vision: Any = config.vision_config
+    grid = vision.image_size // vision.patch_size
     generators = [torch.Generator().manual_seed(chance) for chance in chances]
     return torch.cat([draw_mask(1, grid, config.mask_ratio, config.mask_strategy, each) for each in generators])

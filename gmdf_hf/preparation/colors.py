@@ -20,7 +20,7 @@ def to_rgb(frame: av.VideoFrame, pixel_aspect: Fraction | None = None, transfer:
     """Convert a frame to 8-bit RGB of square pixels.
 
     A stream that names its colour matrix is taken at its word. One that does not is BT.709 if the picture is of high
-    definition or as wide as its pictures are, and BT.601 otherwise, as players assume. HDR (HLG and PQ) is toned down
+    definition or stored as wide as those are, and BT.601 otherwise. HDR (HLG and PQ) is toned down
     to BT.709.
 
     Args:
@@ -31,15 +31,16 @@ def to_rgb(frame: av.VideoFrame, pixel_aspect: Fraction | None = None, transfer:
     Returns:
         Array of shape `(height, width, 3)` and type uint8.
     """
-    options: dict[str, object] = {}
     width = shown_width(frame, pixel_aspect)
-    if width != frame.width:
-        options |= {"width": width, "interpolation": Interpolation.BICUBIC}
-    if frame.colorspace == UNSPECIFIED and _is_high_definition(width, frame.height):
-        options["src_colorspace"] = Colorspace.ITU709
-    if transfer in (HLG, PQ):
-        return _tone_map(frame.reformat(format="rgb48le", **options).to_ndarray(), transfer)
-    return frame.reformat(format="rgb24", **options).to_ndarray()
+    untagged_hd = frame.colorspace == UNSPECIFIED and _is_high_definition(frame.width, frame.height)
+    is_hdr = transfer in (HLG, PQ)
+    rgb = frame.reformat(
+        width=None if width == frame.width else width,
+        format="rgb48le" if is_hdr else "rgb24",
+        src_colorspace=Colorspace.ITU709 if untagged_hd else None,
+        interpolation=None if width == frame.width else Interpolation.BICUBIC,
+    ).to_ndarray()
+    return _tone_map(rgb, transfer) if is_hdr else rgb
 
 
 def shown_width(frame: av.VideoFrame, pixel_aspect: Fraction | None) -> int:

@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -29,7 +30,7 @@ MIN_COVERED = 0.1  # of a face box, by the mask of what was forged
 
 @dataclass(frozen=True)
 class CropSettings:
-    """How frames become crops.
+    """Settings of face crops.
 
     Attributes:
         frames: Frames per video, spread evenly over all of it.
@@ -91,7 +92,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class Crops:
-    """What one record gave.
+    """Result of one record.
 
     Attributes:
         rows: A crop of each frame.
@@ -230,10 +231,11 @@ def make_crops(
             sight.candidates = [replace(candidate, evidence=0.01) for candidate in found]
         sights.append(sight)
         scenes.append(summary)
-    if detector is whole_picture:  # crops of one face already, of any size
-        people = [[sight.candidates[0] for sight in sights]] if sights else []
-    else:
+    people: list[list[Candidate | None]] = []
+    if detector is not whole_picture:
         people = follow_all([sight.candidates for sight in sights], scenes)
+    elif sights:  # crops of one face already, of any size
+        people = [[sight.candidates[0] for sight in sights]]
     needed = math.ceil(MIN_SHARE * len(sights))
     seen = [sum(candidate is not None for candidate in person) for person in people]
     chosen, reason = _subject(people, seen, needed, masks is not None and detector is not whole_picture)
@@ -293,7 +295,7 @@ def perceptual_hash(image: Image.Image) -> int:
     return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
 
 
-def _picture(source: object, number: int, name: str | None = None) -> Frame | Lost:
+def _picture(source: str | Path | bytes, number: int, name: str | None = None) -> Frame | Lost:
     try:
         return Frame(number, None, np.asarray(open_image(source, name)))
     except ImageError as error:
@@ -302,6 +304,8 @@ def _picture(source: object, number: int, name: str | None = None) -> Frame | Lo
 
 def _crop(image: Image.Image, face: Face, settings: CropSettings) -> Image.Image:
     if settings.crop == "aligned":
+        if face.landmarks is None:
+            raise ValueError("An aligned crop needs the five landmarks of the face, found none.")
         return crop_aligned(image, face.landmarks, settings.size)
     return crop_box(image, face.box, settings.size)
 

@@ -133,7 +133,7 @@ def _read_animation(
 ) -> Iterator[Frame]:
     deadline = math.inf if max_seconds is None else time.monotonic() + max_seconds
     first = int(bool(image.info.get("default_image")))  # a PNG may begin with a picture for old readers
-    total = image.n_frames - first
+    total = getattr(image, "n_frames", 1) - first
     if total > video.MAX_FRAMES or total * image.width * image.height > MAX_ANIMATION_PIXELS:
         raise ImageError(
             f"{name}: an animation of {total} frames of {image.width}x{image.height} pixels, expected at most "

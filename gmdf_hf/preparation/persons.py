@@ -153,8 +153,10 @@ class _Looked:
             image = Image.fromarray(pixels)
             for candidate in candidates:
                 box = candidate.face.box
-                places = [turn_back(b, image.size, self.turns) for b in (box, square_box(box, image.size))]
-                self.cut[id(candidate)] = (places[0], tuple(map(int, places[1])), crop_box(image, box, self.size))
+                place = turn_back(box, image.size, self.turns)
+                left, top, right, bottom = turn_back(square_box(box, image.size), image.size, self.turns)
+                square = (int(left), int(top), int(right), int(bottom))
+                self.cut[id(candidate)] = (place, square, crop_box(image, box, self.size))
             self.frames.append(_Seen(frame.number, frame.seconds))
             self.candidates.append(candidates)
             self.scenes.append(scene)

@@ -50,7 +50,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Scene:
-    """What tells one shot from the next: coarse colours, shape `(64,)`, and a small picture, shape `(768,)`."""
+    """Features for shot detection: coarse colours, shape `(64,)`, and a small image, shape `(768,)`."""
 
     colors: np.ndarray
     look: np.ndarray
@@ -116,7 +116,7 @@ class _Nodes:
         """Nodes of the heaviest chain of links among the free ones, in order of time."""
         totals, previous = np.full(len(self.items), -np.inf), np.full(len(self.items), -1)
         for node in np.flatnonzero(free):
-            near, shift = self.earlier(node, free)
+            near, shift = self.earlier(int(node), free)
             best = 0.0
             if len(near):
                 # The shift costs, so that a chain does not hop to a neighbour while its own person is there.

@@ -20,8 +20,8 @@ from gmdf_hf.modeling.images_gmdf import MAX_PIXELS
 
 try:
     import av
-except ImportError:  # the package without its extra [prepare]
-    av = None
+except ImportError:  # images can be read without it
+    av = None  # type: ignore[assignment]
 
 MAX_FRAMES = 1_000_000
 SUFFIXES = (
@@ -125,6 +125,7 @@ def index_video(path: str | Path) -> VideoIndex:
     missing = ""
     if damaged or packets < expected:
         missing = f"cut short, {packets - damaged} whole frames found of {max(packets, expected)}"
+    assert stream.time_base is not None  # where packets have times
     return VideoIndex(sorted(times), stream.time_base, missing)
 
 
@@ -184,8 +185,8 @@ def read_frames(
     with _open(path) as (container, stream):
         for packet in _packets(container, stream):
             # A frame that no other refers to is decoded only if it is wanted: about a third of the time is saved.
-            skip = "DEFAULT" if not packet.size or _time(packet) in exact else "NONREF"
-            stream.codec_context.skip_frame = skip
+            is_wanted = not packet.size or _time(packet) in exact
+            stream.codec_context.skip_frame = "DEFAULT" if is_wanted else "NONREF"
             if time.monotonic() > deadline:
                 raise VideoError(f"{path}: not read within {max_seconds:g} seconds, {len(place)} frames.")
             try:
@@ -246,7 +247,7 @@ def _open(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.Vi
         # Titles in some old encoding are no reason to refuse a video.
         with av.open(str(Path(path).absolute()), options=_OPTIONS, metadata_errors="replace") as container:
             stream = container.streams.best("video")
-            if stream is None or stream.codec_context is None:  # of an unknown codec
+            if not isinstance(stream, av.VideoStream) or stream.codec_context is None:  # of an unknown codec
                 raise VideoError(f"{path}: no video stream that can be decoded.")
             if stream.codec_context.width:  # a stream that was joined in the middle tells its size later
                 _check_size(stream.codec_context.width, stream.codec_context.height, path)

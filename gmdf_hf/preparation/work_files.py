@@ -1,4 +1,4 @@
-"""What workers leave: a Parquet file per unit of work, put in place by a rename, so there as a whole or not at all."""
+"""Output of workers: one Parquet file per unit of work, written atomically by a rename."""
 
 from __future__ import annotations
 
