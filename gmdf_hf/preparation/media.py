@@ -40,6 +40,8 @@ class Media:
 
 def kind_of(path: str | Path) -> str | None:
     """Return `video` or `picture` by a file's first bytes, None if they are of neither."""
+    if not Path(path).is_file():  # a named pipe or device would never end
+        return None
     try:
         with open(path, "rb") as file:
             head = file.read(HEAD_BYTES)

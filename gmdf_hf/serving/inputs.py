@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,11 @@ def is_url(source: object) -> bool:
 
 @contextmanager
 def open_input(
-    source: Any, num_frames: int, private_urls: bool = False, max_seconds: float | None = None
+    source: Any,
+    num_frames: int,
+    private_urls: bool = False,
+    max_seconds: float | None = None,
+    open_file: Callable[..., Media] = open_media,
 ) -> Iterator[Media]:
     """Open an input; its frames can be read inside of the block.
 
@@ -38,6 +42,7 @@ def open_input(
         num_frames: Frames to take of a video file, spread evenly over all of it.
         private_urls: See `downloaded`.
         max_seconds: See `read_frames`.
+        open_file: `open_media`, or what reads files in another way, as `IsolatedReader.open` does.
 
     Raises:
         ImageError: If a picture cannot be read, or the input is nothing of the above.
@@ -46,9 +51,9 @@ def open_input(
     """
     if is_url(source):
         with downloaded(source, private_urls) as path:
-            yield open_media(path, num_frames, max_seconds, source, allow_cut=True)
+            yield open_file(path, num_frames, max_seconds, source, allow_cut=True)
     elif isinstance(source, (str, os.PathLike)):
-        yield open_media(Path(source), num_frames, max_seconds, str(source), allow_cut=True)
+        yield open_file(Path(source), num_frames, max_seconds, str(source), allow_cut=True)
     else:
         yield Media(lambda numbers: _given_frames(source, numbers))
 

@@ -12,7 +12,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 import gmdf_hf.modeling.auto_gmdf  # noqa: F401  registers the model with the auto classes
 from gmdf_hf.modeling import pipeline_gmdf
-from gmdf_hf.preparation.media import Media
+from gmdf_hf.preparation.media import Media, open_media
 from gmdf_hf.serving.heatmaps import evidence_map, heatmap
 from gmdf_hf.serving.inputs import INPUT_ERRORS, open_input
 
@@ -46,6 +46,8 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
     """
 
     input_errors = INPUT_ERRORS
+    # How files are opened; a server that reads files of strangers sets `IsolatedReader.open`.
+    open_file: Callable[..., Media] = staticmethod(open_media)
 
     def __init__(self, *args, **kwargs):
         self._finders: dict[tuple[str, str | None], FaceFinder] = {}
@@ -86,7 +88,7 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         finder = self._finder(detector or "yunet", detector_weights)
 
         def look() -> tuple[list[dict[str, Any]], dict[str, Any]]:
-            with open_input(source, num_frames, private_urls, max_seconds) as media:
+            with open_input(source, num_frames, private_urls, max_seconds, self.open_file) as media:
                 return finder(media)
 
         yield from self.inputs_of(source, look, on_error)
