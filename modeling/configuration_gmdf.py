@@ -10,6 +10,7 @@ from transformers.configuration_utils import SubConfigSpec
 DIL_VARIANTS = ("affine", "affine_bias", "cross_attention")
 AGGREGATIONS = ("sum", "mean")
 MASK_STRATEGIES = ("random", "block")
+EXPERT_SCALE = 64.0  # of new detectors; docs/evidence.md has what other values gave
 
 # Table 6 of the paper: the sentence for a real and for a fake face. P3 puts a caption of the image before the sentence;
 # the table prints "real face" in both of its columns, which could not tell the classes apart, so "fake" is used here.
@@ -42,6 +43,9 @@ class GMDFConfig(PreTrainedConfig):
         expert_bottleneck_size: Width R inside an expert.
         prompt_size: Numbers M in a domain's prompt vector.
         num_prompt_tokens: Tokens the prompt vector is cut into; read by `cross_attention` alone.
+        expert_scale: Constant factor on every expert's output (decision D17). `from_clip` starts with 64; checkpoints
+            that do not say were trained with 1.
+        text_shift_scale: Constant factor on the text affine's shift: `from_clip` sets one over the temperature.
         aggregation: Reduction over the experts' views of an image whose domain is not known: `sum` or `mean`.
         prompt: Template of the class sentences, P1 to P7 (Table 6).
         prompt_ids: Token ids of the real and of the fake sentence, `(2, length)`.
@@ -50,6 +54,8 @@ class GMDFConfig(PreTrainedConfig):
         codebook_size: Codes T that the masked-image head tells apart.
         threshold: Probability of fake from which a face is called fake; training sets it to the one chosen on the
             source domains' validation videos.
+        expert_effect: Share of the decision that `experts` and `text` affine make on images of `known` and `unknown`
+            domains, as training measured it; None where it did not.
         slim: Whether text tower and masked-image head are left out: what classification does not need.
 
     Raises:
@@ -57,6 +63,15 @@ class GMDFConfig(PreTrainedConfig):
     """
 
     model_type = "gmdf"
+    keys_to_ignore_at_inference = [  # noqa: RUF012  `Trainer` then hands logits alone to `compute_metrics`
+        "image_embeds",
+        "text_embeds",
+        "mim_code_logits",
+        "mim_pixels",
+        "hidden_states",
+        "attentions",
+        "expert_weights",
+    ]
     sub_configs_defaults = {  # noqa: RUF012
         "vision_config": SubConfigSpec(CLIPVisionConfig),
         "text_config": SubConfigSpec(CLIPTextConfig),
@@ -72,6 +87,8 @@ class GMDFConfig(PreTrainedConfig):
     expert_bottleneck_size: int = 64
     prompt_size: int = 64
     num_prompt_tokens: int = 4
+    expert_scale: float | int = 1.0
+    text_shift_scale: float | int = 1.0
     aggregation: str = "mean"
     prompt: str = "P1"
     prompt_ids: list[list[int]] | None = None
@@ -79,6 +96,7 @@ class GMDFConfig(PreTrainedConfig):
     mask_strategy: str = "random"
     codebook_size: int = 512
     threshold: float | int = 0.5
+    expert_effect: dict[str, dict[str, float]] | None = None
     slim: bool = False
 
     def __post_init__(self, **kwargs):
@@ -123,6 +141,9 @@ class GMDFConfig(PreTrainedConfig):
                 f"`prompt_size` must be a multiple of `num_prompt_tokens`, found {self.prompt_size} and "
                 f"{self.num_prompt_tokens}."
             )
+        for key in ("expert_scale", "text_shift_scale"):
+            if not getattr(self, key) > 0:
+                raise ValueError(f"`{key}` must be above 0, found {getattr(self, key)}.")
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"`mask_ratio` must lie between 0 and 1, found {self.mask_ratio}.")
         if not 0 <= self.threshold <= 1:
@@ -131,6 +152,11 @@ class GMDFConfig(PreTrainedConfig):
             raise ValueError(f"GM-DF has two classes, real and fake; found {len(self.id2label)} labels.")
         if len(self.prompt_ids) != 2 or len({len(ids) for ids in self.prompt_ids}) != 1:
             raise ValueError(f"`prompt_ids` must be two rows of equal length, found {self.prompt_ids}.")
+        if self.prompt_ids[0] == self.prompt_ids[1]:
+            raise ValueError(
+                f"`prompt_ids` must be two different sentences, one of real and one of fake; both are "
+                f"{self.prompt_ids[0]}: every image would get the probability 0.5."
+            )
         vocab_size = self.text_config.vocab_size
         if not all(0 <= token < vocab_size for row in self.prompt_ids for token in row):
             raise ValueError(f"`prompt_ids` must lie in [0, {vocab_size}), found {self.prompt_ids}.")
@@ -138,7 +164,11 @@ class GMDFConfig(PreTrainedConfig):
     @classmethod
     def from_clip(cls, clip: CLIPConfig, domains: Sequence[str], **fields) -> "GMDFConfig":
         """Configuration of a detector that starts as a given CLIP; `fields` are those of this class."""
-        start = {"projection_dim": clip.projection_dim, "logit_scale_init_value": clip.logit_scale_init_value}
+        start = {
+            "projection_dim": clip.projection_dim,
+            "logit_scale_init_value": clip.logit_scale_init_value,
+            "expert_scale": EXPERT_SCALE,
+        }
         towers = {"vision_config": clip.vision_config.to_dict(), "text_config": clip.text_config.to_dict()}
         return cls(**towers, domains=list(domains), **start | fields)
 

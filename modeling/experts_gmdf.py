@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
+from .text_gmdf import at_least_single
+
 
 class DomainInformationLayer(nn.Module):
     """Makes each expert's normalised input from its domain's prompt vector p_n (Eq. 3, 14, Table 9).
@@ -22,7 +24,8 @@ class DomainInformationLayer(nn.Module):
     * `affine_bias`: the same gain, bias ``beta + b(p_n)``;
     * `cross_attention`: ``z`` asks, p_n cut into tokens answers, and a projection of the answer is added to ``z``.
 
-    The last linear map of each variant starts at 0, so a new layer is the block's own LayerNorm.
+    The last linear map of each variant starts small but not at 0 (decision D17): ``alpha_n = 0`` hides it in a new
+    model, and a zero there would hardly move as long as alpha is small.
 
     Args:
         hidden_size: Token width D.
@@ -47,28 +50,36 @@ class DomainInformationLayer(nn.Module):
             self.shift_weight = nn.Parameter(torch.empty(num_experts, hidden_size, prompt_size))
             self.shift_bias = nn.Parameter(torch.empty(num_experts, hidden_size))
 
-    def affine(self, prompts: torch.Tensor, norm_bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gain and bias to apply to ``z = LayerNorm(x)``, which holds gamma and beta already.
+    def forward(
+        self, normed: torch.Tensor, norm_bias: torch.Tensor, prompts: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Every expert's change of the block's normalised input ``z``, which holds gamma and beta already.
 
-        ``x_hat * gamma * (1 + h) + beta + b  =  z * (1 + h) + (b - beta * h)``
+        ``x_hat * gamma * (1 + h) + beta + b  =  z * (1 + h) + (b - beta * h)``, or ``z + W answer``.
 
         Args:
-            prompts: Prompt vectors p, shape `(E, M)`.
+            normed: Normalised tokens z, shape `(B, T, D)`.
             norm_bias: `beta` of the block's LayerNorm, shape `(D,)`.
+            prompts: Prompt vectors p, shape `(E, M)`.
 
         Returns:
-            Gain and bias, each of shape `(E, D)`.
+            Gain and bias, each of shape `(E, D)`; of `cross_attention` also the answers `(B, T, E, m)` and the
+            projections W `(E, D, m)`, None otherwise.
         """
         if self.variant == "cross_attention":
             zeros = norm_bias.new_zeros(len(prompts), len(norm_bias))
-            return zeros + 1, zeros
-        h = torch.einsum("edm,em->ed", self.gain_weight, prompts) + self.gain_bias
-        bias = -norm_bias * h
+            return zeros + 1, zeros, self._attend(normed, prompts), self.output_weight
+        gain = self.gains(prompts)
+        bias = norm_bias * (1 - gain)
         if self.variant == "affine_bias":
             bias = bias + torch.einsum("edm,em->ed", self.shift_weight, prompts) + self.shift_bias
-        return 1 + h, bias
+        return gain, bias, None, None
 
-    def attend(self, normed: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+    def gains(self, prompts: torch.Tensor) -> torch.Tensor:
+        """``1 + h(p)`` of the affine variants, shape `(E, D)`."""
+        return 1 + torch.einsum("edm,em->ed", self.gain_weight, prompts) + self.gain_bias
+
+    def _attend(self, normed: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
         """Answer of every domain's prompt tokens to the image's tokens, before the output projection.
 
         Args:
@@ -87,8 +98,11 @@ class DomainInformationLayer(nn.Module):
 class DomainExperts(nn.Module):
     """Residual experts of one block, one per source domain (Eq. 1-6).
 
-    Expert n maps tokens x to ``V_n = alpha_n * up_n(act(down_n(DIL_n(x))))``. ``alpha_n`` starts at 0 (ReZero, Eq. 2),
-    so a new module adds nothing and the block is CLIP's.
+    Expert n maps tokens x to ``V_n = scale * alpha_n * up_n(act(down_n(DIL_n(x))))``. ``alpha_n`` starts at 0 (ReZero,
+    Eq. 2), so a new module adds nothing and the block is CLIP's.
+
+    Decision D17: the constant `scale` lets experts act after steps as small as the text side's, and all experts of a
+    block start from one draw: what independent draws learn takes random directions, and Eq. 6's mean cancels it.
 
     Decision D1: the shared MLP reads the block's own LayerNorm and only the experts read the DIL; Eq. 1 calls that MLP
     shared by all domains, which it is not when its input depends on the domain.
@@ -107,6 +121,7 @@ class DomainExperts(nn.Module):
         num_prompt_tokens: Tokens a prompt vector is cut into (`cross_attention`).
         hidden_act: Activation inside an expert.
         aggregation: `sum` or `mean` over the views.
+        scale: Constant factor on every expert's output.
 
     Raises:
         ValueError: If `num_experts` is below 1.
@@ -122,11 +137,12 @@ class DomainExperts(nn.Module):
         num_prompt_tokens: int,
         hidden_act: str,
         aggregation: str,
+        scale: float,
     ):
         super().__init__()
         if num_experts < 1:
             raise ValueError(f"`num_experts` must be at least 1, found {num_experts}.")
-        self.aggregation = aggregation
+        self.aggregation, self.scale = aggregation, scale
         self.dil = DomainInformationLayer(hidden_size, num_experts, prompt_size, dil, num_prompt_tokens)
         self.down_weight = nn.Parameter(torch.empty(num_experts, bottleneck_size, hidden_size))
         self.down_bias = nn.Parameter(torch.empty(num_experts, bottleneck_size))
@@ -156,7 +172,7 @@ class DomainExperts(nn.Module):
             The tensor of shape `(B, T, D)` to add to the shared feed-forward output, and each expert's share of it,
             shape `(B, E)`, rows summing to 1 (see `_aggregate`).
         """
-        gain, bias = self.dil.affine(prompts, norm_bias)
+        gain, bias, answer, projection = self.dil(normed, norm_bias, prompts)
         # DIL and down projection are both linear, so they are one product: W (z * gain + bias) = (W * gain) z + W bias.
         down_weight = self.down_weight * gain[:, None]
         down_bias = self.down_bias + torch.einsum("erd,ed->er", self.down_weight, bias)
@@ -164,23 +180,21 @@ class DomainExperts(nn.Module):
             # `index_select`, whose gradient is far cheaper than that of indexing.
             of_images = [tensor.index_select(0, domain_ids) for tensor in (down_bias[:, None], down_weight)]
             hidden = torch.baddbmm(of_images[0], normed, of_images[1].transpose(1, 2))  # (B, T, R)
-            if self.dil.variant == "cross_attention":
-                answer = self.dil.attend(normed, prompts)[
-                    torch.arange(len(normed), device=normed.device), :, domain_ids
-                ]
-                output = torch.einsum("erd,edm->erm", self.down_weight, self.dil.output_weight)
-                hidden = hidden + torch.bmm(answer, output.index_select(0, domain_ids).transpose(1, 2))
-            up_weight = self.alpha[:, None, None] * self.up_weight
-            up_bias = self.alpha[:, None] * self.up_bias
+            if answer is not None:
+                own = answer[torch.arange(len(normed), device=normed.device), :, domain_ids]
+                output = torch.einsum("erd,edm->erm", self.down_weight, projection)
+                hidden = hidden + torch.bmm(own, output.index_select(0, domain_ids).transpose(1, 2))
+            alpha = self.scale * self.alpha
+            up_weight, up_bias = alpha[:, None, None] * self.up_weight, alpha[:, None] * self.up_bias
             of_images = [tensor.index_select(0, domain_ids) for tensor in (up_bias[:, None], up_weight)]
             views = torch.baddbmm(of_images[0], self.activation_fn(hidden), of_images[1].transpose(1, 2))
             return views, nn.functional.one_hot(domain_ids, len(self.alpha)).to(views.dtype)
 
         hidden = nn.functional.linear(normed, down_weight.flatten(0, 1), down_bias.flatten())
         hidden = hidden.unflatten(-1, down_bias.shape)  # (B, T, E, R)
-        if self.dil.variant == "cross_attention":
-            output = torch.einsum("erd,edm->erm", self.down_weight, self.dil.output_weight)
-            hidden = hidden + torch.einsum("btem,erm->bter", self.dil.attend(normed, prompts), output)
+        if answer is not None:
+            output = torch.einsum("erd,edm->erm", self.down_weight, projection)
+            hidden = hidden + torch.einsum("btem,erm->bter", answer, output)
         return self._aggregate(self.activation_fn(hidden), active_experts)
 
     def _aggregate(
@@ -202,28 +216,29 @@ class DomainExperts(nn.Module):
         Returns:
             The reduced views, shape `(B, T, D)`, and the experts' shares, shape `(B, E)`, 0 for those not active.
         """
-        up = torch.cat([self.up_weight.transpose(1, 2), self.up_bias[:, None]], 1) * self.alpha[:, None, None]
+        alpha = self.scale * self.alpha[:, None, None]
+        up = torch.cat([self.up_weight.transpose(1, 2), self.up_bias[:, None]], 1) * alpha
         active = None if active_experts is None else torch.as_tensor(active_experts, device=hidden.device)
         if active is not None:
             hidden, up = hidden.index_select(2, active), up.index_select(0, active)
         experts, size, width = up.shape  # E, R + 1, D
         codes = torch.cat([hidden, torch.ones_like(hidden[..., :1])], -1)  # (B, T, E, R + 1)
         up = up.flatten(0, 1)
-        gram = (up @ up.T).unflatten(0, (experts, size))  # (E, R + 1, E (R + 1))
-        # V_i . V_j for i <= j, and both halves of the symmetric matrix from them.
-        pairs = [
-            ((codes[:, :, j] @ gram[j, :, : (j + 1) * size]).unflatten(-1, (j + 1, size)) * codes[:, :, : j + 1]).sum(
-                -1
-            )
-            for j in range(experts)
-        ]
+        # Products of views overflow half precision.
+        with torch.autocast(hidden.device.type, enabled=False):
+            wide_codes, wide_up = at_least_single(codes), at_least_single(up)
+            gram = (wide_up @ wide_up.T).unflatten(0, (experts, size))  # (E, R + 1, E (R + 1))
+            # V_i . V_j for i <= j, and both halves of the symmetric matrix from them.
+            pairs = []
+            for j in range(experts):
+                product = (wide_codes[:, :, j] @ gram[j, :, : (j + 1) * size]).unflatten(-1, (j + 1, size))
+                pairs.append((product * wide_codes[:, :, : j + 1]).sum(-1))
         places = [max(i, j) * (max(i, j) + 1) // 2 + min(i, j) for i in range(experts) for j in range(experts)]
         scores = torch.cat(pairs, -1)[..., places].unflatten(-1, (experts, experts))
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         weights = (scores * width**-0.5).softmax(-1).sum(-2)  # row i attends to j; the rows are then summed
         if self.aggregation == "mean":
             weights = weights / experts
-        aggregated = (codes * weights[..., None].to(codes.dtype)).flatten(2) @ up
+        aggregated = (codes * weights[..., None].to(codes.dtype)).flatten(2) @ up.to(codes.dtype)
 
         with torch.no_grad():
             norms = scores.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()

@@ -1,5 +1,6 @@
 """GM-DF: CLIP with domain experts, a masked-image head and per-domain text features, as a real / fake classifier."""
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -15,24 +16,25 @@ from .configuration_gmdf import GMDFConfig
 from .experts_gmdf import check_routing
 from .mim_gmdf import MaskedImageHead
 from .outputs_gmdf import GMDFOutput
-from .text_gmdf import DomainTextAffine
+from .text_gmdf import ClassSentencesMixin, DomainTextAffine, at_least_single, mark_stale
 from .vision_gmdf import GMDFVisionModel
 
 # theta_E of Algorithm 1: what the inner step trains. All else is theta_O.
 EXPERT_PARAMETERS = (".experts.", "domain_prompts", "text_affine.")
 TRAINING_ONLY = ("text_model.", "text_projection.", "mim_head.")  # what the slim form leaves out
+FORWARD_OPTIONS = {"output_hidden_states", "output_attentions", "output_expert_weights", "return_dict"}
 LOADING_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "subfolder", "dtype", "attn_implementation")
 
 
-class GMDFModel(CLIPPreTrainedModel):
+class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
     """One detector for many deepfake domains (GM-DF, arXiv 2406.20078).
 
     A model fresh from `from_clip` *is* CLIP: its features and zero-shot logits are `CLIPModel`'s on every route, for
     all that GM-DF adds starts at zero effect. Parameter names are CLIP's, so a CLIP checkpoint loads as it is.
 
     Decisions the paper leaves open: D4, class features depend on sentences and domain prompts only (template P3
-    aside), so they are computed once and kept in the buffer `prompt_embeds`; D5, the class features of the aggregated
-    route are the normalised mean over the active domains; D6, the temperature multiplies cosines; D8, the slim form.
+    aside), so they are computed once and kept in the buffer `prompt_embeds`; D6, the temperature multiplies cosines;
+    D8, the slim form.
 
     Args:
         config: See `GMDFConfig`.
@@ -42,6 +44,8 @@ class GMDFModel(CLIPPreTrainedModel):
     base_model_prefix = "gmdf"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
+    # `Trainer` then divides the loss by the steps of gradient accumulation, as this loss is a mean over a batch.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: GMDFConfig):
         super().__init__(config)
@@ -54,11 +58,13 @@ class GMDFModel(CLIPPreTrainedModel):
             dil=config.dil,
             num_prompt_tokens=config.num_prompt_tokens,
             aggregation=config.aggregation,
+            scale=config.expert_scale,
         )
         self.visual_projection = nn.Linear(vision.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.domain_prompts = nn.Parameter(torch.empty(config.num_experts, config.prompt_size))
-        self.text_affine = DomainTextAffine(config.projection_dim, config.num_experts, config.prompt_size)
+        sizes = (config.projection_dim, config.num_experts, config.prompt_size)
+        self.text_affine = DomainTextAffine(*sizes, shift_scale=config.text_shift_scale)
         self.register_buffer("prompt_embeds", torch.zeros(2, config.projection_dim))
         if not config.slim:
             self.text_model = CLIPTextModel._from_config(text)
@@ -67,10 +73,7 @@ class GMDFModel(CLIPPreTrainedModel):
             self.mim_head = MaskedImageHead(*sizes, eps=vision.layer_norm_eps)
             self._freeze_text_tower()
         self._prompt_embeds_stale = not config.slim
-        # With other weights, the kept class features are as stale as after training.
-        self.register_load_state_dict_post_hook(
-            lambda model, _: setattr(model, "_prompt_embeds_stale", not config.slim)
-        )
+        self.register_load_state_dict_post_hook(mark_stale)
         self.post_init()
 
     @torch.no_grad()
@@ -94,22 +97,28 @@ class GMDFModel(CLIPPreTrainedModel):
                 init.zeros_(linear.bias)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike, *args, config=None, **kwargs) -> "GMDFModel":
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, *args, config=None, use_safetensors=True, **kwargs
+    ) -> "GMDFModel":
         """Load a saved detector, as `PreTrainedModel.from_pretrained`; safetensors only.
 
         Raises:
-            ValueError: If the checkpoint is not a GM-DF and no `config` says how to read it: transformers would make
-                up the missing fields.
+            ValueError: If `use_safetensors` is False, or the checkpoint is not a GM-DF and no `config` says how to
+                read it: transformers would make up the missing fields.
         """
+        if use_safetensors is False:
+            raise ValueError("GM-DF loads safetensors only: leave `use_safetensors` out, found False.")
         if config is None:
             hub = {key: kwargs[key] for key in LOADING_OPTIONS[:5] if key in kwargs}
-            found = PreTrainedConfig.get_config_dict(name_or_path, **hub)[0].get("model_type")
+            found = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)[0].get("model_type")
             if found != cls.config_class.model_type:
                 raise ValueError(
-                    f"{name_or_path} is no GM-DF checkpoint: expected the model type {cls.config_class.model_type!r}, "
-                    f"found {found!r}; `GMDFModel.from_clip` starts from a CLIP."
+                    f"{pretrained_model_name_or_path} is no GM-DF checkpoint: expected the model type "
+                    f"{cls.config_class.model_type!r}, found {found!r}; `GMDFModel.from_clip` starts from a CLIP."
                 )
-        loaded = super().from_pretrained(name_or_path, *args, config=config, use_safetensors=True, **kwargs)
+        loaded = super().from_pretrained(
+            pretrained_model_name_or_path, *args, config=config, use_safetensors=True, **kwargs
+        )
         # Loading makes parameters anew, all of them trainable. (With `output_loading_info` there is more than a model.)
         (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze_text_tower()
         return loaded
@@ -155,10 +164,17 @@ class GMDFModel(CLIPPreTrainedModel):
                 f"The checkpoint {name_or_path} does not hold a whole CLIP: missing {missing[:5]}, "
                 f"of another shape {list(report['mismatched_keys'])[:5]}."
             )
+        if "text_shift_scale" not in kwargs:
+            config.text_shift_scale = model.config.text_shift_scale = math.exp(-model.logit_scale.item())
+            model.text_affine.shift_scale = config.text_shift_scale
         if image_size is not None and image_size != config.vision_config.image_size:
             model.vision_model.resize_images(image_size)
         model.update_prompt_embeds()
         return model
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The patch embedding, which quantisation at load asks for."""
+        return self.vision_model.embeddings.patch_embedding
 
     def expert_parameters(self) -> dict[str, nn.Parameter]:
         """theta_E of Algorithm 1 by name: experts, their DILs and alphas, prompt vectors, text affines."""
@@ -174,44 +190,6 @@ class GMDFModel(CLIPPreTrainedModel):
         """theta_O of Algorithm 1 by name: every other parameter that is not frozen."""
         experts = self.expert_parameters()
         return {n: p for n, p in self.named_parameters() if n not in experts and p.requires_grad}
-
-    def encode_prompts(self, prompt_ids: torch.LongTensor) -> torch.Tensor:
-        """Unit features of class sentences, through the text tower.
-
-        Args:
-            prompt_ids: Token ids of shape `(..., 2, length)`.
-
-        Returns:
-            Features of shape `(..., 2, P)`.
-
-        Raises:
-            ValueError: If this is the slim form, which has no text tower.
-        """
-        if self.config.slim:
-            raise ValueError("The slim form of a checkpoint has no text tower: load the full form to encode prompts.")
-        pooled = self.text_model(prompt_ids.flatten(0, -2)).pooler_output
-        return normalize(self.text_projection(pooled), dim=-1).unflatten(0, prompt_ids.shape[:-1])
-
-    @torch.no_grad()
-    def update_prompt_embeds(self) -> None:
-        """Recompute the kept class features; needed only after the text tower's weights were changed by hand."""
-        ids = torch.tensor(self.config.prompt_ids, device=self.prompt_embeds.device)
-        self.prompt_embeds.copy_(self.encode_prompts(ids))
-        self._prompt_embeds_stale = False
-
-    def train(self, mode: bool = True) -> "GMDFModel":
-        """Switch between training and evaluation; the class features are computed anew at the next use."""
-        self._prompt_embeds_stale = not self.config.slim
-        return super().train(mode)
-
-    def class_features(self) -> torch.Tensor:
-        """Unit features of the two class sentences, shape `(2, P)`: kept ones, or with gradient if the tower trains."""
-        if not self.config.slim:
-            if torch.is_grad_enabled() and self.text_projection.weight.requires_grad:
-                return self.encode_prompts(torch.tensor(self.config.prompt_ids, device=self.prompt_embeds.device))
-            if self._prompt_embeds_stale:
-                self.update_prompt_embeds()
-        return self.prompt_embeds
 
     @can_return_tuple
     def forward(
@@ -242,7 +220,10 @@ class GMDFModel(CLIPPreTrainedModel):
 
         Raises:
             ValueError: If shapes, domain ids or experts are not the model's.
+            TypeError: For an unknown keyword.
         """
+        if unknown := sorted(set(kwargs) - FORWARD_OPTIONS):
+            raise TypeError(f"GMDFModel takes no {unknown[0]!r}; besides its arguments, {sorted(FORWARD_OPTIONS)}.")
         check_routing(self.config.domains, pixel_values.shape[0], domain_ids, active_experts)
         if bool_masked_pos is not None and self.config.slim:
             raise ValueError("The slim form of a checkpoint has no masked-image head: load the full form for masks.")
@@ -255,18 +236,15 @@ class GMDFModel(CLIPPreTrainedModel):
             active_experts=active_experts,
             **kwargs,
         )
-        image_embeds = normalize(self.visual_projection(vision.pooler_output), dim=-1)
+        projected = self.visual_projection(vision.pooler_output)
         sentences = self.class_features() if prompt_ids is None else self.encode_prompts(prompt_ids)
-        views = self.text_affine(sentences, self.domain_prompts).expand(
-            pixel_values.shape[0], -1, -1, -1
-        )  # (B, E, 2, P)
-        if domain_ids is not None:
-            text_embeds = views[torch.arange(len(views), device=views.device), domain_ids]
-        else:
-            if active_experts is not None:
-                views = views[:, torch.as_tensor(active_experts, device=views.device)]
-            text_embeds = normalize(views.mean(1), dim=-1)
-        logits = self.logit_scale.exp() * torch.einsum("bp,bcp->bc", image_embeds, text_embeds)
+        # Decision D19: in half precision, cosines and temperature would round many images to the same score.
+        with torch.autocast(projected.device.type, enabled=False):
+            image_embeds = normalize(at_least_single(projected), dim=-1)
+            text_embeds = self.text_affine(sentences, self.domain_prompts, domain_ids, active_experts)
+            text_embeds = text_embeds.expand(len(image_embeds), -1, -1)
+            cosines = torch.einsum("bp,bcp->bc", image_embeds, text_embeds)
+            logits = at_least_single(self.logit_scale).exp() * cosines
         codes, pixels = None, None
         if bool_masked_pos is not None:
             hidden = bool_masked_pos.flatten().nonzero().flatten().to(pixel_values.device, non_blocking=True)

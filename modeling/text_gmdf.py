@@ -1,6 +1,9 @@
-"""The per-domain side of the text features (Fig. 2, "dynamic text feature affine")."""
+"""The text side: features of the two class sentences, and each domain's view of them (Fig. 2)."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -10,29 +13,115 @@ from torch.nn.functional import normalize
 class DomainTextAffine(nn.Module):
     """Gain and bias of each domain on the two class features, made from its prompt vector p_n; the identity at first.
 
-    ``t'_{n,c} = normalize(t_c * (1 + g_{n,c}(p_n)) + b_{n,c}(p_n))``
+    ``t'_{n,c} = normalize(t_c * (1 + g_{n,c}(p_n)) + s b_{n,c}(p_n))``
+
+    Decision D17: s is one over the temperature of the loaded CLIP, by which logits multiply what the shift adds;
+    without it one inner step at a temperature of 100 raises the loss several times.
+
+    Decision D5: the class features of the aggregated route are the normalised mean over the active domains.
 
     Args:
         projection_dim: Width P of the text features.
         num_experts: Number of source domains E.
         prompt_size: Numbers M in a prompt vector.
+        shift_scale: Factor s on the shift.
     """
 
-    def __init__(self, projection_dim: int, num_experts: int, prompt_size: int):
+    def __init__(self, projection_dim: int, num_experts: int, prompt_size: int, shift_scale: float):
         super().__init__()
+        self.shift_scale = shift_scale
         self.gain_weight = nn.Parameter(torch.empty(num_experts, 2, projection_dim, prompt_size))
         self.shift_weight = nn.Parameter(torch.empty(num_experts, 2, projection_dim, prompt_size))
 
-    def forward(self, text_embeds: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
-        """Every domain's view of the class features.
+    def forward(
+        self,
+        text_embeds: torch.Tensor,
+        prompts: torch.Tensor,
+        domain_ids: torch.LongTensor | None = None,
+        active_experts: Sequence[int] | None = None,
+    ) -> torch.Tensor:
+        """The class features that images are compared with, in single precision at least (decision D19).
 
         Args:
-            text_embeds: Unit features of the real and the fake sentence, shape `(..., 2, P)`.
+            text_embeds: Unit features of the real and the fake sentence, shape `(2, P)` or `(B, 2, P)`.
             prompts: Prompt vectors p, shape `(E, M)`.
+            domain_ids: Domain of each image, shape `(B,)`; None aggregates the active ones.
+            active_experts: Domains that the aggregated route uses; None for all.
 
         Returns:
-            Unit features of shape `(..., E, 2, P)`.
+            Unit features of shape `(B, 2, P)`; the aggregated route of one sentence pair gives `(1, 2, P)`.
         """
-        gain = torch.einsum("ecpm,em->ecp", self.gain_weight, prompts)
-        shift = torch.einsum("ecpm,em->ecp", self.shift_weight, prompts)
-        return normalize(text_embeds.unsqueeze(-3) * (1 + gain) + shift, dim=-1)
+        text_embeds, prompts = at_least_single(text_embeds), at_least_single(prompts)
+        gain = torch.einsum("ecpm,em->ecp", self.gain_weight.to(prompts), prompts)
+        shift = torch.einsum("ecpm,em->ecp", self.shift_weight.to(prompts), prompts)
+        views = normalize(text_embeds.unsqueeze(-3) * (1 + gain) + self.shift_scale * shift, dim=-1)
+        views = views.view(-1, *views.shape[-3:])  # (1 or B, E, 2, P)
+        if domain_ids is not None:
+            views = views.expand(len(domain_ids), -1, -1, -1)
+            return views[torch.arange(len(views), device=views.device), domain_ids]
+        if active_experts is not None:
+            views = views[:, torch.as_tensor(active_experts, device=views.device)]
+        return normalize(views.mean(1), dim=-1)
+
+
+class ClassSentencesMixin:
+    """What a `GMDFModel` does with its two class sentences: computed once and kept in `prompt_embeds` (decision D4)."""
+
+    config: Any
+    text_model: nn.Module
+    text_projection: nn.Module
+    prompt_embeds: torch.Tensor
+    _prompt_embeds_stale: bool
+
+    def encode_prompts(self, prompt_ids: torch.LongTensor) -> torch.Tensor:
+        """Unit features of class sentences, through the text tower.
+
+        Args:
+            prompt_ids: Token ids of shape `(..., 2, length)`.
+
+        Returns:
+            Features of shape `(..., 2, P)`.
+
+        Raises:
+            ValueError: If this is the slim form, which has no text tower.
+        """
+        if self.config.slim:
+            raise ValueError("The slim form of a checkpoint has no text tower: load the full form to encode prompts.")
+        pooled = self.text_model(prompt_ids.flatten(0, -2)).pooler_output
+        return normalize(self.text_projection(pooled), dim=-1).unflatten(0, prompt_ids.shape[:-1])
+
+    @torch.no_grad()
+    def update_prompt_embeds(self) -> None:
+        """Recompute the kept class features; needed only after the text tower's weights were changed by hand."""
+        ids = torch.tensor(self.config.prompt_ids, device=self.prompt_embeds.device)
+        self.prompt_embeds.copy_(self.encode_prompts(ids))
+        self._prompt_embeds_stale = False
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; the class features are computed anew at the next use."""
+        self._prompt_embeds_stale = not self.config.slim
+        return super().train(mode)  # type: ignore[misc]
+
+    def class_features(self) -> torch.Tensor:
+        """Unit features of the two class sentences, shape `(2, P)`: kept ones, or with gradient if the tower trains."""
+        if not self.config.slim:
+            # Any weight of the tower: it may be thawed in part, or adapted by LoRA.
+            if torch.is_grad_enabled() and any(
+                parameter.requires_grad
+                for part in (self.text_model, self.text_projection)
+                for parameter in part.parameters()
+            ):
+                return self.encode_prompts(torch.tensor(self.config.prompt_ids, device=self.prompt_embeds.device))
+            if self._prompt_embeds_stale:
+                self.update_prompt_embeds()
+        return self.prompt_embeds
+
+
+def mark_stale(model: ClassSentencesMixin, *_: object) -> None:
+    """Hook after new weights: the kept class features are those of the old ones. A function, so that it pickles."""
+    model._prompt_embeds_stale = not model.config.slim
+
+
+def at_least_single(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor in single precision if it is in half precision, unchanged otherwise."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

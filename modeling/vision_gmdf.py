@@ -20,6 +20,13 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .experts_gmdf import DomainExperts, DomainInformationLayer
 
+DIL_STD = 0.1  # of the last linear map of a Dataset Information Layer at the start: gains are 1 +- 0.1
+
+
+def _draw_once(parameter: torch.Tensor, std: float) -> None:
+    """Give all experts, along the first dimension, the same random start (decision D17)."""
+    init.copy_(parameter, (torch.randn_like(parameter[0]) * std).expand_as(parameter))
+
 
 class GMDFVisionEmbeddings(CLIPVisionEmbeddings):
     """CLIP's patch, class and position embeddings; hidden patches become the mask token (decision D7)."""
@@ -62,6 +69,14 @@ class GMDFVisionEmbeddings(CLIPVisionEmbeddings):
         return torch.cat([classes, patches], dim=1) + self.position_embedding(self.position_ids)
 
 
+class LayerNormWithBias(nn.LayerNorm):
+    """A LayerNorm that also returns its bias, which a model in parts on several devices holds only in this call."""
+
+    def forward(self, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalise tokens of shape `(B, T, D)`; the bias has shape `(D,)`."""
+        return super().forward(input), self.bias
+
+
 class GMDFVisionLayer(GradientCheckpointingLayer):
     """One block: CLIP's attention half, then ``x + MLP(LN2(x)) + experts(LN2(x))`` (Eq. 1, 4).
 
@@ -73,7 +88,7 @@ class GMDFVisionLayer(GradientCheckpointingLayer):
         self.self_attn = CLIPAttention(config)
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = CLIPMLP(config)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm2 = LayerNormWithBias(config.hidden_size, eps=config.layer_norm_eps)
         self.experts = DomainExperts(config.hidden_size, hidden_act=config.hidden_act, **expert_settings)
 
     def forward(
@@ -88,8 +103,8 @@ class GMDFVisionLayer(GradientCheckpointingLayer):
         """Map tokens of shape `(B, T, D)` to the same shape (see `DomainExperts` for the routing arguments)."""
         attended, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask=attention_mask, **kwargs)
         hidden_states = hidden_states + attended
-        normed = self.layer_norm2(hidden_states)
-        expert_part, _ = self.experts(normed, self.layer_norm2.bias, domain_prompts, domain_ids, active_experts)
+        normed, norm_bias = self.layer_norm2(hidden_states)
+        expert_part, _ = self.experts(normed, norm_bias, domain_prompts, domain_ids, active_experts)
         return hidden_states + self.mlp(normed) + expert_part
 
 
@@ -114,7 +129,7 @@ class GMDFVisionModel(CLIPPreTrainedModel):
 
     Args:
         config: CLIP vision configuration.
-        **expert_settings: `num_experts, bottleneck_size, prompt_size, dil, num_prompt_tokens, aggregation` of
+        **expert_settings: `num_experts, bottleneck_size, prompt_size, dil, num_prompt_tokens, aggregation, scale` of
             `DomainExperts`.
     """
 
@@ -165,14 +180,14 @@ class GMDFVisionModel(CLIPPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, DomainExperts):
-            init.normal_(module.down_weight, std=module.down_weight.shape[-1] ** -0.5)
-            init.normal_(module.up_weight, std=module.up_weight.shape[-1] ** -0.5)
+            for weight in (module.down_weight, module.up_weight):
+                _draw_once(weight, std=weight.shape[-1] ** -0.5)
             for parameter in (module.down_bias, module.up_bias, module.alpha):
                 init.zeros_(parameter)
         elif isinstance(module, DomainInformationLayer):
             for name, parameter in module.named_parameters(recurse=False):
-                if name == "query_weight":
-                    init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+                if name.endswith("_weight"):
+                    _draw_once(parameter, std=parameter.shape[-1] ** -0.5 if name == "query_weight" else DIL_STD)
                 else:
                     init.zeros_(parameter)
 

@@ -47,10 +47,11 @@ from gmdf_hf.modeling import (
     GMDFModel,
 )
 from gmdf_hf.training.image_tokenizer import GMDFImageTokenizer, GMDFImageTokenizerConfig
-from gmdf_hf.training.meta import MetaOptions, meta_step
+from gmdf_hf.training.inner_optimizer import ExpertAdam
+from gmdf_hf.training.methods.gmdf import GMDF, MetaOptions
 
 DOMAINS = ("a", "b", "c")
-LEARNING_RATE, INNER_LEARNING_RATE = 3e-6, 1e-2
+LEARNING_RATE, INNER_LEARNING_RATE, QUEUE = 3e-6, 3e-4, 512
 BACKBONES = {
     "vit_b16": {"patch_size": 16},
     "tiny": {"patch_size": 16, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -124,7 +125,10 @@ class Bench:
         """One iteration of `scripts/meta_train.py`: a batch of every domain, the last held out."""
         model = self.detector()
         tokenizer = self.image_tokenizer()
-        shared = list(model.shared_parameters().values())
+        method = GMDF(ExpertAdam(INNER_LEARNING_RATE), MetaOptions(alignment_queue=QUEUE), self.batch_size)
+        shared = method.prepare(model)
+        method.image_tokenizer = tokenizer
+        self.fill_queue(method)
         optimizer = torch.optim.Adam(shared, lr=LEARNING_RATE)
         count, half = self.batch_size * len(DOMAINS), self.batch_size // 2
         pixel_values = self.images(count).cpu()
@@ -134,13 +138,21 @@ class Bench:
         def iteration() -> None:
             mask = hidden_patches(range(self.batch_size), model.config)
             episode = Episode.of(pixel_values, labels, domain_ids, mask, device=self.device)
-            losses = meta_step(model, episode, self.accelerator, tokenizer, MetaOptions(INNER_LEARNING_RATE))
+            losses = method.step(model, episode, self.accelerator)
             norm = torch.nn.utils.clip_grad_norm_(shared, torch.inf)
             torch.stack([*losses.values(), norm]).tolist()  # the loop reads them before it trusts the step
             optimizer.step()
             optimizer.zero_grad()
 
         return iteration
+
+    def fill_queue(self, method: GMDF) -> None:
+        """Give L_sis as many features as a run has after its first iterations."""
+        for queue in method.alignment.queues or ():
+            for domain in range(len(DOMAINS)):
+                for _ in range(queue.batches):
+                    features = torch.randn(self.batch_size, queue.features.shape[-1], device=self.device)
+                    queue.push(domain, torch.nn.functional.normalize(features, dim=-1))
 
     def literal(self) -> Callable[[], object]:
         """Algorithm 1 as it is printed."""

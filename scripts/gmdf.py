@@ -139,6 +139,7 @@ def info(
         "hidden_size": vision.hidden_size,
         "dil": config.dil,
         "aggregation": config.aggregation,
+        "expert_effect": config.expert_effect,
         "slim": config.slim,
         "parameters": sum(p.numel() for p in detector.parameters()),
         "expert_parameters": sum(p.numel() for p in detector.expert_parameters().values()),

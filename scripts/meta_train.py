@@ -41,7 +41,7 @@ from gmdf_hf.training.adapters import save_expert
 from gmdf_hf.training.checkpoint import environment, save_model, write_skipped
 from gmdf_hf.training.classifiers import image_side
 from gmdf_hf.training.config import TrainConfig, parse_command_line
-from gmdf_hf.training.diagnostics import expert_gains, expert_use, plot_history, record_failure, restore
+from gmdf_hf.training.diagnostics import expert_state, idle_warning, plot_history, record_failure, restore
 from gmdf_hf.training.setup import Setup, check_method, set_up
 from gmdf_hf.training.training_state import History, Progress, Stopped, StopSignal, load_state, open_run, save_state
 
@@ -99,7 +99,7 @@ def train(config: TrainConfig, setup: Setup, checkpoint: Path | None, stop: Stop
     joined_batch = config.batch_size * accelerator.num_processes
     progress, history = Progress(), History(config.output_dir / "history.jsonl", accelerator.is_main_process)
     if checkpoint is not None:
-        progress = load_state(checkpoint, model, optimizer, states, joined_batch)
+        progress = load_state(checkpoint, model, optimizer, states, method.state(), joined_batch)
         history.cut(progress.history)
     started = time.time() - progress.seconds
 
@@ -108,7 +108,7 @@ def train(config: TrainConfig, setup: Setup, checkpoint: Path | None, stop: Stop
         progress.skipped = sorted(set(gather_object(progress.skipped)))
         if accelerator.is_main_process:
             folder = config.output_dir / "checkpoints"
-            save_state(folder, progress, model, optimizer, states, joined_batch, config.keep)
+            save_state(folder, progress, model, optimizer, states, method.state(), joined_batch, config.keep)
         wait_for_all()
 
     bar = tqdm(desc="meta-training", unit="it", total=steps, initial=progress.step, disable=not history.active)
@@ -121,6 +121,8 @@ def train(config: TrainConfig, setup: Setup, checkpoint: Path | None, stop: Stop
                 # All that is random in an iteration follows from the seed and its number: a resumed run repeats it.
                 torch.manual_seed(2**32 * config.seed + progress.step)
                 episode = setup.episode_of(batch)
+                if progress.iteration == 0 and (figures := method.describe_step(model, episode, accelerator)):
+                    history.add({"step": progress.step, "epoch": epoch, "gradient_norms": figures})
                 before = [tensor.detach().clone() for tensor in setup.restore_on_failure]
                 losses = method.step(model, episode, accelerator)
                 average_over_processes(setup.statistics)
@@ -136,12 +138,17 @@ def train(config: TrainConfig, setup: Setup, checkpoint: Path | None, stop: Stop
                     raise UserError(record_failure(path, model, episode, batch["names"], step, values))
                 optimizer.step()
                 optimizer.zero_grad()
-                if not accelerator.optimizer_step_was_skipped:
+                if accelerator.optimizer_step_was_skipped:  # an overflow: the whole iteration counts as not done
+                    restore(setup.restore_on_failure, before)
+                    progress.overflows += 1
+                else:
                     scheduler.step()
                 progress.step, progress.iteration = progress.step + 1, progress.iteration + 1
                 bar.update()
                 if progress.step % LOG_EVERY == 0 or progress.step == steps:
                     values |= {"learning_rate": scheduler.get_last_lr()[0]}
+                    if accelerator.scaler:
+                        values |= {"overflows": progress.overflows}
                     history.add({"step": progress.step, "epoch": epoch, **values})
                     accelerator.log(values, step=progress.step)
                     rate = progress.step * len(setup.train) * joined_batch / (time.time() - started)
@@ -173,12 +180,13 @@ def choose(config: TrainConfig, setup: Setup, progress: Progress, history: Histo
     mean_auc, threshold = select(scores, [domain.name for domain in setup.validation])
     record = {"step": progress.step, "epoch": progress.epoch, "validation_auc": mean_auc}
     if config.method == "gmdf":
-        use = expert_use(setup.model, FrameReader(setup.validation, setup.processor))
-        record |= {"alpha": expert_gains(setup.model), "expert_use": use}
+        record |= expert_state(setup.model, FrameReader(setup.validation, setup.processor))
     history.add(record)
     setup.accelerator.log({"validation_auc": mean_auc}, step=progress.step)
     if mean_auc > progress.best:
         progress.best, progress.threshold = mean_auc, threshold
+        if config.method == "gmdf":
+            setup.model.config.expert_effect = record["expert_effect"]
         if config.method != "add_domain":  # whose threshold is that of one route, not of the detector
             setup.model.config.threshold = min(threshold, 1.0)
         if setup.accelerator.is_main_process:
@@ -205,6 +213,7 @@ def evaluate(config: TrainConfig, setup: Setup, progress: Progress) -> dict[str,
         "source_domains": [domain.name for domain in setup.train],
         "unseen_domains": list(config.test_only_domains),
         "skipped": len(skipped),
+        "expert_effect": getattr(model.config, "expert_effect", None) if config.method == "gmdf" else None,
         "unread_domains": [domain.name for domain in setup.test if not (scores["domain"] == domain.name).any()],
         "domains": domain_metrics(scores, progress.threshold),
     }
@@ -235,6 +244,9 @@ if __name__ == "__main__":
         outcome = main(arguments)
         if process_index() == 0:
             print_results(outcome)
+            effect = outcome["expert_effect"]
+            if effect is not None and (warning := idle_warning(effect)):
+                print(warning)
             print(f"model: {arguments.output_dir / 'model'}")
     except Stopped as stopped:
         print(f"meta_train.py: {stopped}", file=sys.stderr)

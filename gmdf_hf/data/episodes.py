@@ -13,6 +13,7 @@ from torch.utils.data import Sampler
 
 from gmdf_hf.common.errors import DomainError
 from gmdf_hf.common.processes import gather_counts, process_index
+from gmdf_hf.common.random_numbers import random_numbers
 from gmdf_hf.data.frames import Draw
 from gmdf_hf.data.patches import draw_mask
 from gmdf_hf.modeling import GMDFConfig
@@ -20,7 +21,7 @@ from gmdf_hf.modeling import GMDFConfig
 
 def held_out_domains(domains: int, seed: Sequence[int]) -> Iterator[int]:
     """The meta-test domain of each iteration, without end: in a random order, each once in N iterations."""
-    rng = np.random.default_rng(seed)
+    rng = random_numbers("meta-test domain", *seed)
     while True:
         yield from rng.permutation(domains).tolist()
 
@@ -44,7 +45,7 @@ def balanced_batches(
     """
     if batch_size < 2 or batch_size % 2:
         raise ValueError(f"`batch_size` must be even and at least 2, found {batch_size}.")
-    rng = np.random.default_rng(seed)
+    rng = random_numbers("order of frames", *seed)
     rows_of: tuple[dict[Hashable, list[int]], ...] = ({}, {})
     for row, (label, video) in enumerate(zip(labels.tolist(), videos, strict=True)):
         rows_of[label].setdefault(video, []).append(row)
@@ -114,9 +115,9 @@ class EpisodeSampler(Sampler):
 
     def __iter__(self) -> Iterator[list[Draw]]:
         domains = len(self.labels)
-        rng = np.random.default_rng((self.seed, self.epoch, domains, 0))
+        rng = random_numbers("mirroring and masks", self.seed, self.epoch)
         streams = [self._endless(domain) for domain in range(domains)]
-        meta_tests = held_out_domains(domains, (self.seed, self.epoch, domains))
+        meta_tests = held_out_domains(domains, (self.seed, self.epoch))
         for number, meta_test in zip(range(len(self)), meta_tests, strict=False):
             chances = rng.integers(2**62, size=(domains, self.joined_size))
             batches = [next(stream) for stream in streams]

@@ -19,6 +19,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from gmdf_hf.common.errors import DomainError
 from gmdf_hf.common.labels import CLASS_NAMES, LabelReader
+from gmdf_hf.common.random_numbers import random_numbers
 from gmdf_hf.data.dataset import (
     DRAWN_PREFIX,
     Domain,
@@ -197,11 +198,11 @@ class EpisodeStream(torch.utils.data.IterableDataset):
         epoch, start = self._epoch_and_start.tolist()
         worker = torch.utils.data.get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        rng = np.random.default_rng((self.seed, epoch, self.process_index, number))
+        rng = random_numbers("mirroring and masks", self.seed, epoch, self.process_index, number)
         classes = [
             [self._frames_of(index, label, epoch, number) for label in (0, 1)] for index in range(len(self.streams))
         ]
-        meta_tests = held_out_domains(len(self.streams), (self.seed, epoch, len(self.streams)))
+        meta_tests = held_out_domains(len(self.streams), (self.seed, epoch))
         for iteration, meta_test in zip(range(self.length), meta_tests, strict=False):
             if iteration % workers != number:  # loaders take from their workers in turn
                 continue
@@ -223,10 +224,11 @@ class EpisodeStream(torch.utils.data.IterableDataset):
         stream = self.streams[index]
         for visit in itertools.count():
             # The shards alone are shuffled, for the frames of a video to stay together, and alike in all processes.
-            rng = np.random.default_rng((self.seed, epoch, index, label, visit))
+            rng = random_numbers("order of shards", self.seed, epoch, index, label, visit)
             shuffled = stream.frames.shuffle(int(rng.integers(2**31)), buffer_size=1, max_buffer_input_shards=1)
             of_class = (frame for frame in stream.read(self._part(shuffled)) if frame.label == label)
-            rng = np.random.default_rng((self.seed, epoch, index, label, visit, self.process_index, worker))
+            of_part = epoch, index, label, visit, self.process_index, worker
+            rng = random_numbers("order of frames", self.seed, *of_part)
             found = False
             for frame in _shuffled(_some_of_each_video(of_class, rng), rng):
                 found = True

@@ -23,6 +23,7 @@ MODEL_FIELDS = (
     "prompt_size",
     "num_prompt_tokens",
     "aggregation",
+    "expert_scale",
     "prompt",
     "mask_ratio",
     "mask_strategy",
@@ -99,8 +100,14 @@ class TrainConfig(BaseModel):
         32, ge=2, multiple_of=2, description="Images of each domain in a meta-iteration, half of them real."
     )
     learning_rate: float = Field(3e-6, gt=0, description="Step size delta of theta_O (Adam).")
-    inner_learning_rate: float = Field(
-        1e-2, gt=0, description="Step size beta of theta_E (Eq. 10, plain gradient descent)."
+    inner_optimizer: Literal["adam", "sgd"] = Field(
+        "adam",
+        description="Optimizer of theta_E: `adam` with moments for each domain, or `sgd`, Eq. 10 to the letter, which "
+        "`second_order` needs (decision D17).",
+    )
+    inner_learning_rate: float = Field(3e-4, gt=0, description="Step size beta of theta_E (Eq. 10).")
+    inner_max_grad_norm: float | None = Field(
+        1.0, gt=0, description="Shrink each domain's gradient of theta_E to at most this norm."
     )
     mldg_learning_rate: float = Field(
         1e-2, gt=0, description="Step size alpha of `mldg`'s step on the meta-train domains (plain gradient descent)."
@@ -111,6 +118,9 @@ class TrainConfig(BaseModel):
         "the projection, the temperature and the masked-image head. Fewer weights want a larger `learning_rate`.",
     )
     alignment_weight: float = Field(1.0, ge=0, description="Weight of L_sis in Eq. 11.")
+    alignment_queue: int = Field(
+        512, ge=0, description="Images of a domain whose features L_sis compares, those of past batches included (D18)."
+    )
     mim_weight: float = Field(1.0, ge=0, description="Weight of L_mim in Eq. 11.")
     source_weight: float = Field(
         0.0, ge=0, description="Weight of the source domains' own loss in the objective of theta_O (decision D16)."
@@ -241,6 +251,11 @@ class TrainConfig(BaseModel):
         if self.streaming and self.steps_per_epoch is None:
             raise ValueError("streaming needs steps_per_epoch: nobody knows how long a stream is")
         if self.meta_gradient == "second_order":
+            if self.inner_optimizer != "sgd":
+                raise ValueError(
+                    f"second_order differentiates Eq. 10 as it is written: it needs inner_optimizer sgd, found "
+                    f"{self.inner_optimizer!r}"
+                )
             # Each of these gives a wrong gradient without a word, or has no second derivative.
             if self.gradient_checkpointing:
                 raise ValueError("second_order cannot be had with gradient_checkpointing: the gradient would be wrong")

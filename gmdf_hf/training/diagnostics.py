@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import gather_object
@@ -18,6 +20,8 @@ from gmdf_hf.common.processes import process_index
 from gmdf_hf.data.episodes import Episode
 from gmdf_hf.data.frames import FrameReader, collate
 from gmdf_hf.modeling import GMDFModel
+
+EFFECT_GOAL = 0.1  # expert effect from which ablations of experts count (decision D17)
 
 
 @torch.no_grad()
@@ -80,33 +84,100 @@ def record_failure(
     )
 
 
-def expert_gains(model: GMDFModel) -> dict[str, list[float]]:
-    """alpha of every domain's expert, block by block (Eq. 2): 0 where an expert adds nothing."""
-    gains = torch.stack([layer.experts.alpha for layer in model.vision_model.encoder.layers]).T
-    return dict(zip(model.config.domains, gains.tolist(), strict=True))
-
-
 @torch.no_grad()
-def expert_use(model: GMDFModel, frames: FrameReader, images: int = 32) -> dict[str, dict[str, float]]:
-    """Each expert's share in what the experts add to the images of a domain, over all blocks.
+def expert_state(model: GMDFModel, frames: FrameReader, images: int = 32) -> dict[str, Any]:
+    """What the experts have become.
 
     Args:
         model: The detector.
-        frames: Domains to look at, by evenly spaced images.
+        frames: Its domains' validation images, of which evenly spaced ones are looked at.
         images: How many of each domain.
 
     Returns:
-        For each domain of `frames` the shares of the model's domains, which sum to 1.
+        `alpha`: of every domain's expert, block by block (Eq. 2), 0 where an expert adds nothing. `dil_change`: mean
+        distance of the gains of the Dataset Information Layers from 1 (`affine` variants). `expert_use`: each expert's
+        share in what the experts add to the images of a domain, over all blocks. `expert_effect`: see `effect_of`.
     """
-    use = {}
+    use, batches = {}, []
     for number, domain in enumerate(frames.domains):
         rows = torch.linspace(0, len(domain) - 1, min(images, len(domain))).long().unique().tolist()
         batch = collate([frames[number, row] for row in rows])
         if "pixel_values" in batch:
-            output = model(batch["pixel_values"].to(model.device), output_expert_weights=True)
+            pixel_values = batch["pixel_values"].to(model.device)
+            output = model(pixel_values, output_expert_weights=True)
             shares = torch.stack(output.expert_weights).float().mean((0, 1))
             use[domain.name] = dict(zip(model.config.domains, shares.tolist(), strict=True))
-    return use
+            batches.append((pixel_values, torch.full((len(pixel_values),), number, device=model.device)))
+    layers = [layer.experts for layer in model.vision_model.encoder.layers]
+    alphas = torch.stack([experts.alpha for experts in layers]).T
+    state: dict[str, Any] = {"alpha": dict(zip(model.config.domains, alphas.tolist(), strict=True))}
+    if model.config.dil != "cross_attention":
+        changes = [experts.dil.gains(model.domain_prompts).sub(1).abs().mean() for experts in layers]
+        state["dil_change"] = float(torch.stack(changes).mean())
+    effect = {part: effect_of(model, batches, part) for part in ("experts", "text")}
+    return state | {"expert_use": use, "expert_effect": effect}
+
+
+def effect_of(
+    model: GMDFModel, batches: Sequence[tuple[torch.Tensor, torch.Tensor]], part: Literal["experts", "text"]
+) -> dict[str, float]:
+    """How much of the decision a part of theta_E makes (decision D17).
+
+    The standard deviation over images of the margin's change when the part is silenced, over that of the margin; the
+    margin is the logit of fake minus that of real.
+
+    Args:
+        model: The detector.
+        batches: Images `(B, 3, H, W)` and their domains `(B,)`.
+        part: All vision `experts`, or the `text` affine.
+
+    Returns:
+        `known`: on the images' own route, `unknown`: on the aggregated one.
+    """
+    effects = {}
+    for route in ("known", "unknown"):
+        known = route == "known"
+        with_part = margins(model, batches, known)
+        with silenced(model, part):
+            change = with_part - margins(model, batches, known)
+        effects[route] = float(change.std() / with_part.std())
+    return effects
+
+
+def margins(model: GMDFModel, batches: Sequence[tuple[torch.Tensor, torch.Tensor]], known: bool) -> torch.Tensor:
+    """Margins of all images, shape `(B,)`, each on its own domain's route or all on the aggregated one."""
+    routes = [{"domain_ids": domain_ids} if known else {} for _, domain_ids in batches]
+    logits = torch.cat([model(batch[0], **route).logits for batch, route in zip(batches, routes, strict=True)])
+    return logits[:, 1] - logits[:, 0]
+
+
+@contextmanager
+def silenced(model: GMDFModel, part: Literal["experts", "text"]) -> Iterator[None]:
+    """Set all vision experts, or the text affine, to zero effect."""
+    if part == "experts":
+        tensors = [layer.experts.alpha for layer in model.vision_model.encoder.layers]
+    else:
+        tensors = list(model.text_affine.parameters())
+    before = [tensor.detach().clone() for tensor in tensors]
+    with torch.no_grad():
+        for tensor in tensors:
+            tensor.zero_()
+    try:
+        yield
+    finally:
+        restore(tensors, before)
+
+
+def idle_warning(effect: Mapping[str, Mapping[str, float]]) -> str | None:
+    """A sentence for the end of a run whose experts have little effect; None for any other."""
+    found = effect["experts"]
+    if min(found.values()) >= EFFECT_GOAL:
+        return None
+    return (
+        f"The experts are nearly idle: they make {100 * found['known']:.1f} % of the margin's spread on an image's own "
+        f"route and {100 * found['unknown']:.1f} % on that of unknown domains; below {100 * EFFECT_GOAL:.0f} % a "
+        "comparison of expert variants says nothing. Raise inner_learning_rate or train longer."
+    )
 
 
 def plot_history(history: Path, picture: Path) -> None:

@@ -8,6 +8,8 @@ import torch
 from torch.nn.functional import cross_entropy, l1_loss
 from torch.nn.utils.rnn import pad_sequence
 
+from gmdf_hf.common.processes import num_processes, process_index, sum_over_processes
+
 
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """L_cls: cross-entropy, averaged over each domain's images and summed over domains (Eq. 9, decision D11).
@@ -30,8 +32,9 @@ def alignment_loss(sources: Sequence[torch.Tensor], target: torch.Tensor) -> tor
 
     ``|mu_s - mu_t|^2 + Tr(S_s + S_t - 2 (S_s S_t)^(1/2))``, averaged over source domains. Eq. 8 names its means
     inconsistently; source against meta-test is what its text describes. With A and B the centred batches over
-    ``sqrt(n - 1)``, ``Tr((S_s S_t)^(1/2))`` is the nuclear norm of ``A B^T``: an n x n problem instead of a P x P one,
-    exact, and differentiable without a matrix square root.
+    ``sqrt(n - 1)``, ``Tr((S_s S_t)^(1/2))`` is the nuclear norm of ``A B^T``, which is ``<U V^T, A B^T>`` with the
+    orthogonal factor ``U V^T`` as a constant: exact, with its gradient, and one decomposition without autograd. The
+    processes, which all have the same features, share out the source domains' decompositions.
 
     Args:
         sources: Features of each source domain, each of shape `(n, P)`.
@@ -53,9 +56,40 @@ def alignment_loss(sources: Sequence[torch.Tensor], target: torch.Tensor) -> tor
         a = pad_sequence(list(centred), batch_first=True)  # (S, n, P)
         products = a @ b.T
         # A number that is not finite is an error of the decomposition; the means below carry it into the loss instead.
-        cross = torch.linalg.svdvals(products.where(products.isfinite().all(), 0)).sum(-1)
+        finite = products.detach().isfinite().all()
+        a_finite, b_finite = a.detach().where(finite, 0), b.detach().where(finite, 0)
+        factors = torch.zeros_like(products, requires_grad=False)
+        for domain in range(process_index(), len(a), num_processes()):
+            factors[domain] = orthogonal_factor(a_finite[domain], b_finite)
+        (factors,) = sum_over_processes([factors])
+        cross = (factors * products).sum((1, 2))
         between_means = (torch.stack(means) - target_mean).square().sum(-1)
         return (between_means + a.square().sum((1, 2)) + b.square().sum() - 2 * cross).mean()
+
+
+@torch.no_grad()
+def orthogonal_factor(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """``U V^T`` of the singular value decomposition ``A B^T = U S V^T``; the gradient of the nuclear norm.
+
+    The eigenvalues of the smallest Gram matrix give it, in double precision, as they are squares: of side n, m or P.
+
+    Args:
+        a: A, shape `(n, P)`.
+        b: B, shape `(m, P)`.
+
+    Returns:
+        Shape `(n, m)`; singular values of 0 are left out.
+    """
+    if a.shape[1] < min(len(a), len(b)):
+        (a_basis, a_core), (b_basis, b_core) = torch.linalg.qr(a.double()), torch.linalg.qr(b.double())
+        return (a_basis @ orthogonal_factor(a_core, b_core).double() @ b_basis.T).to(a.dtype)
+    if len(a) < len(b):
+        return orthogonal_factor(b, a).T
+    product = a.double() @ b.double().T
+    squares, vectors = torch.linalg.eigh(product.T @ product)
+    present = squares > squares[-1] * len(squares) * torch.finfo(squares.dtype).eps
+    inverse = squares.where(present, 1).rsqrt().where(present, 0)
+    return (product @ ((vectors * inverse) @ vectors.T)).to(a.dtype)
 
 
 def _centre(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -96,7 +96,8 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
             raise UserError(f"gradient_checkpointing: {' '.join(str(error).split())}") from error
     if config.torch_compile:
         model.compile()
-    method = make_method(config, names, None if config.streaming else [len(domain) for domain in train])
+    images = None if config.streaming else [len(domain) for domain in train]
+    method = make_method(config, names, images, accelerator.num_processes)
     parameters = method.prepare(model)
     same_on_all(model.parameters())
     statistics = running_statistics(model)

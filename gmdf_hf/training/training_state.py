@@ -44,6 +44,7 @@ class Progress:
         threshold: Score at that point's equal error rate.
         history: Bytes of `history.jsonl` so far.
         seconds: Time spent so far.
+        overflows: Iterations undone because a gradient overflowed half precision.
         skipped: Images that could not be read so far.
     """
 
@@ -54,6 +55,7 @@ class Progress:
     threshold: float = 0.5
     history: int = 0
     seconds: float = 0.0
+    overflows: int = 0
     skipped: list[Skipped] = field(default_factory=list)
 
 
@@ -63,6 +65,7 @@ def save_state(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     states: Mapping[str, Any],
+    of_method: Mapping[str, torch.Tensor],
     joined_batch: int,
     keep: int,
 ) -> Path:
@@ -74,6 +77,7 @@ def save_state(
         model: Its parameters and buffers are kept.
         optimizer: Of the shared parameters.
         states: Objects whose `state_dict` holds plain numbers: scheduler, gradient scaler.
+        of_method: The training method's own tensors.
         joined_batch: Images of each domain in an iteration of all processes together.
         keep: Checkpoints to keep, this one included.
 
@@ -90,6 +94,7 @@ def save_state(
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, of_parameter in state["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in of_parameter.items()}
+    tensors |= {f"method.{name}": value for name, value in of_method.items()}
     values = {
         "progress": asdict(progress),
         "param_groups": state["param_groups"],
@@ -119,6 +124,7 @@ def load_state(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     states: Mapping[str, Any],
+    of_method: Mapping[str, torch.Tensor],
     joined_batch: int,
 ) -> Progress:
     """Put a checkpoint back; the arguments are those of `save_state`.
@@ -146,6 +152,9 @@ def load_state(
         if match := re.fullmatch(r"optimizer\.(\d+)\.(\w+)", name):
             state.setdefault(int(match[1]), {})[match[2]] = value
     optimizer.load_state_dict({"state": state, "param_groups": values["param_groups"]})
+    with torch.no_grad():
+        for name, tensor in of_method.items():
+            tensor.copy_(tensors[f"method.{name}"])
     for name, kept in states.items():
         kept.load_state_dict(values["states"][name])
     fields = values["progress"]

@@ -121,3 +121,17 @@ def test_every_use_of_a_frame_has_a_random_number_of_its_own():
     chances = [draw.chance for episode in make_sampler() for draw in episode]
     assert len(set(chances)) == len(chances)
     assert 0.3 < sum(chance % 2 for chance in chances) / len(chances) < 0.7
+
+
+def test_no_two_streams_of_random_numbers_of_an_epoch_are_one(monkeypatch):
+    """`default_rng((1, 2, 3))` is `default_rng((1, 2, 3, 0))`: mirroring and held-out order once shared a stream."""
+    states, default_rng = [], np.random.default_rng
+
+    def record(seed):
+        states.append(tuple(np.random.SeedSequence(seed).generate_state(4)))
+        return default_rng(seed)
+
+    sampler = make_sampler(seed=1)
+    monkeypatch.setattr(np.random, "default_rng", record)
+    list(sampler)
+    assert len(states) > 3 and len(set(states)) == len(states)

@@ -14,7 +14,9 @@ EXPERTS, WIDTH, BOTTLENECK, PROMPT, TOKENS = 3, 12, 5, 8, 2
 @pytest.fixture(params=DIL_VARIANTS)
 def setting(request):
     torch.manual_seed(0)
-    experts = DomainExperts(WIDTH, EXPERTS, BOTTLENECK, PROMPT, request.param, TOKENS, "quick_gelu", "sum").double()
+    experts = DomainExperts(
+        WIDTH, EXPERTS, BOTTLENECK, PROMPT, request.param, TOKENS, "quick_gelu", "sum", 1.5
+    ).double()
     for parameter in experts.parameters():
         torch.nn.init.zeros_(parameter)
     redraw_zeros(experts)
@@ -43,7 +45,7 @@ def literal_dil(experts, x, gamma, beta, prompt, n):
 
 def literal_view(experts, x, gamma, beta, prompt, n):
     hidden = experts.down_weight[n] @ literal_dil(experts, x, gamma, beta, prompt, n) + experts.down_bias[n]
-    return experts.alpha[n] * (experts.up_weight[n] @ experts.activation_fn(hidden) + experts.up_bias[n])
+    return 1.5 * experts.alpha[n] * (experts.up_weight[n] @ experts.activation_fn(hidden) + experts.up_bias[n])
 
 
 @pytest.mark.parametrize("active", [None, [2, 0], [1]])
@@ -100,4 +102,18 @@ def test_no_expert_gets_a_gradient_from_another_domain(setting):
 
 def test_an_expert_layer_needs_an_expert():
     with pytest.raises(ValueError, match="at least 1, found 0"):
-        DomainExperts(WIDTH, 0, BOTTLENECK, PROMPT, "affine", TOKENS, "gelu", "mean")
+        DomainExperts(WIDTH, 0, BOTTLENECK, PROMPT, "affine", TOKENS, "gelu", "mean", 1.0)
+
+
+def test_products_of_views_do_not_overflow_half_precision():
+    experts = DomainExperts(WIDTH, EXPERTS, BOTTLENECK, PROMPT, "affine", TOKENS, "quick_gelu", "mean", 64.0)
+    for parameter in experts.parameters():
+        torch.nn.init.constant_(parameter, 1.0)
+    x = torch.randn(2, 3, WIDTH, generator=torch.Generator().manual_seed(0))
+    arguments = torch.zeros(WIDTH), torch.zeros(EXPERTS, PROMPT)
+    expected, _ = experts(x, *arguments)
+    assert expected.square().sum(-1).max() > torch.finfo(torch.float16).max  # else this test tests nothing
+    with torch.autocast("cpu", torch.float16):
+        output, shares = experts(x, *arguments)
+    assert output.isfinite().all() and shares.isfinite().all()
+    torch.testing.assert_close(output.float(), expected, rtol=2e-2, atol=1.0)

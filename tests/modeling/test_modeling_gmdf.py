@@ -293,7 +293,9 @@ def test_every_field_of_the_configuration_is_read():
     """No option without effect: each field's name stands somewhere in the code besides its definition."""
     package = Path(gmdf_hf.__file__).parent
     readers = [path for path in (package / "modeling").glob("*_gmdf.py") if "configuration" not in path.name]
-    code = "".join(path.read_text() for path in [*readers, package / "data" / "episodes.py"])
+    code = "".join(
+        path.read_text() for path in [*readers, package / "data" / "episodes.py", package / "scripts" / "gmdf.py"]
+    )
     fields = set(json.loads(GMDFConfig().to_json_string(use_diff=False))) & set(GMDFConfig.__dataclass_fields__)
     own = [name for name in GMDFConfig.__annotations__ if name in fields]
     assert len(own) > 12

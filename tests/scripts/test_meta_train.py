@@ -103,7 +103,7 @@ def test_a_run_leaves_all_that_is_needed_to_repeat_it(tmp_path):
         {"method": "mldg"},
         {"method": "merged_losses"},
         {"train_tower": "none", "gradient_checkpointing": True},
-        {"train_tower": "layer_norms", "meta_gradient": "second_order"},
+        {"train_tower": "layer_norms", "meta_gradient": "second_order", "inner_optimizer": "sgd"},
         {"align_gradient": "both", "outer_experts": "all", "model": {"dil": "affine_bias", "mask_strategy": "block"}},
         {"mim_weight": 0, "alignment_weight": 0, "mixed_precision": "bf16"},
         {"model": {"prompt": "P3", "codebook_size": 16}},

@@ -36,6 +36,9 @@ def test_the_command_line_wins_over_the_recipe(tmp_path):
     assert config.source_domains["b"].max_videos == 3
 
 
+SECOND_ORDER = {"meta_gradient": "second_order", "inner_optimizer": "sgd"}
+
+
 @pytest.mark.parametrize("word", ["no", "off", "'no'"])
 def test_the_no_of_yaml_is_a_precision(tmp_path, word):
     recipe = write(tmp_path, mixed_precision="bf16")
@@ -63,10 +66,11 @@ def test_held_out_domains_become_unseen(tmp_path):
         ({"streaming": True}, "streaming needs steps_per_epoch"),
         ({"train_tower": "none", "method": "linear_probe"}, "train_tower means nothing to linear_probe"),
         ({"train_tower": "some"}, "found 'some'"),
-        ({"meta_gradient": "second_order", "gradient_checkpointing": True}, "the gradient would be wrong"),
-        ({"meta_gradient": "second_order", "torch_compile": True}, "has no double backward"),
+        ({"meta_gradient": "second_order"}, "needs inner_optimizer sgd, found 'adam'"),
+        ({**SECOND_ORDER, "gradient_checkpointing": True}, "the gradient would be wrong"),
+        ({**SECOND_ORDER, "torch_compile": True}, "has no double backward"),
         (
-            {"meta_gradient": "second_order", "attn_implementation": "flash_attention_2"},
+            {**SECOND_ORDER, "attn_implementation": "flash_attention_2"},
             "second_order needs attn_implementation sdpa or eager, found 'flash_attention_2'",
         ),
         ({"lr": 1}, "lr: unknown key; known are source_domains"),

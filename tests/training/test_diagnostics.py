@@ -14,7 +14,7 @@ from gmdf_hf.data.episodes import Episode
 from gmdf_hf.data.frames import FrameReader
 from gmdf_hf.scripts import meta_train
 from gmdf_hf.training.config import TrainConfig
-from gmdf_hf.training.diagnostics import broken_images, expert_gains, expert_use, plot_history
+from gmdf_hf.training.diagnostics import broken_images, expert_state, idle_warning, plot_history
 from gmdf_hf.training.training_state import last_state
 from tests.conftest import tiny_model
 from tests.domains import write_domain
@@ -82,20 +82,51 @@ def test_an_image_with_an_infinite_loss_is_found():
     assert broken_images(model, episode, "abcdef") == ["e"]
 
 
-def test_gains_and_use_of_experts(tmp_path):
-    write_domain(tmp_path / "x", 0)
-    domain = load_domain("x", "validation", str(tmp_path / "x"))
+@pytest.fixture
+def frames_of_two_domains(tmp_path):
+    for seed, name in enumerate("xy"):
+        write_domain(tmp_path / name, seed)
+    domains = [load_domain(name, "validation", str(tmp_path / name)) for name in "xy"]
+    return FrameReader(domains, GMDFImageProcessor.of_size(32))
+
+
+def test_gains_and_use_of_experts(frames_of_two_domains):
     model = tiny_model()
-    gains = expert_gains(model)
-    assert list(gains) == ["a", "b", "c"]
-    assert gains["b"] == [layer.experts.alpha[1].item() for layer in model.vision_model.encoder.layers]
-    use = expert_use(model, FrameReader([domain], GMDFImageProcessor.of_size(32)))
-    assert list(use) == ["x"] and sum(use["x"].values()) == pytest.approx(1, abs=1e-5)
+    state = expert_state(model, frames_of_two_domains)
+    assert list(state["alpha"]) == ["a", "b", "c"]
+    assert state["alpha"]["b"] == [layer.experts.alpha[1].item() for layer in model.vision_model.encoder.layers]
+    assert list(state["expert_use"]) == ["x", "y"]
+    assert sum(state["expert_use"]["x"].values()) == pytest.approx(1, abs=1e-5)
     with torch.no_grad():
         for layer in model.vision_model.encoder.layers:
             layer.experts.alpha[:2] = 0
-    use = expert_use(model, FrameReader([domain], GMDFImageProcessor.of_size(32)))
-    assert use["x"] == {"a": 0, "b": 0, "c": pytest.approx(1)}
+    assert expert_state(model, frames_of_two_domains)["expert_use"]["x"] == {"a": 0, "b": 0, "c": pytest.approx(1)}
+
+
+@pytest.mark.parametrize("part", ["experts", "text"])
+def test_effect_is_the_spread_of_what_a_part_changes(frames_of_two_domains, part):
+    model, twin = tiny_model(), tiny_model()
+    silent = [twin.text_affine] if part == "text" else [layer.experts for layer in twin.vision_model.encoder.layers]
+    with torch.no_grad():
+        for module in silent:
+            for parameter in module.parameters():
+                parameter.zero_()
+    images = torch.stack([frames_of_two_domains[n, row]["pixel_values"] for n in (0, 1) for row in range(16)])
+    domain_ids = torch.tensor([0] * 16 + [1] * 16)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    found = expert_state(model, frames_of_two_domains)["expert_effect"][part]
+    for route, ids in (("known", domain_ids), ("unknown", None)):
+        with torch.no_grad():
+            margin, without = (m(images, domain_ids=ids).logits.diff(dim=1) for m in (model, twin))
+        assert found[route] == pytest.approx(float((margin - without).std() / margin.std()), rel=1e-3)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name  # put back
+
+
+def test_idle_experts_are_said_and_active_ones_are_not():
+    idle = {"experts": {"known": 0.5, "unknown": 0.031}, "text": {"known": 0.2, "unknown": 0.2}}
+    assert "50.0 %" in idle_warning(idle) and "3.1 %" in idle_warning(idle)
+    assert idle_warning(idle | {"experts": {"known": 0.5, "unknown": 0.1}}) is None
 
 
 def test_curves_are_drawn(tmp_path):

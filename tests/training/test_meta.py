@@ -1,21 +1,42 @@
+import itertools
+import math
 import re
 
 import pytest
 import torch
 from accelerate import Accelerator
 from torch.nn.functional import cross_entropy, l1_loss
+from transformers import CLIPModel
 
-from gmdf_hf import GMDFModel
+from gmdf_hf import TINY_CLIP, GMDFModel
 from gmdf_hf.data.episodes import Episode
 from gmdf_hf.data.patches import draw_mask, patchify
 from gmdf_hf.modeling.configuration_gmdf import DIL_VARIANTS
+from gmdf_hf.training.alignment import Alignment
 from gmdf_hf.training.classifiers import freeze_tower
+from gmdf_hf.training.config import TrainConfig
 from gmdf_hf.training.image_tokenizer import GMDFImageTokenizer, GMDFImageTokenizerConfig
+from gmdf_hf.training.inner_optimizer import ExpertAdam, ExpertSGD
 from gmdf_hf.training.losses import alignment_loss
-from gmdf_hf.training.meta import MetaOptions, inner_loss, keep_experts, meta_step, outer_losses, update_experts
+from gmdf_hf.training.meta import inner_loss, keep_experts, outer_losses, update_experts
+from gmdf_hf.training.methods.gmdf import GMDF, MetaOptions
 from tests.conftest import PROMPT_IDS, tiny_model
 
 BETA = 0.1
+
+
+def step(model, episode, tokenizer, inner=None, **options) -> dict[str, torch.Tensor]:
+    """One meta-iteration but for the outer optimizer's step."""
+    method = GMDF(inner or ExpertSGD(BETA), MetaOptions(**options), batch_size=4)
+    method.prepare(model)
+    method.image_tokenizer = tokenizer
+    return method.step(model, episode, Accelerator())
+
+
+def updated(model, episode, inner=None, **options) -> dict[str, torch.Tensor]:
+    """theta_E after an inner step."""
+    loss, _ = inner_loss(model, episode)
+    return update_experts(model, loss, inner or ExpertSGD(BETA), episode.source_domains, **options)[0]
 
 
 @pytest.fixture
@@ -45,31 +66,43 @@ def test_parts_of_an_episode(episode):
     assert episode.weights.tolist() == [0.25] * 12
 
 
+@pytest.mark.parametrize("inner", ["sgd", "adam"])
 @pytest.mark.parametrize("dil", DIL_VARIANTS)
-def test_batched_inner_step_equals_the_literal_loop(episode, dil):
-    """Algorithm 1: for each meta-train domain, evaluate its loss and update theta_E (decision D10)."""
-    batched, literal = tiny_model(dil=dil).double(), tiny_model(dil=dil).double()
-    images = episode.pixel_values.double()
-    loss, _ = inner_loss(batched, Episode.of(images, episode.labels, episode.domain_ids))
-    keep_experts(batched, update_experts(batched, loss, BETA))
+def test_batched_inner_step_equals_the_literal_loop(episode, dil, inner):
+    """Algorithm 1: for each meta-train domain, evaluate its loss and update theta_E (decision D10).
 
-    total = 0.0
-    for domain in (0, 2):
-        rows = (episode.domain_ids == domain).nonzero().flatten()
-        output = literal(images[rows], domain_ids=episode.domain_ids[rows])
-        domain_loss = cross_entropy(output.logits, episode.labels[rows])
-        total += domain_loss.item()
-        names, parameters = zip(*literal.named_parameters(), strict=True)
-        gradients = torch.autograd.grad(domain_loss, [p for p in parameters if p.requires_grad], allow_unused=True)
-        trained = [name for name, p in zip(names, parameters, strict=True) if p.requires_grad]
-        experts = literal.expert_parameters()
-        with torch.no_grad():
-            for name, gradient in zip(trained, gradients, strict=True):
-                if name in experts:
-                    experts[name] -= BETA * gradient
-    assert loss.item() == pytest.approx(total, rel=1e-6)
-    for (name, ours), expected in zip(batched.named_parameters(), literal.parameters(), strict=True):
-        torch.testing.assert_close(ours, expected, msg=name, atol=1e-6, rtol=1e-5)
+    Three iterations, each with another domain held out, so that domains have made different numbers of steps.
+    """
+    batched, literal = tiny_model(dil=dil).double(), tiny_model(dil=dil).double()
+    optimizer = ExpertSGD(BETA) if inner == "sgd" else ExpertAdam(1e-3)
+    optimizer.prepare(batched.expert_parameters())
+    # A PyTorch optimizer for each domain, on copies of its rows.
+    rows = {n: [p.detach()[n].clone() for p in literal.expert_parameters().values()] for n in range(3)}
+    make = (lambda p: torch.optim.SGD(p, lr=BETA)) if inner == "sgd" else (lambda p: torch.optim.Adam(p, lr=1e-3))
+    optimizers = {n: make([torch.nn.Parameter(row) for row in rows[n]]) for n in range(3)}
+    images = episode.pixel_values.double()
+    for order in ((0, 2, 1), (1, 0, 2), (2, 1, 0)):
+        domain_ids = torch.tensor(order).repeat_interleave(4)
+        one = Episode.of(images, episode.labels, domain_ids)
+        loss, _ = inner_loss(batched, one)
+        keep_experts(batched, update_experts(batched, loss, optimizer, one.source_domains)[0])
+        total, experts = 0.0, literal.expert_parameters()
+        for domain in order[:2]:
+            chosen = domain_ids == domain
+            output = literal(images[chosen], domain_ids=domain_ids[chosen])
+            domain_loss = cross_entropy(output.logits, episode.labels[chosen])
+            total += domain_loss.item()
+            gradients = torch.autograd.grad(domain_loss, list(experts.values()))
+            copies = optimizers[domain].param_groups[0]["params"]
+            for copy, gradient in zip(copies, gradients, strict=True):
+                copy.grad = gradient[domain]
+            optimizers[domain].step()
+            with torch.no_grad():
+                for parameter, copy in zip(experts.values(), copies, strict=True):
+                    parameter[domain] = copy
+        assert loss.item() == pytest.approx(total, rel=1e-6)
+        for (name, ours), expected in zip(batched.named_parameters(), literal.parameters(), strict=True):
+            torch.testing.assert_close(ours, expected, msg=name, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("but_layer_norms", [False, True])
@@ -77,7 +110,7 @@ def test_a_frozen_tower_is_left_alone_and_the_rest_learns_as_before(episode, tok
     whole, frozen = tiny_model(), tiny_model()
     freeze_tower(frozen, but_layer_norms)
     for model in (whole, frozen):
-        meta_step(model, episode, Accelerator(), tokenizer, MetaOptions(BETA, source_weight=1.0))
+        step(model, episode, tokenizer, source_weight=1.0)
     kept = {
         name
         for name in whole.shared_parameters()
@@ -96,8 +129,7 @@ def test_a_frozen_tower_is_left_alone_and_the_rest_learns_as_before(episode, tok
 def test_inner_step_moves_the_source_experts_and_nothing_else(episode):
     model = tiny_model()
     before = {name: p.clone() for name, p in model.named_parameters()}
-    loss, _ = inner_loss(model, episode)
-    keep_experts(model, update_experts(model, loss, BETA))
+    keep_experts(model, updated(model, episode))
     experts = model.expert_parameters()
     for name, parameter in model.named_parameters():
         if name not in experts:
@@ -118,8 +150,7 @@ def test_every_expert_parameter_moves_from_its_initial_zero(episode, dil, clip_f
     before = {name: p.clone() for name, p in model.expert_parameters().items()}
     for _ in range(4):
         images = Episode.of(episode.pixel_values.double(), episode.labels, episode.domain_ids)
-        loss, _ = inner_loss(model, images)
-        keep_experts(model, update_experts(model, loss, BETA))
+        keep_experts(model, updated(model, images))
     for name, parameter in model.expert_parameters().items():
         for domain in (0, 2):
             assert not torch.equal(parameter[domain], before[name][domain]), f"{name} of domain {domain}"
@@ -130,7 +161,7 @@ def test_outer_step_moves_every_shared_parameter_and_nothing_else(episode, token
     optimizer = torch.optim.Adam(model.shared_parameters().values(), lr=1e-3)
     before = {name: p.clone() for name, p in model.named_parameters()}
     _, embeds = inner_loss(model, episode)
-    losses = outer_losses(model, episode, embeds.detach(), tokenizer)
+    losses, _ = outer_losses(model, episode, embeds.detach(), tokenizer, Alignment(3, 4, 16, 0))
     sum(losses.values()).backward(inputs=list(model.shared_parameters().values()))
     optimizer.step()
     shared = model.shared_parameters()
@@ -141,7 +172,7 @@ def test_outer_step_moves_every_shared_parameter_and_nothing_else(episode, token
 def test_outer_losses_are_those_of_the_formulas(episode, tokenizer):
     model = tiny_model()
     _, embeds = inner_loss(model, episode)
-    losses = outer_losses(model, episode, embeds.detach(), tokenizer)
+    losses, _ = outer_losses(model, episode, embeds.detach(), tokenizer, Alignment(3, 4, 16, 0))
     target, labels = episode.pixel_values[8:], episode.labels[8:]
     clean = model(target, active_experts=[0, 2])  # decision D3: without the meta-test domain's own expert
     torch.testing.assert_close(losses["classification"], cross_entropy(clean.logits, labels), atol=1e-5, rtol=1e-5)
@@ -157,7 +188,7 @@ def test_outer_losses_are_those_of_the_formulas(episode, tokenizer):
 def test_outer_step_can_use_all_experts_and_leave_losses_out(episode):
     model = tiny_model()
     _, embeds = inner_loss(model, episode)
-    losses = outer_losses(model, episode, embeds, None, align=False, all_experts=True)
+    losses, _ = outer_losses(model, episode, embeds, None, None, all_experts=True)
     assert losses.keys() == {"classification"}
     expected = cross_entropy(model(episode.pixel_values[8:]).logits, episode.labels[8:])
     torch.testing.assert_close(losses["classification"], expected)
@@ -176,7 +207,7 @@ def test_masked_image_loss_reads_hidden_patches_only(episode, tokenizer):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gmdf_hf.training.meta.masked_image_loss", spy)
-        outer_losses(model, episode, embeds, tokenizer)
+        outer_losses(model, episode, embeds, tokenizer, None)
     hidden = int(mask.sum())
     assert read["rows"] == read["pixel_rows"] == hidden == 4 * 3
     assert torch.equal(read["patches"], patchify(target, 8)[mask])
@@ -202,13 +233,14 @@ def test_second_order_in_closed_form():
     """Inner loss (e o - 1)^2 / 2 gives e' = e - b (e o - 1) o; outer loss (e' o)^2 has the slope written below."""
     toy = Toy()
     e, o = toy.e.item(), toy.o.item()
-    updated = update_experts(toy, (toy.e * toy.o - 1) ** 2 / 2, BETA, second_order=True)["e"]
+    loss = (toy.e * toy.o - 1) ** 2 / 2
+    updated = update_experts(toy, loss, ExpertSGD(BETA), [0], second_order=True)[0]["e"]
     new = e - BETA * (e * o - 1) * o
     assert updated.item() == pytest.approx(new)
     slope = torch.autograd.grad((updated * toy.o) ** 2, toy.o)[0].item()
     through_the_update = -BETA * (2 * e * o - 1)  # d e' / d o
     assert slope == pytest.approx(2 * new * o * (new + o * through_the_update))
-    first = update_experts(toy, (toy.e * toy.o - 1) ** 2 / 2, BETA)["e"].detach()
+    first = update_experts(toy, (toy.e * toy.o - 1) ** 2 / 2, ExpertSGD(BETA), [0])[0]["e"].detach()
     assert torch.autograd.grad((first * toy.o) ** 2, toy.o)[0].item() == pytest.approx(2 * new**2 * o)
 
 
@@ -222,18 +254,18 @@ def test_second_order_equals_finite_differences_and_first_order_does_not(episode
     direction = {n: torch.randn(p.shape, generator=generator, dtype=torch.double) for n, p in shared.items()}
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
-    def step(distance: float, second_order: bool) -> float:
+    def losses_at(distance: float, second_order: bool) -> float:
         model.zero_grad()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(start[name] + distance * direction.get(name, 0))
-        options = MetaOptions(1.0, align_both=True, second_order=second_order)
-        losses = meta_step(model, images, Accelerator(), tokenizer, options)
+        options = {"align_both": True, "second_order": second_order}
+        losses = step(model, images, tokenizer, ExpertSGD(1.0, max_grad_norm=0.5), **options)
         return sum(losses[name].item() for name in ("classification", "alignment", "masked_image"))
 
     width = 1e-6
-    expected = (step(width, False) - step(-width, False)) / (2 * width)
-    step(0.0, second_order=order == "second")
+    expected = (losses_at(width, False) - losses_at(-width, False)) / (2 * width)
+    losses_at(0.0, second_order=order == "second")
     slope = sum((parameter.grad * direction[name]).sum().item() for name, parameter in shared.items())
     if order == "second":
         assert slope == pytest.approx(expected, rel=1e-5)
@@ -244,7 +276,7 @@ def test_second_order_equals_finite_differences_and_first_order_does_not(episode
 def test_second_order_moves_the_experts_as_first_order_does(episode, tokenizer):
     first, second = tiny_model(), tiny_model()
     for model, order in ((first, False), (second, True)):
-        meta_step(model, episode, Accelerator(), tokenizer, MetaOptions(BETA, second_order=order))
+        step(model, episode, tokenizer, ExpertSGD(BETA), second_order=order)
     for (name, ours), theirs in zip(
         first.expert_parameters().items(), second.expert_parameters().values(), strict=True
     ):
@@ -255,17 +287,19 @@ def test_a_scaled_loss_gives_the_same_update_and_an_overflow_none(episode):
     """What a gradient scaler asks of the inner step in half precision."""
     model = tiny_model()
     before = {name: p.detach().clone() for name, p in model.expert_parameters().items()}
-    plain = update_experts(model, inner_loss(model, episode)[0], BETA)
-    scaled = update_experts(model, inner_loss(model, episode)[0], BETA, shared_weight=1.0, scale=torch.tensor(1024.0))
+    plain = updated(model, episode)
+    scaled = updated(model, episode, shared_weight=1.0, scale=torch.tensor(1024.0))
     for name in plain:
         torch.testing.assert_close(plain[name], scaled[name], atol=1e-6, rtol=1e-4)
     gradients = [parameter.grad for parameter in model.shared_parameters().values() if parameter.grad is not None]
     model.zero_grad()
-    update_experts(model, inner_loss(model, episode)[0], BETA, shared_weight=1.0)
+    updated(model, episode, shared_weight=1.0)
     still_scaled = [parameter.grad for parameter in model.shared_parameters().values() if parameter.grad is not None]
     for large, small in zip(gradients, still_scaled, strict=True):
         torch.testing.assert_close(large, 1024 * small, atol=1e-3, rtol=1e-3)
-    overflown = update_experts(model, inner_loss(model, episode)[0] * torch.inf, BETA, scale=torch.tensor(1024.0))
+    loss = inner_loss(model, episode)[0] * torch.inf
+    overflown, finite = update_experts(model, loss, ExpertSGD(BETA), [0, 2], scale=torch.tensor(1024.0))
+    assert not finite
     for name in overflown:
         assert torch.equal(overflown[name], before[name]), name
 
@@ -277,10 +311,111 @@ def test_source_loss_is_added_to_the_shared_gradient(episode):
     shared = model.shared_parameters()
     gradients = torch.autograd.grad(loss, shared.values(), allow_unused=True, retain_graph=True)
     expected = dict(zip(shared, gradients, strict=True))
-    update_experts(model, loss, BETA, shared_weight=0.5)
+    update_experts(model, loss, ExpertSGD(BETA), episode.source_domains, shared_weight=0.5)
     for name, parameter in shared.items():
         if expected[name] is None:  # the masked-image head: no part of the meta-train loss
             assert name.startswith("mim_head."), name
             assert parameter.grad is None
         else:
             torch.testing.assert_close(parameter.grad, 0.5 * expected[name], msg=name)
+
+
+def fresh_model(clip, **fields) -> GMDFModel:
+    """A detector that starts as a CLIP at the temperature that CLIPs of the web end with."""
+    torch.manual_seed(0)
+    model = GMDFModel.from_clip(clip, ["a", "b", "c"], prompt_ids=PROMPT_IDS, **fields)
+    return model.train()
+
+
+@pytest.mark.parametrize("temperature", [100, None])
+def test_ten_inner_steps_lower_the_loss_each(temperature):
+    """Decision D17: at a real CLIP's temperature with the paper's sizes, and at the tiny CLIP's as it is shipped."""
+    torch.manual_seed(0)
+    sizes = {"expert_bottleneck_size": 64, "prompt_size": 64} if temperature else {"expert_bottleneck_size": 16}
+    model = GMDFModel.from_clip(TINY_CLIP, ["a", "b", "c"], **sizes)
+    if temperature is not None:
+        with torch.no_grad():
+            model.logit_scale.fill_(math.log(temperature))
+        model.text_affine.shift_scale = 1 / temperature  # as `from_clip` sets it
+    images = torch.stack([torch.full((3, 64, 64), x) for x in torch.linspace(-1, 1, 12)]) + 0.3 * torch.randn(64, 64)
+    episode = Episode.of(images, torch.tensor([0, 0, 1, 1] * 3), torch.arange(3).repeat_interleave(4))
+    fields = TrainConfig.model_fields
+    inner = ExpertAdam(fields["inner_learning_rate"].default, fields["inner_max_grad_norm"].default)
+    inner.prepare(model.expert_parameters())
+    losses = []
+    for _ in range(11):
+        losses.append(inner_loss(model, episode)[0].item())
+        keep_experts(model, updated(model, episode, inner))
+    assert all(after < before for before, after in itertools.pairwise(losses)), losses
+
+
+def test_the_text_shift_is_divided_by_the_loaded_temperature(clip_folder, tmp_path):
+    clip = CLIPModel.from_pretrained(clip_folder)
+    with torch.no_grad():
+        clip.logit_scale.fill_(math.log(100))
+    clip.save_pretrained(tmp_path)
+    model = fresh_model(tmp_path)
+    assert model.text_affine.shift_scale == pytest.approx(0.01)
+    model.save_pretrained(tmp_path / "model")
+    assert GMDFModel.from_pretrained(tmp_path / "model").text_affine.shift_scale == pytest.approx(0.01)
+
+
+def test_experts_of_a_block_start_alike_and_their_prompts_do_not(clip_folder):
+    """Independent draws learn in random directions, which the mean over experts cancels."""
+    model = fresh_model(clip_folder, dil="affine_bias")
+    for layer in model.vision_model.encoder.layers:
+        for weight in (layer.experts.up_weight, layer.experts.down_weight, layer.experts.dil.gain_weight):
+            assert torch.equal(weight[0], weight[1]) and torch.equal(weight[0], weight[2]) and weight.any()
+        gains = layer.experts.dil.gains(model.domain_prompts)
+        assert not torch.equal(gains[0], gains[1])
+        assert 0.02 < (gains - 1).std() < 0.3
+        assert not layer.experts.alpha.any()
+
+
+def test_both_routes_of_new_experts_move_together(episode, clip_folder):
+    """After ten steps on the images' own route, the aggregated one has changed about as much."""
+    model = fresh_model(clip_folder)
+    with torch.no_grad():
+        before = [
+            model(episode.pixel_values, **route).image_embeds for route in ({"domain_ids": episode.domain_ids}, {})
+        ]
+    inner = ExpertAdam(1e-3)
+    inner.prepare(model.expert_parameters())
+    for _ in range(10):
+        keep_experts(model, updated(model, episode, inner))
+    rows = episode.source
+    with torch.no_grad():
+        own = model(episode.pixel_values, domain_ids=episode.domain_ids).image_embeds - before[0]
+        aggregated = model(episode.pixel_values, active_experts=[0, 2]).image_embeds - before[1]
+    assert aggregated[rows].norm() > 0.5 * own[rows].norm() > 0.01
+
+
+class Scaler(torch.amp.GradScaler):
+    """A gradient scaler whose first scale overflows half precision."""
+
+    def __init__(self) -> None:
+        super().__init__("cpu", init_scale=2.0**40, growth_interval=10**6)
+
+
+def test_an_overflow_in_the_inner_step_reaches_the_scaler(episode):
+    """The scaler looks at the gradients of theta_O alone, which an overflow of the inner step leaves finite."""
+    model, accelerator = tiny_model(), Accelerator()
+    method = GMDF(ExpertAdam(1e-3), MetaOptions(alignment_queue=8), batch_size=4)
+    shared = method.prepare(model)
+    optimizer = torch.optim.SGD(shared, lr=1e-3)
+    accelerator.scaler = Scaler()
+    before = {name: parameter.clone() for name, parameter in model.expert_parameters().items()}
+    with pytest.MonkeyPatch.context() as patch:
+        # The inner gradient alone overflows: autograd.grad is the inner step's, backward the outer one's.
+        grad = torch.autograd.grad
+        patch.setattr(
+            torch.autograd, "grad", lambda *a, **k: [None if g is None else g * torch.inf for g in grad(*a, **k)]
+        )
+        method.step(model, episode, accelerator)
+    for name, parameter in model.expert_parameters().items():
+        assert torch.equal(parameter, before[name]), name
+    weights = [parameter.detach().clone() for parameter in shared]
+    accelerator.scaler.step(optimizer)
+    accelerator.scaler.update()
+    assert accelerator.scaler.get_scale() < 2.0**40
+    assert all(torch.equal(parameter, weight) for parameter, weight in zip(shared, weights, strict=True))

@@ -45,7 +45,7 @@ def learn(model, optimizer, scheduler, steps: int, first: int = 0) -> None:
 
 def save(folder: Path, step: int, parts, keep: int = 2, **fields) -> Path:
     model, optimizer, scheduler = parts
-    return save_state(folder, Progress(step=step, **fields), model, optimizer, {"scheduler": scheduler}, 8, keep)
+    return save_state(folder, Progress(step=step, **fields), model, optimizer, {"scheduler": scheduler}, {}, 8, keep)
 
 
 def test_learning_goes_on_as_if_nothing_had_happened(tmp_path):
@@ -55,8 +55,8 @@ def test_learning_goes_on_as_if_nothing_had_happened(tmp_path):
     learn(*first, steps=3)
     skipped = [Skipped("d", 3, "broken")]
     place = save(tmp_path, 3, first, epoch=1, iteration=2, best=0.5, threshold=0.25, history=99, skipped=skipped)
-    progress = load_state(place, *second[:2], {"scheduler": second[2]}, 8)
-    assert progress == Progress(3, 1, 2, 0.5, 0.25, 99, 0.0, skipped)
+    progress = load_state(place, *second[:2], {"scheduler": second[2]}, {}, 8)
+    assert progress == Progress(3, 1, 2, 0.5, 0.25, 99, 0.0, skipped=skipped)
     learn(*second, steps=4, first=3)
     for ours, theirs in zip(second[0].parameters(), straight[0].parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -106,13 +106,13 @@ def test_a_full_disk_in_truth(tmp_path):
     try:
         model = torch.nn.Linear(300, 300)  # a third of the disk: room for one and no second
         optimizer = torch.optim.Adam(model.parameters())
-        before = save_state(folder, Progress(step=1), model, torch.optim.SGD(model.parameters()), {}, 8, keep=2)
+        before = save_state(folder, Progress(step=1), model, torch.optim.SGD(model.parameters()), {}, {}, 8, keep=2)
         model(torch.ones(1, 300)).sum().backward()
         optimizer.step()
         with pytest.raises(UserError, match="could not be written"):
-            save_state(folder, Progress(step=2), model, optimizer, {}, 8, keep=2)
+            save_state(folder, Progress(step=2), model, optimizer, {}, {}, 8, keep=2)
         assert [path.name for path in folder.iterdir()] == [before.name]
-        load_state(before, model, torch.optim.SGD(model.parameters()), {}, 8)
+        load_state(before, model, torch.optim.SGD(model.parameters()), {}, {}, 8)
     finally:
         subprocess.run(["umount", folder], check=True)
 
@@ -121,10 +121,10 @@ def test_another_run_is_refused(tmp_path):
     place = save(tmp_path, 1, make())
     other = torch.nn.Linear(4, 2)
     with pytest.raises(UserError, match=r"is of another model: .*size mismatch for weight"):
-        load_state(place, other, torch.optim.Adam(other.parameters()), {}, 8)
+        load_state(place, other, torch.optim.Adam(other.parameters()), {}, {}, 8)
     model, optimizer, scheduler = make()
     with pytest.raises(UserError, match=r"started with 8 images .* found 16"):
-        load_state(place, model, optimizer, {"scheduler": scheduler}, 16)
+        load_state(place, model, optimizer, {"scheduler": scheduler}, {}, 16)
 
 
 def test_an_unfinished_run_is_not_overwritten(tmp_path):

@@ -3,23 +3,27 @@
 from collections.abc import Sequence
 
 from gmdf_hf.training.config import TrainConfig
-from gmdf_hf.training.meta import MetaOptions
+from gmdf_hf.training.inner_optimizer import ExpertAdam, ExpertSGD
 from gmdf_hf.training.methods.add_domain import AddDomain
-from gmdf_hf.training.methods.gmdf import GMDF
+from gmdf_hf.training.methods.gmdf import GMDF, MetaOptions
 from gmdf_hf.training.methods.merged import LinearProbe, Merged, equal_shares, size_shares
 from gmdf_hf.training.methods.merged_losses import MergedLosses
 from gmdf_hf.training.methods.method import Method
 from gmdf_hf.training.methods.mldg import MLDG
 
 
-def make_method(config: TrainConfig, domains: Sequence[str], images: Sequence[int] | None) -> Method:
+def make_method(
+    config: TrainConfig, domains: Sequence[str], images: Sequence[int] | None, num_processes: int
+) -> Method:
     """The method that a run's settings name.
 
     Args:
         config: The run's settings.
         domains: Names of the domains it trains on.
         images: Images of each; None for streams, whose domains then count the same.
+        num_processes: Processes of the run.
     """
+    batch_size = config.batch_size * num_processes
     tower = config.train_tower
     equal = equal_shares(len(domains))
     match config.method:
@@ -30,23 +34,27 @@ def make_method(config: TrainConfig, domains: Sequence[str], images: Sequence[in
         case "linear_probe":
             return LinearProbe(equal)
         case "merged_losses":
-            return MergedLosses(config.alignment_weight, config.mim_weight, tower)
+            weights = config.alignment_weight, config.mim_weight
+            return MergedLosses(*weights, config.alignment_queue, batch_size, tower)
         case "mldg":
             return MLDG(config.mldg_learning_rate, tower)
         case "add_domain":
             return AddDomain(domains[0])
         case "gmdf":
-            return GMDF(meta_options(config), tower)
+            return make_gmdf(config, batch_size)
 
 
-def meta_options(config: TrainConfig) -> MetaOptions:
-    """Settings of the two half steps."""
-    return MetaOptions(
-        inner_learning_rate=config.inner_learning_rate,
+def make_gmdf(config: TrainConfig, batch_size: int) -> GMDF:
+    """The paper's method as a run's settings say."""
+    optimizer = ExpertSGD if config.inner_optimizer == "sgd" else ExpertAdam
+    options = MetaOptions(
         source_weight=config.source_weight,
         alignment_weight=config.alignment_weight,
         mim_weight=config.mim_weight,
+        alignment_queue=config.alignment_queue,
         second_order=config.meta_gradient == "second_order",
         align_both=config.align_gradient == "both",
         all_experts=config.outer_experts == "all",
     )
+    inner = optimizer(config.inner_learning_rate, config.inner_max_grad_norm)
+    return GMDF(inner, options, batch_size, config.train_tower)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 from accelerate import Accelerator
 from torch import nn
 
 from gmdf_hf.common.processes import num_processes
 from gmdf_hf.data.episodes import Episode
 from gmdf_hf.modeling import GMDFModel
+from gmdf_hf.training.alignment import Alignment
 from gmdf_hf.training.meta import inner_loss, outer_losses
 from gmdf_hf.training.methods.method import Losses, Method
 
@@ -17,6 +21,7 @@ def merged_losses_step(
     episode: Episode,
     accelerator: Accelerator,
     image_tokenizer: nn.Module | None,
+    alignment: Alignment | None,
     alignment_weight: float = 1.0,
     mim_weight: float = 1.0,
 ) -> Losses:
@@ -31,7 +36,8 @@ def merged_losses_step(
         episode: Images of all domains.
         accelerator: Of the run.
         image_tokenizer: Gives the visual codes of patches; None leaves L_mim out.
-        alignment_weight: Weight of L_sis; 0 leaves it out.
+        alignment: Computes L_sis; None leaves it out.
+        alignment_weight: Weight of L_sis.
         mim_weight: Weight of L_mim.
 
     Returns:
@@ -40,19 +46,16 @@ def merged_losses_step(
     domains = len(episode.source_domains) + 1
     with accelerator.autocast():
         source_loss, source_embeds = inner_loss(model, episode)
-        losses = outer_losses(
-            model,
-            episode,
-            source_embeds,
-            image_tokenizer=image_tokenizer,
-            align=alignment_weight > 0,
-            all_experts=True,
+        losses, embeds = outer_losses(
+            model, episode, source_embeds, image_tokenizer, alignment=alignment, all_experts=True
         )
         losses["classification"] = (source_loss + losses["classification"]) / domains
         weights = {"classification": 1.0, "alignment": alignment_weight, "masked_image": mim_weight}
         total = sum(weights[name] * loss for name, loss in losses.items())
     accelerator.backward(total, inputs=list(model.shared_parameters().values()))
-    if "alignment" in losses:  # every process has the whole of it
+    if alignment is not None:
+        alignment.push(embeds, episode)
+        # Every process has the whole of it.
         losses["alignment"] = losses["alignment"] / num_processes()
     return {name: loss.detach() for name, loss in losses.items()}
 
@@ -63,15 +66,39 @@ class MergedLosses(Method):
     Args:
         alignment_weight: Weight of L_sis; 0 leaves it out.
         mim_weight: Weight of L_mim; 0 leaves it out.
+        alignment_queue: Images of a domain whose features L_sis compares (decision D18).
+        batch_size: Images of a domain in an iteration of all processes together.
         train_tower: As in `Method`.
     """
 
-    def __init__(self, alignment_weight: float, mim_weight: float, train_tower: str = "all") -> None:
+    alignment: Alignment | None = None
+
+    def __init__(
+        self,
+        alignment_weight: float,
+        mim_weight: float,
+        alignment_queue: int,
+        batch_size: int,
+        train_tower: str = "all",
+    ) -> None:
         super().__init__(train_tower)
         self.alignment_weight, self.mim_weight = alignment_weight, mim_weight
+        self.alignment_queue, self.batch_size = alignment_queue, batch_size
         self.needs_codes = mim_weight > 0
+
+    def prepare(self, model: nn.Module) -> list[nn.Parameter]:
+        """The experts stay frozen at zero effect."""
+        assert isinstance(model, GMDFModel)
+        if self.alignment_weight > 0:
+            sizes = (model.config.num_experts, self.batch_size, model.config.projection_dim)
+            self.alignment = Alignment(*sizes, self.alignment_queue, model.device)
+        return super().prepare(model)
+
+    def state(self) -> Mapping[str, torch.Tensor]:
+        """Queues of L_sis."""
+        return {} if self.alignment is None else self.alignment.state()
 
     def step(self, model: GMDFModel, episode: Episode, accelerator: Accelerator) -> Losses:
         """See `merged_losses_step`."""
         weights = self.alignment_weight, self.mim_weight
-        return merged_losses_step(model, episode, accelerator, self.image_tokenizer, *weights)
+        return merged_losses_step(model, episode, accelerator, self.image_tokenizer, self.alignment, *weights)

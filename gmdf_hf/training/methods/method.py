@@ -63,6 +63,10 @@ class Method:
         """
         raise NotImplementedError
 
+    def describe_step(self, model: Any, episode: Episode, accelerator: Accelerator) -> dict[str, float]:
+        """Figures about the coming step, for the run's history; nothing changes."""
+        return {}
+
     def route(self, model: nn.Module) -> nn.Module:
         """The model as it scores images: by default their domain is unknown, as an unseen domain's is."""
         return model

@@ -56,8 +56,8 @@ def mldg_step(
             parameter.sub_(gradient, alpha=inner_learning_rate)
     try:
         with accelerator.autocast():
-            nothing = torch.empty(0, device=episode.pixel_values.device)
-            losses = outer_losses(model, episode, nothing, image_tokenizer=None, align=False, all_experts=True)
+            nothing = torch.empty(0, model.config.projection_dim, device=episode.pixel_values.device)
+            losses, _ = outer_losses(model, episode, nothing, image_tokenizer=None, alignment=None, all_experts=True)
             target_loss = losses["classification"]
         target = _filled(parameters, torch.autograd.grad(target_loss, parameters, allow_unused=True))
     finally:

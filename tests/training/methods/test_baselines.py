@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from gmdf_hf import GMDFModel
 from gmdf_hf.data.episodes import Episode
 from gmdf_hf.data.patches import draw_mask
+from gmdf_hf.training.alignment import Alignment
 from gmdf_hf.training.classifiers import freeze_all_but_the_head
 from gmdf_hf.training.losses import alignment_loss
 from gmdf_hf.training.methods import mldg
@@ -131,12 +132,12 @@ def test_merged_losses_add_alignment_and_masked_images(model, episode):
     parts = [output.image_embeds[episode.domain_ids == domain] for domain in (0, 2, 1)]
     aligned = alignment_loss(parts[:2], parts[2])
     expected = gradients(model, losses_of(model, episode).mean() + 0.7 * aligned)
-    found = merged_losses_step(model, episode, Accelerator(), None, alignment_weight=0.7)
+    found = merged_losses_step(model, episode, Accelerator(), None, Alignment(3, 4, 16, 0), alignment_weight=0.7)
     assert set(found) == {"classification", "alignment"}
     assert found["alignment"] == pytest.approx(float(aligned.detach()), rel=1e-4)
     assert_grads(model, expected, rtol=1e-4, atol=1e-5)
     model.zero_grad()
-    found = merged_losses_step(model, episode, Accelerator(), Codes(), alignment_weight=0)
+    found = merged_losses_step(model, episode, Accelerator(), Codes(), None)
     assert set(found) == {"classification", "masked_image"}
     assert model.mim_head.code_classifier.weight.grad.any()
     assert all(parameter.grad is None for parameter in model.expert_parameters().values())

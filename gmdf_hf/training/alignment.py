@@ -1,0 +1,124 @@
+"""L_sis with queues of past features (decision D18)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from gmdf_hf.common.processes import gather_features
+from gmdf_hf.data.episodes import Episode
+from gmdf_hf.training.losses import alignment_loss
+
+
+class FeatureQueue:
+    """The last batches of every domain's features, oldest out first; whole batches, whatever order processes have.
+
+    Args:
+        domains: Number of domains E.
+        batches: Batches to keep of each.
+        batch_size: Images of a domain in an iteration of all processes together.
+        width: Width P of the features.
+        device: Where the features are kept.
+    """
+
+    def __init__(
+        self, domains: int, batches: int, batch_size: int, width: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.batches = batches
+        self.features = torch.zeros(domains, batches, batch_size, width, device=device)
+        self.counts = torch.zeros(domains, batches, dtype=torch.long)  # images of each batch; on the host, as is `seen`
+        self.seen = torch.zeros(domains, dtype=torch.long)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Tensors that a resumed run needs; updated in place."""
+        return {"features": self.features, "counts": self.counts, "seen": self.seen}
+
+    def of(self, domain: int) -> list[torch.Tensor]:
+        """The batches of a domain, each of shape `(n, P)`."""
+        pairs = zip(self.features[domain], self.counts[domain].tolist(), strict=True)
+        return [features[:count] for features, count in pairs if count]
+
+    @torch.no_grad()
+    def push(self, domain: int, features: torch.Tensor) -> None:
+        """Add a batch of shape `(n, P)` in place of the oldest."""
+        place = int(self.seen[domain]) % self.batches
+        self.features[domain, place, : len(features)] = features
+        self.counts[domain, place] = len(features)
+        self.seen[domain] += 1
+
+
+class Alignment:
+    """L_sis of an episode, its statistics taken over the current batch and the batches before it.
+
+    On 32 images of a feature of hundreds of numbers, most of Eq. 8's distance is the sample's own. Source features are
+    queued as the inner step sees them, meta-test features as the outer step does: each domain has two queues.
+
+    The gradient reaches the current batch alone, a small part of the statistics; it is multiplied by the number of
+    images in them over that of the batch, which makes it the gradient of moving all of them alike.
+
+    Args:
+        domains: Number of domains E.
+        batch_size: Images of a domain in an iteration of all processes together.
+        width: Width P of the features.
+        queue_size: Images whose features count, the current batch included; no more than `batch_size` for it alone.
+        device: Where the features are kept.
+    """
+
+    def __init__(
+        self, domains: int, batch_size: int, width: int, queue_size: int, device: torch.device | str = "cpu"
+    ) -> None:
+        batches = queue_size // batch_size - 1
+        sizes = (domains, batches, batch_size, width, device)
+        self.queues = None if batches < 1 else (FeatureQueue(*sizes), FeatureQueue(*sizes))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Tensors that a resumed run needs; updated in place."""
+        names = zip(("source", "target"), self.queues or (), strict=False)
+        return {f"{name}.{key}": value for name, queue in names for key, value in queue.state().items()}
+
+    def loss(self, embeds: torch.Tensor, episode: Episode) -> torch.Tensor:
+        """L_sis of the features of all processes, the same in each of them.
+
+        Args:
+            embeds: This process's features of an episode's images, shape `(B, P)`.
+            episode: The images.
+        """
+        *sources, target = gather_features(embeds, episode.counts)
+        if self.queues is not None:
+            of_source, of_target = self.queues
+            pairs = zip(episode.source_domains, sources, strict=True)
+            sources = [_joined(of_source.of(domain), features) for domain, features in pairs]
+            target = _joined(of_target.of(episode.domains[-1]), target)
+        return alignment_loss(sources, target)
+
+    @torch.no_grad()
+    def push(self, embeds: torch.Tensor, episode: Episode) -> None:
+        """Queue the features of an episode."""
+        if self.queues is not None:
+            *sources, target = gather_features(embeds.detach(), episode.counts)
+            for domain, features in zip(episode.source_domains, sources, strict=True):
+                self.queues[0].push(domain, features)
+            self.queues[1].push(episode.domains[-1], target)
+
+    @torch.no_grad()
+    def floor(self) -> float | None:
+        """L_sis between the odd and the even batches of a domain, mean over domains: what no alignment can remove.
+
+        Halves have half the images, so this is above the floor of the loss itself. None before there are two batches.
+        """
+        if self.queues is None:
+            return None
+        kept = [self.queues[0].of(domain) for domain in range(len(self.queues[0].seen))]
+        halves = [(torch.cat(batches[::2]), torch.cat(batches[1::2])) for batches in kept if len(batches) > 1]
+        values = [float(alignment_loss([half], other)) for half, other in halves]
+        return sum(values) / len(values) if values else None
+
+
+def _joined(past: Sequence[torch.Tensor], current: torch.Tensor) -> torch.Tensor:
+    """Past and current features, the current ones' gradient standing for that of all."""
+    images = sum(map(len, past)) + len(current)
+    if current.requires_grad and past:
+        factor = images / len(current)
+        current = current.detach() + factor * (current - current.detach())
+    return torch.cat([*(features.to(current) for features in past), current])
