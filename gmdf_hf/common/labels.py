@@ -11,6 +11,7 @@ import logging
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
+from typing import NoReturn
 
 from gmdf_hf.common.errors import DomainError
 from gmdf_hf.common.schema import FAKE, REAL
@@ -153,7 +154,7 @@ class LabelReader:
         usual = all(name in (CLASS_NAMES[label], str(label)) for name, label in new.items())
         logger.log(logging.INFO if usual else logging.WARNING, "Domain %r: %s", self.domain, describe(new))
 
-    def _refuse(self, found: str) -> None:
+    def _refuse(self, found: str) -> NoReturn:
         raise DomainError(
             f"Domain {self.domain!r}: labels must be real and fake, or 0 and 1, found {found}. State what they are, "
             'for example in a recipe: labels: {"name": fake, "other name": real}.'

@@ -63,9 +63,9 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     size = 0
 
     def flush() -> None:
-        sums = sum_over_processes([parameter.grad for parameter in bucket])
-        for parameter, total in zip(bucket, sums, strict=True):
-            parameter.grad.copy_(total)
+        gradients = [parameter.grad for parameter in bucket if parameter.grad is not None]
+        for gradient, total in zip(gradients, sum_over_processes(gradients), strict=True):
+            gradient.copy_(total)
         bucket.clear()
 
     for parameter in parameters:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -136,7 +138,7 @@ def _draw(name: str, drawn: str, split: str, max_videos: int | None) -> datasets
     features = datasets.Features(FEATURES | {"caption": datasets.Value("string")})
     arguments = {"name": drawn, "split": split, "num_videos": videos}
     # Kept in the cache of `datasets`, which by itself would not see that the drawing code changed.
-    code = b"".join(Path(module.__file__).read_bytes() for module in (people, portraits, forgeries, drawings))
+    code = b"".join(inspect.getsource(module).encode() for module in (people, portraits, forgeries, drawings))
     fingerprint = hashlib.sha256(code + repr(arguments).encode()).hexdigest()[:32]
     return datasets.Dataset.from_generator(
         drawings.draw_domain, features=features, gen_kwargs=arguments, split=split, fingerprint=fingerprint
@@ -153,7 +155,7 @@ def load_frames(
     """
     try:
         if Path(path).suffix == ".parquet":
-            arguments = {"path": "parquet", "data_files": {split: path}}
+            arguments: dict[str, Any] = {"path": "parquet", "data_files": {split: path}}
         else:
             arguments = {"path": path} if Path(path).is_dir() else {"path": path, "name": subset, "revision": revision}
         found = _open_streams(split, **arguments) if streaming else datasets.load_dataset(**arguments)
@@ -164,7 +166,7 @@ def load_frames(
     return found[split]
 
 
-def _open_streams(split: str, **arguments: object) -> datasets.IterableDatasetDict:
+def _open_streams(split: str, **arguments: Any) -> datasets.IterableDatasetDict:
     builder = datasets.load_dataset_builder(**arguments)
     found = builder.as_streaming_dataset()
     if isinstance(builder.config, ParquetConfig) and split in found:

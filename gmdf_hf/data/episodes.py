@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -164,7 +165,7 @@ class Episode:
     domains: tuple[int, ...]
     counts: tuple[tuple[int, ...], ...]
     weights: torch.Tensor
-    mask: torch.BoolTensor | None = None
+    mask: torch.Tensor | None = None
     prompt_ids: torch.Tensor | None = None
 
     @classmethod
@@ -173,7 +174,7 @@ class Episode:
         pixel_values: torch.Tensor,
         labels: torch.Tensor,
         domain_ids: torch.Tensor,
-        mask: torch.BoolTensor | None = None,
+        mask: torch.Tensor | None = None,
         prompt_ids: torch.Tensor | None = None,
         device: torch.device | str = "cpu",
     ) -> Episode:
@@ -182,11 +183,11 @@ class Episode:
         Every process must come here at the same iteration: they tell each other how many images they have.
         """
         domains, ours = domain_ids.unique_consecutive(return_counts=True)
-        counts = gather_counts(ours.tolist(), device)
+        counts = gather_counts(ours.tolist(), torch.device(device))
         everyones = torch.tensor(counts).sum(0)
         weights = (1 / everyones).to(pixel_values.dtype).repeat_interleave(ours)
         episode = cls(pixel_values, labels, domain_ids, tuple(domains.tolist()), counts, weights, mask, prompt_ids)
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value.to(device, non_blocking=True)
             for field in fields(cls)
             if field.name != "mask" and isinstance(value := getattr(episode, field.name), torch.Tensor)
@@ -242,7 +243,7 @@ def episode_of_batch(
     return Episode.of(batch["pixel_values"], batch["labels"], domain_ids, mask, prompt_ids, device)
 
 
-def hidden_patches(chances: Sequence[int], config: GMDFConfig) -> torch.BoolTensor:
+def hidden_patches(chances: Sequence[int], config: GMDFConfig) -> torch.Tensor:
     """Patches that L_mim hides: each image's own random number decides, whatever process it comes to.
 
     Args:

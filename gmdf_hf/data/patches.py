@@ -14,7 +14,7 @@ def patchify(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
 
 def draw_mask(
     batch_size: int, grid_size: int, ratio: float, strategy: str = "random", generator: torch.Generator | None = None
-) -> torch.BoolTensor:
+) -> torch.Tensor:
     """Choose the patches to hide, the same number in every image.
 
     Args:

@@ -102,8 +102,9 @@ def fake_class(id2label: Mapping[int, str], fake_label: str | None = None) -> in
         if len(found) != 1:
             raise ValueError(f"The fake class must be one of the model's {list(names.values())}, found {fake_label!r}.")
         return found[0]
-    classes = {number: class_of(name) for number, name in names.items()}
-    if set(classes.values()) != {REAL, FAKE}:
+    read = {number: class_of(name) for number, name in names.items()}
+    classes = {number: label for number, label in read.items() if label is not None}
+    if sorted(classes.values()) != sorted((REAL, FAKE)):
         raise ValueError(
             f"The class names {list(names.values())} do not tell real from fake; name the fake one with `fake_label`."
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -44,16 +45,16 @@ def contact_sheet(domain: str | Path, videos: int = 24, frames: int = 10) -> Ima
         color = COLORS[rows[0]["label"]]
         split = places[name][0][0].name.split("-")[0]
         draw.text((MARGIN, top), f"{split}  {name}  {rows[0]['method']}  {len(places[name])} crops", fill=color)
-        for column, row in enumerate(rows):
+        for column, crop_row in enumerate(rows):
             left = column * (CELL + MARGIN) + MARGIN
             draw.rectangle((left - 2, top + TEXT - 2, left + CELL + 1, top + TEXT + CELL + 1), fill=color)
-            crop = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB").resize((CELL, CELL))
+            crop = Image.open(io.BytesIO(crop_row["image"]["bytes"])).convert("RGB").resize((CELL, CELL))
             sheet.paste(crop, (left, top + TEXT))
-            draw.text((left + 2, top + TEXT + CELL - 12), str(row["frame"]), fill="yellow")
+            draw.text((left + 2, top + TEXT + CELL - 12), str(crop_row["frame"]), fill="yellow")
     return sheet
 
 
-def _row(file: Path, row: int) -> dict[str, object]:
+def _row(file: Path, row: int) -> dict[str, Any]:
     parquet = pq.ParquetFile(file)
     ends = np.cumsum([parquet.metadata.row_group(index).num_rows for index in range(parquet.num_row_groups)])
     group = int(np.searchsorted(ends, row, side="right"))

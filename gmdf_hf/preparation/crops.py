@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -176,7 +177,7 @@ def perceptual_hash(image: Image.Image) -> int:
     return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
 
 
-def _picture(source: object, name: str | None = None) -> np.ndarray | ImageError:
+def _picture(source: str | Path | bytes, name: str | None = None) -> np.ndarray | ImageError:
     try:
         return np.asarray(open_image(source, name))
     except ImageError as error:
@@ -185,6 +186,8 @@ def _picture(source: object, name: str | None = None) -> np.ndarray | ImageError
 
 def _crop(image: Image.Image, face: Face, settings: CropSettings) -> Image.Image:
     if settings.crop == "aligned":
+        if face.landmarks is None:
+            raise ValueError("An aligned crop needs the five landmarks of the face, found none.")
         return crop_aligned(image, face.landmarks, settings.size)
     return crop_box(image, face.box, settings.size)
 

@@ -48,7 +48,8 @@ class Face:
     def scaled(self, factor: float) -> Face:
         """Return the face in a picture `factor` times as large."""
         landmarks = None if self.landmarks is None else self.landmarks * factor
-        return Face(tuple(value * factor for value in self.box), landmarks, self.score)
+        left, top, right, bottom = (value * factor for value in self.box)
+        return Face((left, top, right, bottom), landmarks, self.score)
 
 
 Detector = Callable[[np.ndarray], list[Face]]

@@ -76,9 +76,9 @@ def find_people(detector: Detector, pictures: Iterable[tuple[int, np.ndarray]], 
     faces: list[FoundFace] = []
     for person in range(MAX_FACES):
         chosen = follow(candidates, scenes)
-        for number, candidate in zip(numbers, chosen, strict=True):
-            if candidate is not None:
-                (crop_place, crop), face = cut[id(candidate)], candidate.face
+        for number, own in zip(numbers, chosen, strict=True):
+            if own is not None:
+                (crop_place, crop), face = cut[id(own)], own.face
                 faces.append(FoundFace(number, person, face.box, crop_place, face.score, crop))
         candidates = [
             [other for other in frame if other is not taken] for frame, taken in zip(candidates, chosen, strict=True)

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -100,16 +100,17 @@ def prepare(
             f"Aligned crops need landmarks, which {detector} has not: use {' or '.join(LANDMARK_DETECTORS)}."
         )
     check_leaks(listing.records)
+    weights_file = None
     if detector in LANDMARK_DETECTORS:
-        weights = find_weights(YUNET if detector == "yunet" else RETINAFACE, weights)
+        weights_file = find_weights(YUNET if detector == "yunet" else RETINAFACE, weights)
     tag = "" if of == 1 else f"-{number}-of-{of}"
     output = Path(output)
-    state = _fingerprint(listing, source, settings, detector, weights, shard)
+    state = _fingerprint(listing, source, settings, detector, weights_file, shard)
     with locked_folder(output, tag):
         finished = _begin(output, tag, state)
         if finished is not None:
             return finished
-        job = Job(output / f".work{tag}", settings, detector, weights)
+        job = Job(output / f".work{tag}", settings, detector, weights_file)
         units = [unit for unit in make_units(listing.records) if unit.index % of == number - 1]
         parts = _run(units, job, processes, engine, max_skipped, on_progress, output / f"skipped{tag}.csv", listing)
         return _finish(output, tag, units, parts, listing, state)
@@ -293,7 +294,7 @@ def _write_skipped(path: Path, skipped: list[Skip], listing: Listing) -> None:
     _write_csv(path, ("file", "video_id", "frames", "reason"), rows)
 
 
-def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
+def _write_csv(path: Path, header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])

@@ -14,8 +14,8 @@ from gmdf_hf.modeling.images_gmdf import MAX_PIXELS
 
 try:
     import av
-except ImportError:  # a saved model is loaded where only pictures are looked at
-    av = None
+except ImportError:  # images can be read without it
+    av = None  # type: ignore[assignment]
 
 MAX_FRAMES = 1_000_000
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts")
@@ -50,7 +50,8 @@ def frame_times(path: str | Path) -> list[int]:
     Raises:
         VideoError: If the file is no video, has no frames or more than `MAX_FRAMES`, or is cut short.
     """
-    times, packets, damaged = set(), 0, 0
+    times: set[int] = set()
+    packets = damaged = untimed = 0
     with _open(path) as (container, stream):
         for packet in container.demux(stream):
             if not packet.size:
@@ -60,11 +61,15 @@ def frame_times(path: str | Path) -> list[int]:
             if packets > MAX_FRAMES:
                 raise VideoError(f"{path}: more than {MAX_FRAMES} frames, the most that is read.")
             if not packet.is_discard:  # cut away by the container's edit list: never shown
-                times.add(_time(packet))
+                time_of_frame = _time(packet)
+                if time_of_frame is None:
+                    untimed += 1
+                else:
+                    times.add(time_of_frame)
         expected = max(packets, stream.frames)
     if damaged or packets < expected:
         raise VideoError(f"{path}: cut short, {packets - damaged} whole frames found of {expected}.")
-    if not times or None in times:
+    if untimed or not times:
         raise VideoError(f"{path}: no frames with a time, found {packets} packets.")
     return sorted(times)
 
@@ -96,7 +101,8 @@ def read_frames(path: str | Path, count: int, max_seconds: float | None = None) 
             if time.monotonic() > deadline:
                 raise VideoError(f"{path}: not read within {max_seconds:g} seconds, {len(times)} frames.")
             for frame in packet.decode():
-                index = wanted.pop(frame.pts if frame.pts is not None else frame.dts, None)
+                shown = frame.pts if frame.pts is not None else frame.dts
+                index = None if shown is None else wanted.pop(shown, None)
                 if index is not None:
                     yield index, _upright(frame, path)
             if not wanted:
@@ -115,7 +121,7 @@ def _open(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.Vi
         # Titles in some old encoding are no reason to refuse a video.
         with av.open(str(Path(path).absolute()), options=_OPTIONS, metadata_errors="replace") as container:
             stream = container.streams.best("video")
-            if stream is None or stream.codec_context is None:  # of an unknown codec
+            if not isinstance(stream, av.VideoStream) or stream.codec_context is None:  # of an unknown codec
                 raise VideoError(f"{path}: no video stream that can be decoded.")
             _check_size(stream.codec_context.width, stream.codec_context.height, path)
             # Work is spread over processes; one thread also makes `skip_frame` exact.

@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 
@@ -207,6 +208,8 @@ def _run_processes(units: list[Unit], job: Job, processes: int) -> Iterator[Part
 def _end_with_parent() -> None:
     """Make a worker end when the main process does, even by `kill -9`: the pool alone would leave it waiting."""
     parent = multiprocessing.parent_process()
+    if parent is None:  # not in a worker
+        return
 
     def watch() -> None:
         parent.join()
@@ -226,7 +229,7 @@ def _run_ray(units: list[Unit], job: Job, processes: int) -> Iterator[Part]:
     by_index = {unit.index: unit for unit in units}
     data = ray.data.from_items([{"index": unit.index, "unit": unit} for unit in units])
 
-    def work(row: dict[str, object]) -> dict[str, object]:
+    def work(row: dict[str, Any]) -> dict[str, Any]:
         run_unit(row["unit"], job)
         return {"index": row["index"]}
 

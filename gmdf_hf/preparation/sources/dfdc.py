@@ -36,7 +36,8 @@ def list_records(root: str | Path) -> Listing:
     """
     root = need_folder(root)
     parts = sorted(root.glob("dfdc_train_part_*/"), key=lambda path: int(re.sub(r"\D", "", path.name) or -1))
-    test = next((folder for folder in (root, root / "test") if _test_labels(folder)), None)
+    with_labels = ((folder, _test_labels(folder)) for folder in (root, root / "test"))
+    test = next(((folder, labels) for folder, labels in with_labels if labels is not None), None)
     preview = (root / "dataset.json").is_file()
     found = [name for name, there in (("training parts", parts), ("test set", test), ("preview", preview)) if there]
     if len(found) != 1:
@@ -48,7 +49,7 @@ def list_records(root: str | Path) -> Listing:
     if parts:
         _list_parts(root, parts, listing)
     elif test:
-        _list_test(test, listing)
+        _list_test(*test, listing)
     else:
         _list_preview(root, listing)
     if not listing.records:
@@ -99,8 +100,7 @@ def _test_labels(folder: Path) -> Path | None:
     return next((folder / name for name in ("labels.csv", "metadata.json") if (folder / name).is_file()), None)
 
 
-def _list_test(folder: Path, listing: Listing) -> None:
-    file = _test_labels(folder)
+def _list_test(folder: Path, file: Path, listing: Listing) -> None:
     if file.suffix == ".csv":
         with file.open(newline="") as lines:
             rows = list(csv.DictReader(lines))

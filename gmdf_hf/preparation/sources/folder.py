@@ -49,9 +49,10 @@ def list_records(root: str | Path, labels: Mapping[str, str] | None = None) -> L
         bases = {path for _, path in splits}
         listing.left_out += [(readable(p.name), "in no split folder") for p in sorted(root.iterdir()) if p not in bases]
     read_as: dict[str, int] = {}
-    for split, base in sorted(splits, key=lambda item: list(SPLIT_NAMES).index(item[1].name.casefold())) or [
-        (None, root)
-    ]:
+    bases_in_order: list[tuple[str | None, Path]] = [(None, root)]
+    if splits:
+        bases_in_order = sorted(splits, key=lambda item: list(SPLIT_NAMES).index(item[1].name.casefold()))
+    for split, base in bases_in_order:
         classes = _classes(base, labels, listing, root)
         for folder, label in sorted(classes.items(), key=lambda item: (item[1], item[0])):
             read_as[readable(folder.name)] = label
