@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -83,6 +84,8 @@ class ImageBackboneMixin:
         found = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **hub)
         if found.model_type == "clip":
             return cls.from_clip(name_or_path, domains, image_size, **kwargs, **options)  # type: ignore[attr-defined]
+        if options.get("attn_implementation") == "sdpa":
+            del options["attn_implementation"]  # the default, which models without attention refuse by name
         loaded, report = AutoModel.from_pretrained(
             name_or_path, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
         )
@@ -179,7 +182,7 @@ class ImageBackboneMixin:
         return self
 
     def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: Callable = torch.utils.checkpoint.checkpoint
+        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **options: Any
     ) -> None:
         """Recompute activations along the route of their own forward pass.
 
@@ -194,4 +197,4 @@ class ImageBackboneMixin:
             def gradient_checkpointing_func(*args: Any, **kwargs: Any) -> Any:
                 return plain(*args, context_fn=recomputation_contexts, **kwargs)
 
-        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func)  # type: ignore[misc]
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **options)  # type: ignore[misc]

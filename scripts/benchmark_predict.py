@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """
     args = parser().parse_args(argv)
     model, console = load_model(args.model), Console(width=100)
-    side = model.config.vision_config.image_size
+    side = model.config.image_size
     pixels = torch.randn(args.batch_size, 3, side, side, generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory() as folder:
         exact, small = Path(folder) / "model.onnx", Path(folder) / "model.int8.onnx"

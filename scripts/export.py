@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
         quantize(args.output / "model.onnx", args.output / "model.int8.onnx")
         variants["ONNX int8"] = (OnnxDetector(args.output / "model.int8.onnx"), args.output / "model.int8.onnx")
     domain = load_domain("test", "test", args.domain) if args.domain else None
-    side = model.config.vision_config.image_size
+    side = model.config.image_size
     pixels = torch.randn(args.batch_size, 3, side, side, generator=torch.Generator().manual_seed(0))
     rows = []
     for name, (variant, file) in variants.items():
