@@ -1,1 +1,1 @@
-"""What every other folder uses: errors, files, processes."""
+"""Shared by all other folders: errors, files, labels, options, processes."""

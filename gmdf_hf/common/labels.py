@@ -1,4 +1,4 @@
-"""Which class is real and which is fake: the class names of a data set decide, not its numbers (decision D21).
+"""Real and fake class of a data set, from its class names instead of its class numbers (decision D21).
 
 One rule for data sets, streams, folders, importers and the `id2label` of other detectors. A name is read word by word,
 in any case: `Fake`, `DEEP-FAKE`, `Celeb-real`, `ai_generated`. A name without such a word, with words of both classes,

@@ -218,7 +218,7 @@ def label_reader(
     columns: dict[str, str | None] | None,
     labels: dict[str, str] | None,
 ) -> LabelReader:
-    """What reads the labels of a data set whose columns have our names.
+    """Label reader of a data set whose columns have our names.
 
     Raises:
         DomainError: If its class names do not tell real from fake.

@@ -26,18 +26,18 @@ DISTORTIONS: dict[str, tuple[float, ...]] = {
 
 
 def distort(image: Image.Image, kind: str, level: int) -> Image.Image:
-    """Worsen a picture.
+    """Distort an image.
 
     Args:
-        image: RGB picture.
+        image: RGB image.
         kind: One of `DISTORTIONS`.
-        level: 1, the mildest, to 5.
+        level: 1 (mildest) to 5.
 
     Returns:
-        A picture of the same size.
+        An image of the same size.
 
     Raises:
-        ValueError: If there is no such kind or level.
+        ValueError: If kind or level is unknown.
     """
     if kind not in DISTORTIONS:
         raise ValueError(f"The distortions are {', '.join(DISTORTIONS)}, found {kind!r}.")
@@ -60,10 +60,10 @@ def distort(image: Image.Image, kind: str, level: int) -> Image.Image:
 
 
 def parse_distortion(text: str) -> tuple[str, int]:
-    """Kind and level of `blur:3`.
+    """Parse `kind:level`, for example `blur:3`.
 
     Raises:
-        ValueError: If there is no such kind or level.
+        ValueError: If kind or level is unknown.
     """
     kind, _, level = text.partition(":")
     if not level.isdigit():
@@ -73,10 +73,10 @@ def parse_distortion(text: str) -> tuple[str, int]:
 
 
 class DistortingProcessor:
-    """An image processor that worsens each picture first.
+    """Image processor that distorts each image first.
 
     Args:
-        processor: What comes after.
+        processor: Image processor of the model.
         kind: One of `DISTORTIONS`.
         level: 1 to 5.
     """
@@ -85,5 +85,5 @@ class DistortingProcessor:
         self.processor, self.kind, self.level = processor, kind, level
 
     def __call__(self, images: Image.Image, **kwargs) -> BatchFeature:
-        """As the processor, for one picture."""
+        """Process one distorted image."""
         return self.processor(images=distort(images, self.kind, self.level), **kwargs)

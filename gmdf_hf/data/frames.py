@@ -72,7 +72,7 @@ class Skipped(NamedTuple):
 
 
 def frame_of(domain: Domain, row: int) -> Frame:
-    """What a domain says of one of its frames, without the image."""
+    """Metadata of one frame of a domain."""
     return Frame(
         domain=domain.name,
         row=row,

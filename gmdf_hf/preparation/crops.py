@@ -28,7 +28,7 @@ MAX_FACES = 5
 
 @dataclass(frozen=True)
 class CropSettings:
-    """How frames become crops.
+    """Settings of face crops.
 
     Attributes:
         frames: Frames per video, spread evenly over all of it.
@@ -58,7 +58,7 @@ class CropSettings:
 
 @dataclass(frozen=True)
 class Crops:
-    """What one record gave.
+    """Result of one record.
 
     Attributes:
         rows: `(frame number, encoded crop, perceptual hash)`.

@@ -1,4 +1,4 @@
-"""What all face detectors share: the face they find, where their weights come from, the size they look at."""
+"""Shared by all face detectors: the `Face` result, sources of the weights, input size."""
 
 from __future__ import annotations
 

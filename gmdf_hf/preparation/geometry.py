@@ -1,4 +1,4 @@
-"""Where a face crop is taken from a picture: the same numbers for data preparation and the published pipeline.
+"""Geometry of face crops, shared by data preparation and the published pipeline.
 
 Boxes are ``(left, top, right, bottom)`` in pixels, y down. Landmarks are five points ``(x, y)`` in the order of the
 ArcFace template, as the image shows them: left eye, right eye, nose, left mouth corner, right mouth corner (the order

@@ -1,4 +1,4 @@
-"""What identifies the data of a domain, for others who hold the same data to check."""
+"""Digest of the data of a domain, so that others can verify a copy of it."""
 
 from __future__ import annotations
 

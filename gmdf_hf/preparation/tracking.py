@@ -38,7 +38,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Scene:
-    """What tells one shot from the next: coarse colours, shape `(64,)`, and a small picture, shape `(768,)`."""
+    """Features for shot detection: coarse colours, shape `(64,)`, and a small image, shape `(768,)`."""
 
     colors: np.ndarray
     look: np.ndarray

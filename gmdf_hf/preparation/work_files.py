@@ -1,4 +1,4 @@
-"""What workers leave: a Parquet file per unit of work, put in place by a rename, so there as a whole or not at all."""
+"""Output of workers: one Parquet file per unit of work, written atomically by a rename."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Skip:
 
 @dataclass(frozen=True)
 class Part:
-    """What one part holds: its file, number of rows and of videos in them, and what was skipped."""
+    """Content of one part: file, number of rows and videos, and skipped frames."""
 
     path: Path
     rows: int

@@ -34,7 +34,7 @@ IMAGES_PER_UNIT = 256
 
 @dataclass(frozen=True)
 class Job:
-    """What all units have in common.
+    """Settings shared by all units of work.
 
     Attributes:
         folder: Where parts are written.

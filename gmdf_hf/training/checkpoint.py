@@ -1,4 +1,4 @@
-"""What a run leaves behind: a model folder that loads anywhere, and all that is needed to repeat the run."""
+"""Output of a run: the model folder and the files to repeat the run."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def load_classifier(
 
 
 def missing_packages(backbone: str) -> list[str]:
-    """What a timm model on the hub needs and is not installed; nothing for any other name."""
+    """Missing packages for a timm model on the hub; empty for any other name."""
     needed = ("timm", "torchvision") if backbone.startswith("timm/") else ()
     return [name for name in needed if find_spec(name) is None]
 

@@ -1,8 +1,8 @@
-"""The paper's tables and figures as plans: which runs they need, and which figures of them to print.
+"""Protocols: the runs and metrics of the paper's tables and figures.
 
-A protocol has rows (methods), settings (training and test domains) and figures; every row is run in every setting with
-every seed. A scale says what the domains are and what a run costs. A run's folder is named after its configuration, so
-tables share their runs, and what is done is not done again.
+A protocol has rows (methods), settings (training and test domains) and metrics; every row runs in every setting with
+every seed. A scale defines the domains and the budget of a run. The folder of a run is named after its configuration,
+so tables share finished runs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Strict(BaseModel):
 
 
 class Row(_Strict):
-    """A method: fields of `TrainConfig` over the scale's, the paper's name for it, and the scale's for its backbone."""
+    """A method: overrides of `TrainConfig`, its name in the paper, and the scale's name of its backbone."""
 
     label: str
     paper: str | None = None
@@ -41,7 +41,7 @@ class Row(_Strict):
 
 
 class Setting(_Strict):
-    """What is trained on and what is tested on besides; test splits of the training domains are always scored."""
+    """Training domains and further test domains; test splits of the training domains are always scored."""
 
     label: str
     train: tuple[str, ...]
@@ -72,7 +72,7 @@ class Protocol(_Strict):
 
 
 class Scale(_Strict):
-    """What the domains and backbones of protocols are, and the recipe that their runs start from.
+    """Domains, backbones and base recipe of the runs.
 
     A row whose backbone is not among `backbones` is not run; a row that names none has the recipe's. `max_settings`
     keeps a protocol's first settings only, for a trial. With `pretraining_steps` the rows that have the recipe's
@@ -92,14 +92,14 @@ class Scale(_Strict):
 
 @dataclass(frozen=True)
 class Run:
-    """One training.
+    """One training run.
 
     Attributes:
-        row: Its method.
-        setting: Its data.
-        seed: Its seed.
-        config: Its configuration; None if it cannot be run.
-        refused: Why it cannot.
+        row: Method.
+        setting: Data.
+        seed: Seed.
+        config: Configuration; None if the run is impossible.
+        refused: Reason if the run is impossible.
     """
 
     row: Row
@@ -121,14 +121,14 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether its results are there, of just this configuration."""
+        """Whether results of exactly this configuration exist."""
         if self.config is None or not (self.config.output_dir / "results.json").exists():
             return False
         stored = yaml.safe_load((self.config.output_dir / "train_config.yaml").read_text())
         return _identity(TrainConfig(**stored)) == _identity(self.config)
 
     def results(self) -> dict[str, Any]:
-        """What its `results.json` holds."""
+        """Content of its `results.json`."""
         return json.loads((self.planned.output_dir / "results.json").read_text())
 
 
@@ -157,7 +157,7 @@ def _merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _identity(config: TrainConfig) -> str:
-    """Name of a configuration, the seed aside: what is no part of a run does not count."""
+    """Hash of a configuration without the seed and the fields in `NO_PART_OF_A_RUN`."""
     fields = {key: value for key, value in config.model_dump(mode="json").items() if key not in NO_PART_OF_A_RUN}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -166,11 +166,11 @@ def plan(protocol: Protocol, scale: Scale, recipe: Path, seeds: Sequence[int], f
     """All runs of a protocol.
 
     Args:
-        protocol: What to run.
-        scale: On what.
-        recipe: The scale's recipe file.
-        seeds: Of the runs.
-        folder: Of the runs' folders.
+        protocol: Rows, settings and metrics.
+        scale: Domains and budget.
+        recipe: Recipe file of the scale.
+        seeds: Seeds of the runs.
+        folder: Parent of the run folders.
 
     Raises:
         UserError: If the scale lacks a domain, a domain's data are not there, or a configuration is wrong.
@@ -207,7 +207,7 @@ def plan(protocol: Protocol, scale: Scale, recipe: Path, seeds: Sequence[int], f
 
 
 def _without_backbone(row: Row, scale: Scale) -> str | None:
-    """Why a row's backbone cannot be had; None if it can, as far as one knows without asking the hub."""
+    """Reason why a row's backbone is unavailable; None if it is available as far as known without the hub."""
     if row.backbone is None:
         return None
     if row.backbone not in scale.backbones:
@@ -218,10 +218,10 @@ def _without_backbone(row: Row, scale: Scale) -> str | None:
 
 
 def domain_source(name: str, scale: Scale) -> DomainSource:
-    """Where a domain's frames are.
+    """Source of a domain's frames.
 
     Raises:
-        UserError: If the scale does not know the domain, or its data are not there.
+        UserError: If the scale has no such domain, or its data are missing.
     """
     if name not in scale.domains:
         raise UserError(f"This scale has no domain {name!r}; it has {', '.join(scale.domains)}.")
@@ -229,18 +229,18 @@ def domain_source(name: str, scale: Scale) -> DomainSource:
         source = DomainSource.model_validate(scale.domains[name])
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise UserError(f"The data of domain {name!r} are not there: {reason}.") from error
+        raise UserError(f"The data of domain {name!r} are missing: {reason}.") from error
     local = source.path.startswith(("/", ".", "~"))
     if local and not source.path.startswith(DRAWN_PREFIX) and not Path(source.path).exists():
-        raise UserError(f"The data of domain {name!r} are not there: no file or folder {source.path}.")
+        raise UserError(f"The data of domain {name!r} are missing: no file or folder {source.path}.")
     return source
 
 
 def _refusal(error: ValidationError) -> str:
-    """Why a run is not possible with this trainer; anything else is a mistake in the protocol.
+    """Reason why this trainer cannot do a run.
 
     Raises:
-        UserError: If it is.
+        UserError: If the error is a mistake in the protocol.
     """
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
@@ -250,7 +250,7 @@ def _refusal(error: ValidationError) -> str:
 
 
 def distortions_of(figure: Figure) -> list[str]:
-    """The distorted evaluations that a figure is the mean of, as `kind:level`; none for a clean figure."""
+    """Distorted evaluations that a metric averages, as `kind:level`; empty for a clean one."""
     if figure.distortion is None:
         return []
     kinds = DISTORTIONS if figure.distortion == "all" else [figure.distortion]
@@ -258,15 +258,15 @@ def distortions_of(figure: Figure) -> list[str]:
 
 
 def value_of(figure: Figure, setting: Setting, domains: Mapping[str, Any]) -> float:
-    """A figure of one evaluation.
+    """Value of a metric in one evaluation.
 
     Args:
-        figure: Which.
-        setting: Whose test domains count where the figure names none; all that were scored if it has none.
+        figure: The metric.
+        setting: Its test domains are used if the metric names none; all scored domains if it has none.
         domains: `domains` of a `results.json`.
 
     Returns:
-        A share; `nan` where it has no value, as of a domain of which no image could be read.
+        A fraction; `nan` if undefined, for example for a domain without readable images.
     """
     names = [figure.domain] if figure.domain else list(setting.test or domains)
     name = "m" if figure.figure == "m_eer" else figure.figure

@@ -50,10 +50,10 @@ def test_some_figures_of_the_paper():
 @pytest.mark.parametrize("name", OF_THE_PAPER)
 def test_real_recipes_find_their_data_or_say_what_is_missing(name, tmp_path, monkeypatch):
     monkeypatch.delenv("GMDF_DOMAINS", raising=False)
-    with pytest.raises(UserError, match=r"data of domain .* are not there: .* variable GMDF_DOMAINS, which is not set"):
+    with pytest.raises(UserError, match=r"data of domain .* are missing: .* variable GMDF_DOMAINS, which is not set"):
         planned(name, "paper", tmp_path)
     monkeypatch.setenv("GMDF_DOMAINS", str(tmp_path / "data"))
-    with pytest.raises(UserError, match=f"are not there: no file or folder {tmp_path}/data/"):
+    with pytest.raises(UserError, match=f"are missing: no file or folder {tmp_path}/data/"):
         planned(name, "paper", tmp_path)
     for path in yaml.safe_load((RECIPES / "scales" / "paper.yaml").read_text())["domains"].values():
         (tmp_path / "data" / Path(path).name).mkdir(parents=True)

@@ -35,7 +35,7 @@ CAPTION_PARTS = 5
 
 @dataclass(frozen=True)
 class Look:
-    """What a domain's videos have in common. Ranges are `(lowest, highest)`; each video draws its own value.
+    """Look shared by the videos of a domain. Ranges are `(low, high)`; each video draws its own value.
 
     Attributes:
         method: The domain's forgery, one of `forgeries.METHODS`.

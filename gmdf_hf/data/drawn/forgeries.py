@@ -16,7 +16,7 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Settings:
-    """How one video is forged; a video's frames share it.
+    """Forgery parameters of one video, shared by its frames.
 
     Attributes:
         softness: Width of the seam in head half heights.

@@ -1,4 +1,4 @@
-"""Who and what is drawn: persons, expressions, poses and scenes, with the words that a caption has for them."""
+"""Parameters of drawn persons, expressions, poses and scenes, and their captions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIGHTS = {"left": (-0.75, -0.3, 0.6), "right": (0.75, -0.3, 0.6), "above": (0.0,
 
 @dataclass(frozen=True)
 class Identity:
-    """What stays the same of a person in every picture. Lengths are in head half heights, colours in [0, 1]."""
+    """Parameters of a person that are constant over all images; lengths in head half heights, colours in [0, 1]."""
 
     skin_tone: str
     skin: tuple[float, ...]

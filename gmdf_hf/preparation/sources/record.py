@@ -1,4 +1,4 @@
-"""What an importer says about one video or image."""
+"""Records: the metadata that an importer returns for each video or image."""
 
 from __future__ import annotations
 
