@@ -56,7 +56,6 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "vit": {"model_type": "vit", **BLOCKS},
     "convnextv2": {"model_type": "convnextv2", **CONVNEXT},
     "timm efficientnet": {**TIMM, "architecture": "efficientnet_lite0"},
-    "timm resnet": {**TIMM, "architecture": "resnet10t"},
     "timm vit": {**TIMM, "architecture": "vit_tiny_patch16_224", "model_args": {"img_size": 64, "depth": 2}},
 }
 TEXTS = {
@@ -175,15 +174,15 @@ def test_a_checkpoint_without_a_pooler_gives_its_class_token(tmp_path):
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_experts_learn_in_a_miniature_run(name):
-    """Stripes tell the classes apart, in a direction of each domain's own."""
+    """Stripes tell the classes apart, in each domain in directions of its own."""
     model = fresh_model(name, expert_scale=64.0)
     side, count = model.config.image_size, 8
     generator = torch.Generator().manual_seed(0)
     stripes = torch.linspace(0, 12, side).sin().expand(3, side, side)
-    patterns = [stripes, stripes.transpose(1, 2), -stripes]
+    patterns = [stripes, stripes.transpose(1, 2), (stripes + stripes.transpose(1, 2)) / 2]
     labels = torch.tensor([0, 1] * (count // 2)).repeat(3)
     domain_ids = torch.arange(3).repeat_interleave(count)
-    method = GMDF(ExpertAdam(1e-3, 1.0), MetaOptions(source_weight=1.0, alignment_weight=0.0, mim_weight=0.0), count)
+    method = GMDF(ExpertAdam(3e-3, 1.0), MetaOptions(source_weight=1.0, alignment_weight=0.0, mim_weight=0.0), count)
     parameters = method.prepare(model)
     optimizer = torch.optim.Adam(parameters, lr=1e-4)
     for _ in range(15):
@@ -270,7 +269,7 @@ def test_timms_gradient_checkpointing_is_refused():
 
 def test_batch_normalisation_keeps_its_statistics_in_training():
     for frozen in (True, False):
-        model = fresh_model("timm resnet", freeze_batch_norm=frozen).train()
+        model = fresh_model("timm efficientnet", freeze_batch_norm=frozen).train()
         before = {name: value.clone() for name, value in model.named_buffers() if "running" in name}
         model(images_for(model))
         moved = [not torch.equal(value, before[name]) for name, value in model.named_buffers() if name in before]
