@@ -119,7 +119,7 @@ def main(runs: Sequence[Scored], folder: Path, faces: bool = True) -> Path:
         plots.save(figure, pictures / f"{name}.png")
     forgeries = method_table(first.results)
     sections = [
-        Section("Runs beside each other", [Part(table=comparison(runs), text_columns=2)]),
+        Section("Runs beside each other", [Part(table=comparison(runs), text_columns=2), *effect_parts(runs)]),
         Section(
             f"{first.label} in detail",
             [
@@ -160,6 +160,20 @@ def chosen(results: dict[str, Any]) -> str:
 def _by_domain(runs: Sequence[Scored]) -> dict[str, dict[str, DomainScores]]:
     names = list(dict.fromkeys(name for run in runs for name in run.domains))
     return {name: {run.label: run.domains[name] for run in runs if name in run.domains} for name in names}
+
+
+def effect_parts(runs: Sequence[Scored]) -> list[Part]:
+    """Table of the expert effect of the runs that measured it; nothing if none did."""
+    rows = [["run", "experts, known domain", "experts, unknown", "text affine, known domain", "text affine, unknown"]]
+    for run in runs:
+        if (effect := run.results.get("expert_effect")) is not None:
+            values = [effect[part][route] for part in ("experts", "text") for route in ("known", "unknown")]
+            rows.append([run.label, *(f"{value:.3f}" for value in values)])
+    text = (
+        "Expert effect: standard deviation of the margin's change when the part is silenced, over that of the margin. "
+        "Comparisons of expert variants count from 0.1."
+    )
+    return [Part(text=text, table=rows, text_columns=1)] if len(rows) > 1 else []
 
 
 def comparison(runs: Sequence[Scored]) -> list[list[str]]:
