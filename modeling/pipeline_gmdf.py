@@ -33,6 +33,9 @@ logger = logging.get_logger(__name__)
 class ScoreError(ValueError):
     """A model that gives no finite score; the message names the input."""
 
+    exit_code = 1
+    hint = "The checkpoint is damaged: download it again, or load another one."
+
 
 def picture_of(source: object) -> np.ndarray:
     """Upright RGB picture of shape `(height, width, 3)` of a path, a PIL image or an RGB array of type uint8.

@@ -248,7 +248,7 @@ def test_a_method_that_needs_a_trained_gmdf_is_refused_before_anything_is_touche
     config = miniature(tmp_path, "vit", method="add_domain", source_domains={"x": "/no/such/x"})
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "results.json").write_text("{}")
-    with pytest.raises(UserError, match="model type 'vit', which trains with gmdf, .*; found the method 'add_domain'"):
+    with pytest.raises(UserError, match=r"model type 'vit', which trains with gmdf, .*; found the method 'add_domain'"):
         meta_train.main(config)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["results.json"]
 
