@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from gmdf_hf.modeling.images_gmdf import ImageError
-from gmdf_hf.modeling.pipeline_gmdf import frames_of
+from gmdf_hf.modeling.pipeline_gmdf import ScoreError, frames_of
 from gmdf_hf.preparation.media import Media, open_media
 from gmdf_hf.preparation.video import Frame, VideoError
 from gmdf_hf.serving.download import DownloadError, downloaded
 
 # What may be wrong with one input; anything else is a mistake in the program or its setting.
-INPUT_ERRORS = (ImageError, VideoError, DownloadError)
+INPUT_ERRORS = (ImageError, VideoError, DownloadError, ScoreError)
 
 
 def is_url(source: object) -> bool:
