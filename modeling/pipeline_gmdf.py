@@ -12,6 +12,7 @@ from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
 
 from .images_gmdf import ImageError, open_image, upright_rgb
+from .loading_gmdf import check_processor
 
 TASK = "deepfake-detection"
 # What a saved model's config says, so that the model alone is enough for the task.
@@ -129,6 +130,7 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("batch_size", BATCH_SIZE)
         super().__init__(*args, **kwargs)
+        check_processor(self.image_processor, self.model.config.name_or_path)
 
     def _sanitize_parameters(
         self, detector: str | None = None, threshold: float | None = None, on_error: str | None = None
@@ -190,7 +192,7 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
         domains = self.model.config.domains
 
         def label(score: float) -> str:
-            return self.model.config.id2label[int(score >= threshold)]
+            return "fake" if score >= threshold else "real"  # whatever the configuration calls the classes
 
         faces = []
         for output in model_outputs:
