@@ -33,22 +33,22 @@ class AggregatedRoute(nn.Module):
 
     def __init__(self, model: GMDFModel) -> None:
         super().__init__()
-        self.vision_model, self.visual_projection = model.vision_model, model.visual_projection
-        self.domain_prompts = model.domain_prompts
-        side = model.config.vision_config.image_size
+        self.model = model
+        side = model.config.image_size
         with torch.no_grad():
             text = model(torch.zeros(1, 3, side, side, dtype=model.dtype)).text_embeds[0]
             self.register_buffer("classes", (model.logit_scale.exp() * text).T.contiguous())  # (P, 2)
+        self.bias = model.logit_bias.item() if model.config.has_siglip_text else 0.0
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Logits of real and fake, shape `(B, 2)`, of images of shape `(B, 3, side, side)`."""
-        pooled = self.vision_model(pixel_values, domain_prompts=self.domain_prompts).pooler_output
-        return normalize(self.visual_projection(pooled), dim=-1) @ self.classes
+        vision, _ = self.model.encode_images(pixel_values)
+        return normalize(self.model.visual_projection(vision.pooler_output), dim=-1) @ self.classes + self.bias
 
 
 def export_program(model: GMDFModel) -> torch.export.ExportedProgram:
     """Return the aggregated route as `torch.export` sees it, for any number of images."""
-    side = model.config.vision_config.image_size
+    side = model.config.image_size
     example = (torch.zeros(2, 3, side, side, dtype=model.dtype),)
     return torch.export.export(
         AggregatedRoute(model.eval()), example, dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}}
@@ -75,7 +75,7 @@ def export_onnx(model: GMDFModel, processor: BaseImageProcessor, path: Path) -> 
         "domains": model.config.domains,
         "image_mean": list(processor.image_mean),
         "image_std": list(processor.image_std),
-        "image_size": model.config.vision_config.image_size,
+        "image_size": model.config.image_size,
     }
     for name, value in facts.items():
         written.metadata_props.add(key=name, value=json.dumps(value))

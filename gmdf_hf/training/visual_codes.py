@@ -83,14 +83,18 @@ def make_image_tokenizer(
     Raises:
         UserError: If the tokenizer does not fit the detector.
     """
-    vision = config.vision_config
+    if config.patch_size is None or config.image_size % config.patch_size:
+        raise UserError(
+            f"L_mim hides patches of {config.patch_size} pixels in images of {config.image_size}: choose an image_size "
+            "that is a multiple of it, or set mim_weight to 0."
+        )
     source = str(folder) if source == "train" and folder.exists() else source
     if source == "dalle":
         codebook = FlavaImageCodebook.from_pretrained(DALLE_CODEBOOK, use_safetensors=True)
-        tokenizer = DalleImageTokenizer(codebook, vision.image_size // vision.patch_size)
-        found = (codebook.config.vocab_size, vision.image_size, vision.patch_size)
+        tokenizer = DalleImageTokenizer(codebook, config.image_size // config.patch_size)
+        found = (codebook.config.vocab_size, config.image_size, config.patch_size)
     elif source == "train":
-        fields = {"image_size": vision.image_size, "patch_size": vision.patch_size}
+        fields = {"image_size": config.image_size, "patch_size": config.patch_size}
         tokenizer = GMDFImageTokenizer(GMDFImageTokenizerConfig(codebook_size=config.codebook_size, **fields))
         batches = (batch.to(device) for batch in tqdm(crops, total=steps, desc="image tokenizer"))
         train_image_tokenizer(tokenizer.to(device), batches, steps)
@@ -101,7 +105,7 @@ def make_image_tokenizer(
         tokenizer = GMDFImageTokenizer.from_pretrained(source, use_safetensors=True)
         tokenizer.requires_grad_(False).eval()
         found = (tokenizer.config.codebook_size, tokenizer.config.image_size, tokenizer.config.patch_size)
-    expected = (config.codebook_size, vision.image_size, vision.patch_size)
+    expected = (config.codebook_size, config.image_size, config.patch_size)
     if found != expected:
         raise UserError(
             f"The image tokenizer {source!r} has codes, image size and patch size {found}, expected {expected}, the "
