@@ -125,6 +125,7 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
     _load_image_processor = True
     _load_feature_extractor = False
     _load_tokenizer = False
+    image_processor: Any  # loaded with the model, so never None
     input_errors: tuple[type[Exception], ...] = (ImageError,)  # what may be wrong with one input
 
     def __init__(self, *args, **kwargs):

@@ -117,12 +117,10 @@ def timeline(faces: Sequence[dict[str, Any]], threshold: float) -> str:
         lines.append(
             f"<polyline fill='none' stroke='{color}' stroke-width='2' points='{' '.join(place(*p) for p in own)}'/>"
         )
-        lines += [
-            "<circle r='3' fill='{}' cx='{}' cy='{}'><title>frame {}: {:.2f}</title></circle>".format(
-                color, *place(*point).split(","), *point
-            )
-            for point in own
-        ]
+        for frame, score in own:
+            x, y = place(frame, score).split(",")
+            title = f"frame {frame}: {score:.2f}"
+            lines.append(f"<circle r='3' fill='{color}' cx='{x}' cy='{y}'><title>{title}</title></circle>")
     dashed = f"points='{place(0, threshold)} {place(last, threshold)}'"
     return (
         f"<svg viewBox='0 0 {width} {height}' width='100%' role='img' aria-label='scores of the frames'>"

@@ -14,9 +14,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 from torch.nn.functional import normalize
-from transformers.image_processing_utils import BaseImageProcessor
 
-from gmdf_hf.modeling import GMDFModel
+from gmdf_hf.modeling import GMDFImageProcessor, GMDFModel
 
 INPUT, OUTPUT = "pixel_values", "logits"
 
@@ -30,6 +29,8 @@ class AggregatedRoute(nn.Module):
     Args:
         model: Detector, in evaluation mode.
     """
+
+    classes: torch.Tensor  # a buffer
 
     def __init__(self, model: GMDFModel) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ def export_program(model: GMDFModel) -> torch.export.ExportedProgram:
     )
 
 
-def export_onnx(model: GMDFModel, processor: BaseImageProcessor, path: Path) -> None:
+def export_onnx(model: GMDFModel, processor: GMDFImageProcessor, path: Path) -> None:
     """Write a detector as one ONNX file, which also holds threshold, domains and how pixels are normalised.
 
     Args:
@@ -67,6 +68,7 @@ def export_onnx(model: GMDFModel, processor: BaseImageProcessor, path: Path) -> 
     program = torch.onnx.export(
         export_program(model), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
     )
+    assert program is not None  # it is one with `dynamo`
     program.save(path)
     written = onnx.load(path)
     facts = {

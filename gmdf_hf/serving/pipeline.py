@@ -53,18 +53,21 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         self._finders: dict[tuple[str, str | None], FaceFinder] = {}
         super().__init__(*args, **kwargs)
 
-    def _sanitize_parameters(
+    # The parameters are named here; transformers takes any.
+    def _sanitize_parameters(  # type: ignore[override]
         self,
+        detector: str | None = None,
+        threshold: float | None = None,
+        on_error: str | None = None,
         detector_weights: str | None = None,
         num_frames: int | None = None,
         return_heatmap: bool | None = None,
         private_urls: bool | None = None,
         max_seconds: float | None = None,
-        **options: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if num_frames is not None and num_frames < 1:
             raise ValueError(f"`num_frames` must be at least 1, found {num_frames}.")
-        before, during, after = super()._sanitize_parameters(**options)
+        before, during, after = super()._sanitize_parameters(detector, threshold, on_error)
         reading = {
             "detector_weights": detector_weights,
             "num_frames": num_frames,
@@ -74,7 +77,7 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         before |= {name: value for name, value in reading.items() if value is not None}
         return before, during if return_heatmap is None else {"return_heatmap": return_heatmap}, after
 
-    def preprocess(
+    def preprocess(  # type: ignore[override]  # as for `_forward`
         self,
         source: Any,
         detector: str | None = None,
@@ -98,7 +101,10 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
             self._finders[detector, weights] = load_finder(detector, weights, self.image_processor.crop_size["height"])
         return self._finders[detector, weights]
 
-    def _forward(self, model_inputs: dict[str, Any], return_heatmap: bool = False) -> dict[str, Any]:
+    # The chunks of transformers' pipelines are dicts, which its annotations do not say.
+    def _forward(  # type: ignore[override]
+        self, model_inputs: dict[str, Any], return_heatmap: bool = False
+    ) -> dict[str, Any]:
         if not return_heatmap:
             return super()._forward(model_inputs)
         with torch.enable_grad():
