@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any, cast
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig, PreTrainedTokenizerBase
@@ -111,8 +112,8 @@ class GMDFConfig(PreTrainedConfig):
         self.domains = list(self.domains)
         if self.prompt_ids is None:
             # Two sentences that differ, for a model made without a tokenizer: start, word, end.
-            start, end = self.text_config.bos_token_id, self.text_config.eos_token_id
-            self.prompt_ids = [[start, word, end] for word in (0, 1)]
+            start, end = self.text.bos_token_id, self.text.eos_token_id
+            self.prompt_ids = [[cast(int, start), word, cast(int, end)] for word in (0, 1)]
 
     def validate_architecture(self):
         """Check the fields against each other (called by `strict`)."""
@@ -148,35 +149,57 @@ class GMDFConfig(PreTrainedConfig):
             raise ValueError(f"`mask_ratio` must lie between 0 and 1, found {self.mask_ratio}.")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"`threshold` must lie in [0, 1], found {self.threshold}.")
-        if len(self.id2label) != 2:
-            raise ValueError(f"GM-DF has two classes, real and fake; found {len(self.id2label)} labels.")
-        if len(self.prompt_ids) != 2 or len({len(ids) for ids in self.prompt_ids}) != 1:
-            raise ValueError(f"`prompt_ids` must be two rows of equal length, found {self.prompt_ids}.")
-        if self.prompt_ids[0] == self.prompt_ids[1]:
+        labels, rows = self.id2label or {}, self.prompt_ids or []
+        if len(labels) != 2:
+            raise ValueError(f"GM-DF has two classes, real and fake; found {len(labels)} labels.")
+        if len(rows) != 2 or len({len(ids) for ids in rows}) != 1:
+            raise ValueError(f"`prompt_ids` must be two rows of equal length, found {rows}.")
+        if rows[0] == rows[1]:
             raise ValueError(
                 f"`prompt_ids` must be two different sentences, one of real and one of fake; both are "
-                f"{self.prompt_ids[0]}: every image would get the probability 0.5."
+                f"{rows[0]}: every image would get the probability 0.5."
             )
-        vocab_size = self.text_config.vocab_size
-        if not all(0 <= token < vocab_size for row in self.prompt_ids for token in row):
-            raise ValueError(f"`prompt_ids` must lie in [0, {vocab_size}), found {self.prompt_ids}.")
+        vocab_size = self.text.vocab_size
+        if not all(0 <= token < vocab_size for row in rows for token in row):
+            raise ValueError(f"`prompt_ids` must lie in [0, {vocab_size}), found {rows}.")
 
     @classmethod
     def from_clip(cls, clip: CLIPConfig, domains: Sequence[str], **fields) -> "GMDFConfig":
         """Configuration of a detector that starts as a given CLIP; `fields` are those of this class."""
-        start = {
+        start: dict[str, Any] = {
             "projection_dim": clip.projection_dim,
             "logit_scale_init_value": clip.logit_scale_init_value,
             "expert_scale": EXPERT_SCALE,
         }
-        towers = {"vision_config": clip.vision_config.to_dict(), "text_config": clip.text_config.to_dict()}
-        return cls(**towers, domains=list(domains), **start | fields)
+        vision, text = cast(CLIPVisionConfig, clip.vision_config), cast(CLIPTextConfig, clip.text_config)
+        start |= {"vision_config": vision.to_dict(), "text_config": text.to_dict(), "domains": list(domains)}
+        return cls(**start | fields)
 
     def set_prompts(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Fill `prompt_ids` with the template's sentences; P3's without a caption, for those come with a batch."""
         sentences = [text.replace("{caption} ", "") for text in PROMPT_TEMPLATES[self.prompt]]
         self.prompt_ids = tokenizer(sentences, padding=True)["input_ids"]
         self.validate_architecture()
+
+    @property
+    def vision(self) -> CLIPVisionConfig:
+        """`vision_config` as the object that every instance holds."""
+        return cast(CLIPVisionConfig, self.vision_config)
+
+    @property
+    def text(self) -> CLIPTextConfig:
+        """`text_config` as the object that every instance holds."""
+        return cast(CLIPTextConfig, self.text_config)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return cast(int, self.vision.image_size)
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return cast(int, self.vision.patch_size)
 
     @property
     def num_experts(self) -> int:

@@ -105,7 +105,7 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
 
 def _upright(image: Image.Image) -> Image.Image:
     # After `load`: Pillow turns TIFF files by itself there, and then no longer reports an orientation.
-    operation = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG))
+    operation = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
     return image if operation is None else image.transpose(operation)
 
 

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -40,16 +41,16 @@ class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
         config: See `GMDFConfig`.
     """
 
-    config: GMDFConfig
+    config: GMDFConfig  # type: ignore[assignment]  # the base class names CLIP's
     base_model_prefix = "gmdf"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]
     # `Trainer` then divides the loss by the steps of gradient accumulation, as this loss is a mean over a batch.
     accepts_loss_kwargs = False
 
     def __init__(self, config: GMDFConfig):
         super().__init__(config)
-        vision, text = config.vision_config, config.text_config
+        vision, text = config.vision, config.text
         self.vision_model = GMDFVisionModel._from_config(
             vision,
             num_experts=config.num_experts,
@@ -69,7 +70,7 @@ class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
         if not config.slim:
             self.text_model = CLIPTextModel._from_config(text)
             self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
-            sizes = (vision.hidden_size, config.codebook_size, vision.patch_size)
+            sizes = (vision.hidden_size, config.codebook_size, config.patch_size)
             self.mim_head = MaskedImageHead(*sizes, eps=vision.layer_norm_eps)
             self._freeze_text_tower()
         self._prompt_embeds_stale = not config.slim
@@ -81,9 +82,11 @@ class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, GMDFModel):
             factor = self.config.initializer_factor
-            init.normal_(module.visual_projection.weight, std=module.visual_projection.in_features**-0.5 * factor)
+            projections = [module.visual_projection]
             if not self.config.slim:
-                init.normal_(module.text_projection.weight, std=module.text_projection.in_features**-0.5 * factor)
+                projections.append(cast(nn.Linear, module.text_projection))
+            for projection in projections:
+                init.normal_(projection.weight, std=projection.in_features**-0.5 * factor)
             init.constant_(module.logit_scale, float(self.config.logit_scale_init_value))
             init.normal_(module.domain_prompts, std=self.config.prompt_size**-0.5)
             init.zeros_(module.prompt_embeds)
@@ -97,9 +100,9 @@ class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
                 init.zeros_(linear.bias)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # transformers declares more names, which pass through `kwargs`
         cls, pretrained_model_name_or_path: str | os.PathLike, *args, config=None, use_safetensors=True, **kwargs
-    ) -> "GMDFModel":
+    ) -> Any:
         """Load a saved detector, as `PreTrainedModel.from_pretrained`; safetensors only.
 
         Raises:
@@ -111,10 +114,10 @@ class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
         if config is None:
             hub = {key: kwargs[key] for key in LOADING_OPTIONS[:5] if key in kwargs}
             found = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)[0].get("model_type")
-            if found != cls.config_class.model_type:
+            if found != GMDFConfig.model_type:
                 raise ValueError(
                     f"{pretrained_model_name_or_path} is no GM-DF checkpoint: expected the model type "
-                    f"{cls.config_class.model_type!r}, found {found!r}; `GMDFModel.from_clip` starts from a CLIP."
+                    f"{GMDFConfig.model_type!r}, found {found!r}; `GMDFModel.from_clip` starts from a CLIP."
                 )
         loaded = super().from_pretrained(
             pretrained_model_name_or_path, *args, config=config, use_safetensors=True, **kwargs
@@ -167,7 +170,7 @@ class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
         if "text_shift_scale" not in kwargs:
             config.text_shift_scale = model.config.text_shift_scale = math.exp(-model.logit_scale.item())
             model.text_affine.shift_scale = config.text_shift_scale
-        if image_size is not None and image_size != config.vision_config.image_size:
+        if image_size is not None and image_size != config.image_size:
             model.vision_model.resize_images(image_size)
         model.update_prompt_embeds()
         return model
@@ -195,10 +198,10 @@ class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
     def forward(
         self,
         pixel_values: torch.Tensor,
-        domain_ids: torch.LongTensor | None = None,
-        labels: torch.LongTensor | None = None,
-        bool_masked_pos: torch.BoolTensor | None = None,
-        prompt_ids: torch.LongTensor | None = None,
+        domain_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
+        prompt_ids: torch.Tensor | None = None,
         active_experts: Sequence[int] | None = None,
         **kwargs,
     ) -> GMDFOutput:
@@ -261,7 +264,9 @@ class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
             expert_weights=vision.get("expert_weights"),
         )
 
-    def save_pretrained(self, save_directory: str | os.PathLike, slim: bool = False, **kwargs) -> None:
+    def save_pretrained(  # type: ignore[override]  # `slim` is ours; the others pass through `kwargs`
+        self, save_directory: str | os.PathLike, slim: bool = False, **kwargs
+    ) -> None:
         """Save weights, config and the code that loads them anywhere.
 
         Args:

@@ -37,7 +37,7 @@ class DomainTextAffine(nn.Module):
         self,
         text_embeds: torch.Tensor,
         prompts: torch.Tensor,
-        domain_ids: torch.LongTensor | None = None,
+        domain_ids: torch.Tensor | None = None,
         active_experts: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """The class features that images are compared with, in single precision at least (decision D19).
@@ -73,7 +73,7 @@ class ClassSentencesMixin:
     prompt_embeds: torch.Tensor
     _prompt_embeds_stale: bool
 
-    def encode_prompts(self, prompt_ids: torch.LongTensor) -> torch.Tensor:
+    def encode_prompts(self, prompt_ids: torch.Tensor) -> torch.Tensor:
         """Unit features of class sentences, through the text tower.
 
         Args:

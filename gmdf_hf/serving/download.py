@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from gmdf_hf.modeling.images_gmdf import MAX_BYTES
 
@@ -120,10 +121,10 @@ def _opener(private: bool) -> urllib.request.OpenerDirector:
     return opener
 
 
-def _connect_public(address: tuple[str, int], *args: object) -> socket.socket:
+def _connect_public(address: tuple[str, int], *args: Any) -> socket.socket:
     """As `socket.create_connection`; a name that has any address outside of the public internet is not asked."""
     host, port = address
-    found = dict.fromkeys(info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    found = dict.fromkeys(str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
     for ip in found:
         parsed = ipaddress.ip_address(ip.split("%")[0])
         parsed = getattr(parsed, "ipv4_mapped", None) or parsed

@@ -14,9 +14,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 from torch.nn.functional import normalize
-from transformers.image_processing_utils import BaseImageProcessor
 
-from gmdf_hf.modeling import GMDFModel
+from gmdf_hf.modeling import GMDFImageProcessor, GMDFModel
 
 INPUT, OUTPUT = "pixel_values", "logits"
 
@@ -35,10 +34,10 @@ class AggregatedRoute(nn.Module):
         super().__init__()
         self.vision_model, self.visual_projection = model.vision_model, model.visual_projection
         self.domain_prompts = model.domain_prompts
-        side = model.config.vision_config.image_size
+        side = model.config.image_size
         with torch.no_grad():
             text = model(torch.zeros(1, 3, side, side, dtype=model.dtype)).text_embeds[0]
-            self.register_buffer("classes", (model.logit_scale.exp() * text).T.contiguous())  # (P, 2)
+            self.classes = nn.Buffer((model.logit_scale.exp() * text).T.contiguous())  # (P, 2)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Logits of real and fake, shape `(B, 2)`, of images of shape `(B, 3, side, side)`."""
@@ -48,14 +47,14 @@ class AggregatedRoute(nn.Module):
 
 def export_program(model: GMDFModel) -> torch.export.ExportedProgram:
     """Return the aggregated route as `torch.export` sees it, for any number of images."""
-    side = model.config.vision_config.image_size
+    side = model.config.image_size
     example = (torch.zeros(2, 3, side, side, dtype=model.dtype),)
     return torch.export.export(
         AggregatedRoute(model.eval()), example, dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}}
     )
 
 
-def export_onnx(model: GMDFModel, processor: BaseImageProcessor, path: Path) -> None:
+def export_onnx(model: GMDFModel, processor: GMDFImageProcessor, path: Path) -> None:
     """Write a detector as one ONNX file, which also holds threshold, domains and how pixels are normalised.
 
     Args:
@@ -67,6 +66,8 @@ def export_onnx(model: GMDFModel, processor: BaseImageProcessor, path: Path) -> 
     program = torch.onnx.export(
         export_program(model), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
     )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program.")
     program.save(path)
     written = onnx.load(path)
     facts = {
@@ -75,7 +76,7 @@ def export_onnx(model: GMDFModel, processor: BaseImageProcessor, path: Path) -> 
         "domains": model.config.domains,
         "image_mean": list(processor.image_mean),
         "image_std": list(processor.image_std),
-        "image_size": model.config.vision_config.image_size,
+        "image_size": model.config.image_size,
     }
     for name, value in facts.items():
         written.metadata_props.add(key=name, value=json.dumps(value))
