@@ -4,9 +4,25 @@ import re
 from collections.abc import Sequence
 from typing import Any, cast
 
-from huggingface_hub.dataclasses import strict
-from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.configuration_utils import SubConfigSpec
+import transformers
+from packaging.version import Version
+
+# Both bounds are hard, because modules of transformers are used that any minor version may change. They are checked
+# here, in the file that is loaded first, before an import below fails with a reason of its own.
+TRANSFORMERS = ("5.20", "5.25")  # first version that works, first one that was not tested
+if not Version(TRANSFORMERS[0]) <= Version(transformers.__version__) < Version(TRANSFORMERS[1]):
+    needed = f"transformers>={TRANSFORMERS[0]},<{TRANSFORMERS[1]}"
+    raise ImportError(f"GM-DF needs {needed}, found {transformers.__version__}: pip install '{needed}'")
+
+from huggingface_hub.dataclasses import strict  # noqa: E402
+from transformers import (  # noqa: E402
+    CLIPConfig,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.configuration_utils import SubConfigSpec  # noqa: E402
 
 DIL_VARIANTS = ("affine", "affine_bias", "cross_attention")
 AGGREGATIONS = ("sum", "mean")

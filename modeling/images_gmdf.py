@@ -13,8 +13,18 @@ MAX_BYTES = 256 * 2**20
 
 # What photographs and frames come in. Pillow reads more, some of it by starting other programs (EPS) or by decoding
 # before the size can be checked (ICO): none of that is worth opening untrusted files for.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm")
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm"),
+    *(".pgm", ".heic", ".heif"),
+)
+try:  # what phones take; Pillow alone does not read it
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    FORMATS += ("HEIF",)
+except ImportError:
+    pass
 
 _ORIENTATION_TAG, _BITS_PER_SAMPLE_TAG = 274, 258
 _UPRIGHT = {
@@ -55,13 +65,15 @@ def open_image(source: str | Path | bytes, name: str | None = None, max_pixels: 
     """
     if name is None:
         name = "<bytes>" if isinstance(source, bytes) else str(source)
-    data = source if isinstance(source, bytes) else _read(Path(source), name)
+    data = source if isinstance(source, bytes) else read_bytes(Path(source), name)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return upright_rgb(image, name, max_pixels)
     except ImageError:
         raise
     except Image.UnidentifiedImageError as error:
+        if data[4:8] == b"ftyp" and data[8:11] in (b"hei", b"hev", b"mif", b"msf") and "HEIF" not in FORMATS:
+            raise ImageError(f"{name}: HEIC pictures need the package pillow-heif: pip install pillow-heif.") from error
         raise ImageError(f"{name}: not a readable image of a known format ({', '.join(FORMATS)}).") from error
     # Pillow's parsers meet damaged files with many types of exception (OSError, SyntaxError, struct.error, ...).
     except Exception as error:
@@ -79,12 +91,17 @@ def upright_rgb(image: Image.Image, name: str, max_pixels: int = MAX_PIXELS) -> 
     Raises:
         ImageError: If the image is larger than `max_pixels` or its pixels have no agreed white.
     """
-    _check_size(image, name, max_pixels)
+    check_size(image, name, max_pixels)
     image.load()
     return _to_rgb(_upright(image), name)
 
 
-def _read(path: Path, name: str) -> bytes:
+def read_bytes(path: Path, name: str) -> bytes:
+    """Content of a regular file of at most `MAX_BYTES`.
+
+    Raises:
+        ImageError: If it is missing, larger, or cannot be read.
+    """
     if not path.is_file():  # also keeps away pipes and devices, which would never end
         raise ImageError(f"{name}: no such file.")
     try:
@@ -97,7 +114,12 @@ def _read(path: Path, name: str) -> bytes:
     return data
 
 
-def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
+def check_size(image: Image.Image, name: str, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuse an image by the size in its header.
+
+    Raises:
+        ImageError: If it has no pixels or more than `max_pixels`.
+    """
     width, height = image.size
     if not 0 < width * height <= max_pixels:
         raise ImageError(f"{name}: {width}x{height} pixels, expected between 1 and {max_pixels} in all.")

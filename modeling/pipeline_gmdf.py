@@ -34,6 +34,9 @@ logger = logging.get_logger(__name__)
 class ScoreError(ValueError):
     """A model that gives no finite score; the message names the input."""
 
+    exit_code = 1
+    hint = "The checkpoint is damaged: download it again, or load another one."
+
 
 def picture_of(source: object) -> np.ndarray:
     """Upright RGB picture of shape `(height, width, 3)` of a path, a PIL image or an RGB array of type uint8.
@@ -64,15 +67,20 @@ def frames_of(source: Any) -> Iterator[tuple[int, np.ndarray]]:
     yield from enumerate(picture_of(picture) for picture in (source if is_video else [source]))
 
 
-def whole_pictures(frames: Iterable[tuple[int, np.ndarray]]) -> list[dict[str, Any]]:
-    """Take every frame for the crop of one face; returns what `faces` has of each, and the crop."""
+def whole_pictures(frames: Iterable[tuple[int, np.ndarray]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Take every frame for the crop of one face.
+
+    Returns:
+        What `faces` has of each, and the crop; and `frames_read`.
+    """
     faces = []
     for number, picture in frames:
         height, width = picture.shape[:2]
         place = {"box": [0.0, 0.0, float(width), float(height)], "crop_box": [0, 0, width, height]}
         crop = Image.fromarray(picture)
-        faces.append({"frame": number, "person": 0, **place, "detection_score": 1.0, "crop": crop})
-    return faces
+        found = {"frame": number, "seconds": None, **place, "detection_score": 1.0, "turned": 0}
+        faces.append(found | {"person": 0, "crop": crop})
+    return faces, {"frames_read": len(faces)}
 
 
 def name_of(source: object) -> str:
@@ -95,10 +103,14 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
     * `score`: the largest score of a person; a person's is the mean probability of `fake` over their frames (as in the
       evaluation), in [0, 1], or None if there is no face;
     * `threshold`: what the score was compared with;
-    * `face_found`: whether there is a face;
+    * `face_found`: whether there is a face with a score;
+    * `faces_found`, `faces_scored`: faces in all frames, and those with a score; the rest are `unassigned_faces`, which
+      belong to nobody: `frame, box, detection_score` of each;
     * `frames_read`: 1 for a picture;
+    * `notes`: sentences on what was wrong with the input and did not keep it from being read;
     * `persons`: each person's `person, score, label, frames`;
-    * `faces`: each face, a dict with `frame, person, box, crop_box, detection_score, score, label, expert_weights`;
+    * `faces`: each face, a dict with `frame, seconds, person, box, crop_box, detection_score, turned, score, label,
+      expert_weights`;
     * `expert_weights`: each source domain's share in the verdict, by name;
     * `error`: only with `on_error="return"`: None, or what is wrong with the input.
 
@@ -139,38 +151,30 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
             logger.warning_once(f"Every picture is taken for the crop of one face. {NEEDS_PACKAGE}")
         elif detector != "none":
             raise ImportError(NEEDS_PACKAGE)
-        yield from self.inputs_of(source, frames_of(source), whole_pictures, on_error)
+        yield from self.inputs_of(source, lambda: whole_pictures(frames_of(source)), on_error)
 
     def inputs_of(
         self,
         source: Any,
-        frames: Iterable[tuple[int, np.ndarray]],
-        find_faces: Callable[[Iterable[tuple[int, np.ndarray]]], list[dict[str, Any]]],
+        look: Callable[[], tuple[list[dict[str, Any]], dict[str, Any]]],
         on_error: str,
     ) -> Iterator[dict[str, Any]]:
         """Yield the model's inputs for each face of an input, or one without a face: the pipeline needs at least one.
 
         Args:
             source: The input.
-            frames: Its frame numbers and RGB pictures.
-            find_faces: Finds the faces in them (see `whole_pictures`).
+            look: Finds its faces, and what else the result says of it (see `whole_pictures`).
             on_error: `raise` or `return`.
         """
-        count, error, faces = 0, None, []
-
-        def counted() -> Iterator[tuple[int, np.ndarray]]:
-            nonlocal count
-            for frame in frames:
-                count += 1
-                yield frame
-
+        note: dict[str, Any] = {"source": name_of(source), "frames_read": 0, "error": None}
+        faces: list[dict[str, Any]] = []
         try:
-            faces = find_faces(counted())
+            faces, found = look()
+            note |= found
         except self.input_errors as problem:
             if on_error == "raise":
                 raise
-            error = str(problem)
-        note = {"source": name_of(source), "frames_read": count, "error": error}
+            note["error"] = str(problem)
         for position, face in enumerate(faces):
             pixels = cast(Callable, self.image_processor)(images=face["crop"], return_tensors="pt")["pixel_values"]
             yield {"pixel_values": pixels, "face": face, "note": note, "is_last": position == len(faces) - 1}
@@ -216,6 +220,7 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
             scores = [face["score"] for face in faces if face["person"] == person]
             mean = sum(scores) / len(scores)
             persons.append({"person": person, "score": mean, "label": label(mean), "frames": len(scores)})
+        unassigned = note.get("unassigned_faces", [])
         worst = max(persons, key=lambda person: person["score"], default=None)
         shares = [face["expert_weights"] for face in faces if worst is not None and face["person"] == worst["person"]]
         result = {
@@ -224,9 +229,13 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
             "score": None if worst is None else worst["score"],
             "threshold": threshold,
             "face_found": bool(faces),
+            "faces_found": len(faces) + len(unassigned),
+            "faces_scored": len(faces),
             "frames_read": note["frames_read"],
             "persons": persons,
             "faces": faces,
+            "unassigned_faces": unassigned,
+            "notes": note.get("notes", []),
             "expert_weights": {name: sum(share[name] for share in shares) / len(shares) for name in domains if shares},
         }
         return result | ({"error": note["error"]} if on_error == "return" else {})

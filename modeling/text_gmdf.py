@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -64,6 +64,9 @@ class DomainTextAffine(nn.Module):
         return normalize(views.mean(1), dim=-1)
 
 
+T = TypeVar("T", bound="ClassSentencesMixin")
+
+
 class ClassSentencesMixin:
     """What a `GMDFModel` does with its two class sentences: computed once and kept in `prompt_embeds` (decision D4)."""
 
@@ -97,7 +100,7 @@ class ClassSentencesMixin:
         self.prompt_embeds.copy_(self.encode_prompts(ids))
         self._prompt_embeds_stale = False
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self: T, mode: bool = True) -> T:
         """Switch between training and evaluation; the class features are computed anew at the next use."""
         self._prompt_embeds_stale = not self.config.slim
         return super().train(mode)  # type: ignore[misc]

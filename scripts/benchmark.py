@@ -9,7 +9,6 @@ use, too. `scripts/benchmark_prepare.py` does the same for `prepare`.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import platform
@@ -21,6 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import datasets
 import numpy as np
@@ -29,6 +29,7 @@ import transformers
 from accelerate import Accelerator
 from benchmark_literal import literal_iteration
 from PIL import Image
+from pydantic import Field
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     CLIPConfig,
@@ -38,6 +39,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from gmdf_hf.common.options import Options, parse_options
 from gmdf_hf.data.dataset import Domain
 from gmdf_hf.data.episodes import Episode, hidden_patches
 from gmdf_hf.data.frames import FrameReader
@@ -284,16 +286,22 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
+class BenchmarkOptions(Options):
+    """What to measure."""
+
+    figure: tuple[str, ...] = Field(FIGURES, description=f"Some of {', '.join(FIGURES)}.")
+    backbone: str = Field("vit_b16", description=f"Sizes of the model, of {', '.join(BACKBONES)}; weights are random.")
+    batch_size: int = Field(4, ge=2, description="Images of each domain.")
+    precision: Literal["no", "bf16", "fp16"] = Field("no", description="Mixed precision.")
+    repeats: int = Field(5, ge=1, description="Repetitions, of which the best counts.")
+    peak_of: Literal["meta_iteration", "fine_tuning"] | None = Field(
+        None, description="Print the peak memory of one of them alone; used by this script."
+    )
+
+
 def main() -> None:
     """Measure what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--figure", nargs="+", choices=FIGURES, default=FIGURES)
-    parser.add_argument("--backbone", choices=BACKBONES, default="vit_b16", help="sizes; weights are random")
-    parser.add_argument("--batch_size", type=int, default=4, help="images of each domain")
-    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--peak_of", choices=("meta_iteration", "fine_tuning"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parse_options(BenchmarkOptions, None, __doc__)
     bench = Bench(arguments.backbone, arguments.batch_size, arguments.precision, arguments.repeats)
     if arguments.peak_of:
         print(bench.peak_of(arguments.peak_of))

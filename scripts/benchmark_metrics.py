@@ -5,7 +5,6 @@ python scripts/benchmark_metrics.py --rows 10000000
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import tempfile
@@ -14,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
+from gmdf_hf.common.options import Options, parse_options
 from gmdf_hf.evaluation.intervals import measure
 from gmdf_hf.evaluation.score_table import read_scores
 
@@ -66,9 +67,13 @@ def time_figures(rows: int, replicates: int = 1000) -> dict[str, float]:
     }
 
 
+class BenchmarkOptions(Options):
+    """How much to measure."""
+
+    rows: int = Field(10_000_000, ge=1, description="Frames.")
+    replicates: int = Field(1000, ge=1, description="Draws of the videos.")
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=10_000_000, help="frames (10 million)")
-    parser.add_argument("--replicates", type=int, default=1000, help="draws of the videos (1000)")
-    options = parser.parse_args()
+    options = parse_options(BenchmarkOptions, None, __doc__)
     print(json.dumps(time_figures(options.rows, options.replicates)))

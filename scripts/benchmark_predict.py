@@ -8,15 +8,15 @@ Rounds of all variants take turns, so that whatever else the machine does falls 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
@@ -27,21 +27,22 @@ try:
 except ImportError as error:
     sys.exit(f"benchmark_predict.py: package {error.name} is missing: pip install 'gmdf-hf[export]'.")
 
-from gmdf_hf.common.errors import UserError
+from gmdf_hf.common.errors import exit_on_error
+from gmdf_hf.common.options import Options, parse_options
 from gmdf_hf.modeling import GMDFImageProcessor
-from gmdf_hf.scripts.gmdf import list_files, load_model, load_pipeline
+from gmdf_hf.serving.files import list_files
+from gmdf_hf.serving.loading import load_model, load_pipeline
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command line of this script."""
-    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_argument("--model", required=True, help="folder of a detector, or its name on the hub")
-    cli.add_argument("--videos", nargs="*", default=[], help="videos or folders of them, for `gmdf predict`'s way")
-    cli.add_argument("--detector_weights", help="local weights of the face detector")
-    cli.add_argument("--batch_size", type=int, default=16, help="faces at a time (16)")
-    cli.add_argument("--rounds", type=int, default=5, help="rounds of each variant (5)")
-    cli.add_argument("--seconds", type=float, default=2.0, help="length of a round (2)")
-    return cli
+class BenchmarkOptions(Options):
+    """What to measure."""
+
+    model: str = Field(description="Folder of a detector, or its name on the hub.")
+    videos: tuple[str, ...] = Field((), description="Videos or folders of them, scored as `gmdf predict` does.")
+    detector_weights: str | None = Field(None, description="Local weights of the face detector.")
+    batch_size: int = Field(16, ge=1, description="Faces at a time.")
+    rounds: int = Field(5, ge=1, description="Rounds of each variant.")
+    seconds: float = Field(2.0, gt=0, description="Length of a round in seconds.")
 
 
 @torch.no_grad()
@@ -69,16 +70,15 @@ def faces_per_second(
     return {name: statistics.median(values) for name, values in rates.items()}
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+def main(options: BenchmarkOptions) -> dict[str, float]:
     """Measure and print.
 
     Returns:
         Faces a second by variant, and `videos_per_minute` if there were videos.
     """
-    args = parser().parse_args(argv)
-    model, console = load_model(args.model), Console(width=100)
+    model, console = load_model(options.model), Console(width=100)
     side = model.config.vision_config.image_size
-    pixels = torch.randn(args.batch_size, 3, side, side, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(options.batch_size, 3, side, side, generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory() as folder:
         exact, small = Path(folder) / "model.onnx", Path(folder) / "model.int8.onnx"
         export_onnx(model, GMDFImageProcessor.of_size(side), exact)
@@ -89,19 +89,19 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
             "ONNX": OnnxDetector(exact),
             "ONNX int8": OnnxDetector(small),
         }
-        rates = faces_per_second(variants, pixels, args.rounds, args.seconds)
+        rates = faces_per_second(variants, pixels, options.rounds, options.seconds)
     table = Table(
         "variant",
         "faces/s",
         "speed",
-        title=f"{side} px, batches of {args.batch_size}, {torch.get_num_threads()} thread(s)",
+        title=f"{side} px, batches of {options.batch_size}, {torch.get_num_threads()} thread(s)",
     )
     for name, rate in rates.items():
         table.add_row(name, f"{rate:.1f}", f"{rate / rates['PyTorch']:.2f}")
     console.print(table)
-    if args.videos:
-        detect = load_pipeline(args.model, "yunet", args.detector_weights, args.batch_size, None)
-        files = list(list_files(args.videos))
+    if options.videos:
+        detect = load_pipeline(options.model, "yunet", options.detector_weights, options.batch_size)
+        files = list(list_files(options.videos))
         started = time.perf_counter()
         results = list(detect((file for file in files), on_error="return"))
         minutes = (time.perf_counter() - started) / 60
@@ -115,7 +115,5 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"benchmark_predict.py: {error}")
+    with exit_on_error("benchmark_predict.py"):
+        main(parse_options(BenchmarkOptions, None, __doc__))

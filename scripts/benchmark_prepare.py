@@ -7,7 +7,6 @@ Times are the best of several alternating runs, which is what stays of them on a
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -21,7 +20,9 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+from pydantic import Field
 
+from gmdf_hf.common.options import Options, parse_options
 from gmdf_hf.preparation.crops import CropSettings, make_crops, read_pictures
 from gmdf_hf.preparation.detectors import load_detector
 from gmdf_hf.preparation.faces import DETECTION_SIDE, MIN_SCORE
@@ -101,20 +102,23 @@ def print_peak(videos: int, weights: str) -> None:
     print(int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]))
 
 
-def main() -> None:
+class BenchmarkOptions(Options):
+    """What to measure."""
+
+    clip: Path | None = Field(None, description="10 s of 1080p video with a face.")
+    detector_weights: str = Field(description="YuNet weights.")
+    repeats: int = Field(5, ge=1, description="Repetitions, of which the best counts.")
+    copies: int = Field(12, ge=1, description="Videos for the figure of two processes.")
+    peak_of: int | None = Field(None, description="Print the peak memory of so many videos alone; used by this script.")
+
+
+def main(args: BenchmarkOptions) -> None:
     """Measure and print."""
-    cli = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    cli.add_argument("--clip", type=Path, help="10 s of 1080p video with a face")
-    cli.add_argument("--detector_weights", required=True, help="YuNet weights")
-    cli.add_argument("--repeats", type=int, default=5)
-    cli.add_argument("--copies", type=int, default=12, help="videos for the figure of two processes")
-    cli.add_argument("--peak_of", type=int, help=argparse.SUPPRESS)
-    args = cli.parse_args()
     if args.peak_of:
         return print_peak(args.peak_of, args.detector_weights)
     clip, weights = args.clip, args.detector_weights
     if clip is None:
-        cli.error("--clip is needed")
+        sys.exit("benchmark_prepare.py: --clip is needed")
 
     cv2.setNumThreads(1)
     detector, settings = load_detector("yunet", weights), CropSettings(frames=FRAMES)
@@ -158,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse_options(BenchmarkOptions, None, __doc__))

@@ -12,31 +12,30 @@ order of the data (of a stream: for its own order), as long as --batch_size and 
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import itertools
 import json
 import math
-import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
 import yaml
 from accelerate import Accelerator
-from pydantic import ValidationError
+from pydantic import Field, model_validator
 from rich.console import Console
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
 import gmdf_hf.modeling.auto_gmdf  # noqa: F401  the auto classes then know the model
-from gmdf_hf.common.errors import DomainError, UserError
+from gmdf_hf.common.errors import UserError, exit_on_error
 from gmdf_hf.common.files import local_stamp, write_json
 from gmdf_hf.common.locks import locked_folder
-from gmdf_hf.common.schema import SPLITS, check_name
+from gmdf_hf.common.options import Argument, Options, parse_options
+from gmdf_hf.common.schema import check_name
 from gmdf_hf.data.dataset import Domain, load_domain
 from gmdf_hf.data.distortions import DistortingProcessor, parse_distortion
 from gmdf_hf.data.frames import caption_encoder, frame_of
@@ -50,43 +49,46 @@ from gmdf_hf.training.checkpoint import environment, write_skipped
 from gmdf_hf.training.config import DomainSource
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What to score, and how.
+class Evaluation(Options):
+    """What to score, and how."""
 
-    Attributes:
-        model: Folder or hub id of an image classifier with two classes.
-        domains: Where each domain's frames come from.
-        output_dir: Folder of the results.
-        split: Split of the domains.
-        streaming: Whether domains are scored as they are read: nothing is downloaded first.
-        revision: Commit, branch or tag of a model on the hub.
-        trust_remote_code: Whether the model's own code may run.
-        fake_label: Name of the model's fake class, where `real` and `fake` are not what its classes are called.
-        threshold: Scores of at least this are called fake; None takes the model's own, and 0.5 where it has none.
-        real_share: Prior P_real of Eq. 13; None for each domain's own share.
-        distortion: `<kind>:<level>` of Table 10, applied to every image.
-        batch_size: Images at a time.
-        num_workers: Processes that decode images.
-        threads: Threads of a process on a CPU.
-        replicates: Times the videos are drawn for the intervals.
-    """
+    model: str = Field(description="Folder or hub id of an image classifier with two classes.")
+    domains: Annotated[dict[str, DomainSource], Argument("NAME=PATH")] = Field({}, description="Domains to score.")
+    recipe: Path | None = Field(None, description="Recipe whose source and unseen domains to score.")
+    output_dir: Path = Field(Path("runs/evaluation"), description="Folder of the results.")
+    split: Literal["train", "validation", "test"] = Field("test", description="Split of the domains.")
+    streaming: bool = Field(False, description="Score domains as they are read: nothing is downloaded first.")
+    revision: str | None = Field(None, description="Commit, branch or tag of a model on the hub.")
+    trust_remote_code: bool = Field(False, description="Let the model's own code run.")
+    fake_label: str | None = Field(None, description="Name of the model's fake class, if it is not a word for fake.")
+    threshold: float | None = Field(
+        None, description="Call scores of at least this fake (default: the model's own threshold, else 0.5)."
+    )
+    real_share: float | None = Field(
+        None, ge=0, le=1, description="Prior P_real of Eq. 13 (default: each domain's own share)."
+    )
+    distortion: Annotated[str | None, Argument("KIND:LEVEL")] = Field(
+        None, description="Distortion of Table 10, applied to every image."
+    )
+    batch_size: int = Field(64, ge=1, description="Images at a time.")
+    num_workers: int = Field(0, ge=0, description="Processes that decode images.")
+    threads: int = Field(1, ge=1, description="Threads of a process on a CPU.")
+    replicates: int = Field(1000, ge=1, description="Draws of the videos for the intervals.")
 
-    model: str
-    domains: dict[str, DomainSource]
-    output_dir: Path = Path("runs/evaluation")
-    split: str = "test"
-    streaming: bool = False
-    revision: str | None = None
-    trust_remote_code: bool = False
-    fake_label: str | None = None
-    threshold: float | None = None
-    real_share: float | None = None
-    distortion: str | None = None
-    batch_size: int = 64
-    num_workers: int = 0
-    threads: int = 1
-    replicates: int = 1000
+    @model_validator(mode="before")
+    @classmethod
+    def _read_domains(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        domains = dict(fields.get("domains", {}))
+        if fields.get("recipe") is not None:
+            of_recipe = recipe_domains(Path(fields["recipe"]))
+            if twice := sorted(domains.keys() & of_recipe.keys()):
+                raise ValueError(f"the domain {twice[0]!r} is in --domains and in the recipe")
+            domains = of_recipe | domains
+        if not domains:
+            raise ValueError("nothing to score: name domains with --domains or --recipe")
+        for name in domains:
+            check_name(name)
+        return fields | {"domains": domains}
 
 
 def main(evaluation: Evaluation) -> dict[str, Any]:
@@ -239,74 +241,33 @@ def null_for_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def read_domains(pairs: list[str], recipe: Path | None) -> dict[str, DomainSource]:
-    """Domains from `name=path` pairs, and from a recipe's source and unseen domains.
+def recipe_domains(recipe: Path) -> dict[str, Any]:
+    """Source and unseen domains of a recipe.
 
     Raises:
-        UserError: If there are none, one is named twice, or one cannot be read.
+        ValueError: If the file cannot be read.
     """
-    fields: dict[str, Any] = {}
-    if recipe is not None:
-        try:
-            content = yaml.safe_load(recipe.read_text()) or {}
-            fields = {**content.get("source_domains", {}), **content.get("unseen_domains", {})}
-        except (OSError, yaml.YAMLError, AttributeError) as error:
-            raise UserError(f"The recipe {recipe} cannot be read: {' '.join(str(error).split())}") from error
-    for pair in pairs:
-        name, found, path = pair.partition("=")
-        if not found or not name or not path or name in fields:
-            raise UserError(f"--domains takes name=path pairs, each name once, found {pair!r}.")
-        fields[name] = path
-    if not fields:
-        raise UserError("Nothing to score: name domains with --domains or --recipe.")
     try:
-        return {check_name(name): DomainSource.model_validate(source) for name, source in fields.items()}
-    except ValidationError as error:
-        raise UserError(f"Domains: {error.errors()[0]['msg'].removeprefix('Value error, ')}.") from error
-    except ValueError as error:
-        raise UserError(f"Domains: {error}.") from error
+        content = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
+        return {**content.get("source_domains", {}), **content.get("unseen_domains", {})}
+    except (OSError, yaml.YAMLError, AttributeError) as error:
+        raise ValueError(f"the recipe {recipe} cannot be read: {' '.join(str(error).split())}") from error
 
 
-def parse_command_line(arguments: list[str] | None = None) -> Evaluation:
-    """Make an `Evaluation` from the command line.
-
-    Raises:
-        UserError: As `read_domains`.
-    """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or hub id of an image classifier with two classes")
-    parser.add_argument("--domains", nargs="+", default=[], metavar="NAME=PATH", help="domains to score")
-    parser.add_argument("--recipe", type=Path, help="recipe whose source and unseen domains to score")
-    parser.add_argument("--output_dir", type=Path, default=Evaluation.output_dir, help="folder of the results")
-    parser.add_argument("--split", choices=SPLITS, default=Evaluation.split, help="split of the domains")
-    parser.add_argument("--streaming", action="store_true", help="score domains as they are read, not downloaded first")
-    parser.add_argument("--revision", help="commit, branch or tag of a model on the hub")
-    parser.add_argument("--trust_remote_code", action="store_true", help="let the model's own code run")
-    parser.add_argument("--fake_label", help="name of the model's fake class, if it is not a word for fake")
-    parser.add_argument("--threshold", type=float, help="scores of at least this are called fake (default: the model's own, else 0.5)")  # fmt: skip  # noqa: E501
-    parser.add_argument("--real_share", type=float, help="prior P_real of Eq. 13 (default: each domain's share)")
-    parser.add_argument("--distortion", metavar="KIND:LEVEL", help="of Table 10, applied to every image")
-    parser.add_argument("--batch_size", type=int, default=Evaluation.batch_size, help="images at a time")
-    parser.add_argument("--num_workers", type=int, default=Evaluation.num_workers, help="processes that decode")
-    parser.add_argument("--threads", type=int, default=Evaluation.threads, help="threads of a process on a CPU")
-    parser.add_argument("--replicates", type=int, default=Evaluation.replicates, help="draws for the intervals")
-    fields = vars(parser.parse_args(arguments))
-    fields["domains"] = read_domains(fields["domains"], fields.pop("recipe"))
-    return Evaluation(**fields)
-
-
-if __name__ == "__main__":
+def run(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
+    """Evaluate as the command line says, and print the table."""
+    evaluation = parse_options(Evaluation, arguments, __doc__, program)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    try:
-        evaluation = parse_command_line()
+    with exit_on_error(program or "evaluate.py"):
         results = main(evaluation)
-    except (UserError, DomainError) as error:
-        sys.exit(f"evaluate.py: {error}")
     if Accelerator().is_main_process:
-        Console(width=140).print(
-            rich_table(domain_table(results), f"{evaluation.model}, {evaluation.split} split, in %")
-        )
+        table = rich_table(domain_table(results), f"{evaluation.model}, {evaluation.split} split, in %")
+        Console(width=140).print(table)
         if results["skipped"]:
             print(f"{results['skipped']} images could not be read: {evaluation.output_dir / 'skipped.csv'}")
         print(f"scores: {evaluation.output_dir / 'scores.parquet'}")
+
+
+if __name__ == "__main__":
+    run()

@@ -9,12 +9,12 @@ Threshold, pixel mean and deviation and the domains are in its metadata. `benchm
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging
@@ -26,54 +26,55 @@ try:
 except ImportError as error:
     sys.exit(f"export.py: package {error.name} is missing: pip install 'gmdf-hf[export]'.")
 
-from gmdf_hf.common.errors import DomainError, UserError
+from gmdf_hf.common.errors import UserError, exit_on_error
+from gmdf_hf.common.options import Options, parse_options
 from gmdf_hf.data.dataset import load_domain
 from gmdf_hf.evaluation.metrics import binary_metrics
 from gmdf_hf.evaluation.scoring import score_domain
 from gmdf_hf.modeling import GMDFImageProcessor, GMDFModel
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command line of this script."""
-    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_argument("--model", required=True, help="folder of a detector, or its name on the hub")
-    cli.add_argument("--output", required=True, type=Path, help="folder for model.onnx and model.int8.onnx")
-    cli.add_argument("--int8", action="store_true", help="also write a variant with weights of 8 bits")
-    cli.add_argument("--domain", help="measure accuracy on the test split of this domain (path, hub id or drawn:name)")
-    cli.add_argument("--batch_size", type=int, default=16, help="images at a time for the measurements (16)")
-    return cli
+class ExportOptions(Options):
+    """What to export, and what to measure."""
+
+    model: str = Field(description="Folder of a detector, or its name on the hub.")
+    output: Path = Field(description="Folder for model.onnx and model.int8.onnx.")
+    int8: bool = Field(False, description="Also write a variant with weights of 8 bits.")
+    domain: str | None = Field(
+        None, description="Measure accuracy on the test split of this domain (path, hub id or drawn:name)."
+    )
+    batch_size: int = Field(16, ge=1, description="Images at a time for the measurements.")
 
 
-def main(argv: Sequence[str] | None = None) -> list[dict]:
+def main(options: ExportOptions) -> list[dict]:
     """Export, measure and print.
 
     Returns:
         A row a variant: name, size in bytes, largest difference of logits, and on a domain AUC and accuracy at the
         model's threshold.
     """
-    args = parser().parse_args(argv)
     try:
-        model = GMDFModel.from_pretrained(args.model).eval()
-        processor = GMDFImageProcessor.from_pretrained(args.model)
+        model = GMDFModel.from_pretrained(options.model).eval()
+        processor = GMDFImageProcessor.from_pretrained(options.model)
     except (OSError, ValueError) as error:
-        raise UserError(f"The model {args.model!r} cannot be used: {' '.join(str(error).split())}") from error
-    args.output.mkdir(parents=True, exist_ok=True)
+        raise UserError(f"The model {options.model!r} cannot be used: {' '.join(str(error).split())}") from error
+    options.output.mkdir(parents=True, exist_ok=True)
     variants: dict[str, tuple[torch.nn.Module, Path | None]] = {"PyTorch": (model, None)}
-    export_onnx(model, processor, args.output / "model.onnx")
-    variants["ONNX"] = (OnnxDetector(args.output / "model.onnx"), args.output / "model.onnx")
-    if args.int8:
-        quantize(args.output / "model.onnx", args.output / "model.int8.onnx")
-        variants["ONNX int8"] = (OnnxDetector(args.output / "model.int8.onnx"), args.output / "model.int8.onnx")
-    domain = load_domain("test", "test", args.domain) if args.domain else None
+    export_onnx(model, processor, options.output / "model.onnx")
+    variants["ONNX"] = (OnnxDetector(options.output / "model.onnx"), options.output / "model.onnx")
+    if options.int8:
+        quantize(options.output / "model.onnx", options.output / "model.int8.onnx")
+        variants["ONNX int8"] = (OnnxDetector(options.output / "model.int8.onnx"), options.output / "model.int8.onnx")
+    domain = load_domain("test", "test", options.domain) if options.domain else None
     side = model.config.vision_config.image_size
-    pixels = torch.randn(args.batch_size, 3, side, side, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(options.batch_size, 3, side, side, generator=torch.Generator().manual_seed(0))
     rows = []
     for name, (variant, file) in variants.items():
         with torch.no_grad():
             difference = (variant(pixels).logits - model(pixels).logits).abs().max().item()
         row = {"variant": name, "bytes": file.stat().st_size if file else None, "difference": difference}
         if domain is not None:
-            scores = score_domain(variant, domain, processor, args.batch_size)[0]
+            scores = score_domain(variant, domain, processor, options.batch_size)[0]
             metrics = binary_metrics(scores["label"].to_numpy(), scores["score"].to_numpy(), model.config.threshold)
             row |= {"auc": metrics.auc, "accuracy": metrics.acc}
         rows.append(row)
@@ -95,10 +96,14 @@ def show(rows: list[dict]) -> None:
     Console(width=100).print(table)
 
 
-if __name__ == "__main__":
+def run(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
+    """Export what the command line names."""
+    options = parse_options(ExportOptions, arguments, __doc__, program)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    try:
-        main()
-    except (UserError, DomainError) as error:
-        sys.exit(f"export.py: {error}")
+    with exit_on_error(program or "export.py"):
+        main(options)
+
+
+if __name__ == "__main__":
+    run()

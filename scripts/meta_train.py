@@ -13,8 +13,8 @@ accelerate launch --quiet scripts/meta_train.py --method direct_merge \
 from __future__ import annotations
 
 import math
-import sys
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers import get_scheduler
 from transformers.utils import logging as transformers_logging
 
-from gmdf_hf.common.errors import DomainError, UserError
+from gmdf_hf.common.errors import UserError, exit_on_error
 from gmdf_hf.common.files import write_config, write_json
 from gmdf_hf.common.locks import locked_folder
 from gmdf_hf.common.processes import agree, average_over_processes, process_index, sum_gradients, wait_for_all
@@ -48,7 +48,6 @@ from gmdf_hf.training.training_state import History, Progress, Stopped, StopSign
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "drawn.yaml"
 MODEL_CARD = Path(__file__).parent / "model_card.md"
-STOPPED = 75  # exit code after SIGTERM, "try again later" in sysexits.h: go on with --resume true
 LOG_EVERY = 10
 
 
@@ -237,20 +236,20 @@ def evaluate(config: TrainConfig, setup: Setup, progress: Progress) -> dict[str,
     return results
 
 
-if __name__ == "__main__":
+def run(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
+    """Train as recipe and command line say, and print the results."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    try:
-        arguments = parse_command_line(None, __doc__, DEFAULT_RECIPE)
-        outcome = main(arguments)
-        if process_index() == 0:
-            print_results(outcome)
-            effect = outcome["expert_effect"]
-            if effect is not None and (warning := idle_warning(effect)):
-                print(warning)
-            print(f"model: {arguments.output_dir / 'model'}")
-    except Stopped as stopped:
-        print(f"meta_train.py: {stopped}", file=sys.stderr)
-        sys.exit(STOPPED)
-    except (UserError, DomainError) as error:
-        sys.exit(f"meta_train.py: {error}")
+    with exit_on_error(program or "meta_train.py"):
+        config = parse_command_line(arguments, __doc__, DEFAULT_RECIPE)
+        results = main(config)
+    if process_index() == 0:
+        print_results(results)
+        effect = results["expert_effect"]
+        if effect is not None and (warning := idle_warning(effect)):
+            print(warning)
+        print(f"model: {config.output_dir / 'model'}")
+
+
+if __name__ == "__main__":
+    run()

@@ -7,11 +7,11 @@ See docs/data.md for one command per data set.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Literal
 
 try:
     import av  # noqa: F401
@@ -20,82 +20,89 @@ except ImportError as error:
     sys.exit(f"error: package {error.name} is missing: pip install 'gmdf-hf[prepare]'.")
 
 from huggingface_hub.errors import HfHubHTTPError
+from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gmdf_hf.common.errors import exit_on_error
-from gmdf_hf.common.labels import CLASS_NAMES
+from gmdf_hf.common.options import Argument, Options, parse_options
 from gmdf_hf.preparation import prepare as stage
 from gmdf_hf.preparation.contact_sheet import contact_sheet
-from gmdf_hf.preparation.crops import CROPS, FORMATS, CropSettings
+from gmdf_hf.preparation.crops import CropSettings
 from gmdf_hf.preparation.dataset_card import push_domain
 from gmdf_hf.preparation.deepfakebench_export import export_deepfakebench
-from gmdf_hf.preparation.detectors import DETECTORS
 from gmdf_hf.preparation.sources import celebdf, deepfakebench, deepfakeface, dfdc, faceforensics, folder, wilddeepfake
 from gmdf_hf.preparation.sources.record import Listing
-from gmdf_hf.preparation.workers import ENGINES
 
-SOURCES = ("faceforensics", "celebdf", "dfdc", "wilddeepfake", "deepfakeface", "deepfakebench", "folder")
 SHOWN = 10
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command line of this script."""
-    cli = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    cli.add_argument("--source", required=True, choices=SOURCES, help="importer")
-    cli.add_argument("--root", required=True, help="folder of the data set (deepfakeface: or a hub id)")
-    cli.add_argument("--output", required=True, help="folder of the prepared domain")
-    cli.add_argument("--methods", nargs="+", help=f"faceforensics: some of {', '.join(faceforensics.METHODS)}")
-    cli.add_argument(
-        "--compression", help=f"faceforensics, deepfakebench: {', '.join(faceforensics.COMPRESSIONS)} (c23)"
+class PrepareOptions(Options):
+    """What to prepare, and how."""
+
+    source: Literal["faceforensics", "celebdf", "dfdc", "wilddeepfake", "deepfakeface", "deepfakebench", "folder"] = (
+        Field(description="Importer.")
     )
-    cli.add_argument(
-        "--labels",
-        nargs="+",
-        metavar="NAME=CLASS",
-        help="folder, deepfakebench: real or fake for class names that do not say it, such as ai_art=fake",
+    root: str = Field(description="Folder of the data set (deepfakeface: or a hub id).")
+    output: str = Field(description="Folder of the prepared domain.")
+    methods: tuple[str, ...] | None = Field(
+        None, description=f"faceforensics: some of {', '.join(faceforensics.METHODS)}."
     )
-    cli.add_argument("--index", help="deepfakebench: the JSON file")
-    cli.add_argument("--frames", type=int, default=32, help="frames per video, spread evenly over all of it (32)")
-    cli.add_argument("--detector", choices=DETECTORS, help="face detector (yunet; none for wilddeepfake)")
-    cli.add_argument("--detector_weights", help="local weights; without it the pinned ones of the hub are taken")
-    cli.add_argument("--crop", choices=CROPS, default="box", help="box widened 1.3 and square, or aligned (box)")
-    cli.add_argument("--size", type=int, default=224, help="side of a crop in pixels (224)")
-    cli.add_argument("--image_format", choices=FORMATS, default="jpeg", help="encoding of the crops (jpeg)")
-    cli.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="worker processes (all cores)")
-    cli.add_argument(
-        "--engine", choices=ENGINES, default="processes", help="ray: the same work on Ray Data (processes)"
+    compression: str | None = Field(
+        None, description=f"faceforensics, deepfakebench: {', '.join(faceforensics.COMPRESSIONS)} (default: c23)."
     )
-    cli.add_argument("--shard", default="1/1", help="i/n: the i-th of n parts of the work, one per machine (1/1)")
-    cli.add_argument("--max_skipped", type=float, default=0.05, help="largest share of files without a crop (0.05)")
-    cli.add_argument("--contact_sheet", metavar="PNG", help="also write one picture of the domain")
-    cli.add_argument(
-        "--deepfakebench", metavar="DIR", help="also write the crops and index as DeepfakeBench reads them"
+    labels: Annotated[dict[str, Literal["real", "fake"]], Argument("NAME=CLASS")] = Field(
+        {},
+        description="folder, deepfakebench: real or fake for class names that do not say it, such as ai_art=fake.",
     )
-    cli.add_argument("--push_to_hub", metavar="USER/NAME", help="also publish the domain, as a private repository")
-    return cli
+    index: str | None = Field(None, description="deepfakebench: the JSON file.")
+    frames: int = Field(32, ge=1, description="Frames of a video, spread evenly over all of it.")
+    detector: Literal["yunet", "retinaface", "haar", "none"] | None = Field(
+        None, description="Face detector (default: yunet; none for wilddeepfake)."
+    )
+    detector_weights: str | None = Field(
+        None, description="Local weights of the face detector (default: the pinned ones of the hub)."
+    )
+    crop: Literal["box", "aligned"] = Field(
+        "box", description="Crop: face box widened 1.3 times and square, or aligned."
+    )
+    size: int = Field(224, ge=1, description="Side of a crop in pixels.")
+    image_format: Literal["jpeg", "png"] = Field("jpeg", description="Encoding of the crops.")
+    processes: int = Field(os.cpu_count() or 1, ge=1, description="Worker processes.")
+    engine: Literal["processes", "ray"] = Field(
+        "processes", description="processes, or ray: the same work on Ray Data."
+    )
+    shard: Annotated[str, Argument("I/N")] = Field("1/1", description="Part i of n of the work, one per machine.")
+    max_skipped: float = Field(0.05, ge=0, le=1, description="Largest share of files without a crop.")
+    contact_sheet: Annotated[str | None, Argument("PNG")] = Field(
+        None, description="Also write one picture of the domain."
+    )
+    deepfakebench: Annotated[str | None, Argument("FOLDER")] = Field(
+        None, description="Also write the crops and index as DeepfakeBench reads them."
+    )
+    push_to_hub: Annotated[str | None, Argument("USER/NAME")] = Field(
+        None, description="Also publish the domain, as a private repository."
+    )
 
 
-def list_records(args: argparse.Namespace) -> Listing:
+def list_records(options: PrepareOptions) -> Listing:
     """Run the importer that the command line names."""
     names = ("methods", "compression", "index", "labels")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    given = {name: getattr(options, name) for name in names if getattr(options, name)}
     takes = {
         "faceforensics": {"methods", "compression"},
         "deepfakebench": {"index", "compression", "labels"},
         "folder": {"labels"},
     }
-    surplus = sorted(given.keys() - takes.get(args.source, set()))
+    surplus = sorted(given.keys() - takes.get(options.source, set()))
     if surplus:
-        raise ValueError(f"--source {args.source} takes no --{surplus[0]}.")
-    if "labels" in given:
-        given["labels"] = parse_labels(given["labels"])
-    if args.source == "deepfakebench":
-        if args.index is None:
+        raise ValueError(f"--source {options.source} takes no --{surplus[0]}.")
+    if options.source == "deepfakebench":
+        if options.index is None:
             raise ValueError("--source deepfakebench needs --index with the path of the JSON file.")
-        return deepfakebench.list_records(root=args.root, **given)
-    if args.source == "faceforensics":
-        return faceforensics.list_records(args.root, **given)
+        return deepfakebench.list_records(root=options.root, **given)
+    if options.source == "faceforensics":
+        return faceforensics.list_records(options.root, **given)
     modules = {
         "celebdf": celebdf,
         "dfdc": dfdc,
@@ -103,18 +110,7 @@ def list_records(args: argparse.Namespace) -> Listing:
         "deepfakeface": deepfakeface,
         "folder": folder,
     }
-    return modules[args.source].list_records(args.root, **given)
-
-
-def parse_labels(pairs: Sequence[str]) -> dict[str, str]:
-    """Classes that the user states, from `name=real` and `name=fake`."""
-    stated = {}
-    for pair in pairs:
-        name, _, label = pair.rpartition("=")
-        if not name or label not in CLASS_NAMES:
-            raise ValueError(f"--labels takes name=real or name=fake, found {pair!r}.")
-        stated[name] = label
-    return stated
+    return modules[options.source].list_records(options.root, **given)
 
 
 def show(console: Console, listing: Listing) -> None:
@@ -126,15 +122,14 @@ def show(console: Console, listing: Listing) -> None:
         console.print(f"and {len(listing.notes) - SHOWN} more notes, all in summary.json.", style="yellow")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(options: PrepareOptions) -> None:
     """Prepare a domain."""
-    args = parser().parse_args(argv)
     console = Console(stderr=True)
-    number, _, of = args.shard.partition("/")
+    number, _, of = options.shard.partition("/")
     if not (number.isdigit() and of.isdigit()):
-        raise ValueError(f"--shard is {args.shard!r}, expected i/n, for example 2/8.")
-    settings = CropSettings(args.frames, args.crop, args.size, args.image_format)
-    listing = list_records(args)
+        raise ValueError(f"--shard is {options.shard!r}, expected i/n, for example 2/8.")
+    settings = CropSettings(options.frames, options.crop, options.size, options.image_format)
+    listing = list_records(options)
     show(console, listing)
     columns = (
         TextColumn("units"),
@@ -157,15 +152,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         summary = stage.prepare(
             listing,
-            args.output,
-            args.source,
+            options.output,
+            options.source,
             settings,
-            args.detector or ("none" if args.source == "wilddeepfake" else "yunet"),
-            args.detector_weights,
-            args.processes,
-            args.engine,
+            options.detector or ("none" if options.source == "wilddeepfake" else "yunet"),
+            options.detector_weights,
+            options.processes,
+            options.engine,
             (int(number), int(of)),
-            args.max_skipped,
+            options.max_skipped,
             on_progress,
         )
     for split, counts in summary["splits"].items():
@@ -177,20 +172,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         "(skipped.csv); near-duplicate videos: "
         + (", ".join(f"{count} {pair}" for pair, count in summary["near_duplicate_videos"].items()) or "one split only")
     )
-    if args.contact_sheet:
-        contact_sheet(args.output).save(args.contact_sheet)
-    if args.deepfakebench:
-        index = export_deepfakebench(args.output, args.deepfakebench, Path(args.output).resolve().name)
+    if options.contact_sheet:
+        contact_sheet(options.output).save(options.contact_sheet)
+    if options.deepfakebench:
+        index = export_deepfakebench(options.output, options.deepfakebench, Path(options.output).resolve().name)
         console.print(f"For DeepfakeBench: {index}")
-    if args.push_to_hub:
-        console.print(f"Published: {push_domain(args.output, args.push_to_hub)}")
+    if options.push_to_hub:
+        console.print(f"Published: {push_domain(options.output, options.push_to_hub)}")
 
 
-if __name__ == "__main__":
+def run(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
+    """Prepare the domain that the command line describes."""
+    options = parse_options(PrepareOptions, arguments, __doc__, program)
     try:
         with exit_on_error("error"):
-            main()
+            main(options)
     except (ValueError, OSError, HfHubHTTPError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("Stopped. The same command goes on from here.")
+
+
+if __name__ == "__main__":
+    run()

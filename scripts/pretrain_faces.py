@@ -10,13 +10,13 @@ about 6 minutes on one core.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from pydantic import Field
 from torch import nn
 from torch.nn.functional import (
     affine_grid,
@@ -34,7 +34,8 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, get_cosine_schedule_with_warmup
 from transformers.utils import logging as transformers_logging
 
-from gmdf_hf.common.errors import DomainError, UserError
+from gmdf_hf.common.errors import DomainError, UserError, exit_on_error
+from gmdf_hf.common.options import Options, parse_options
 from gmdf_hf.data.dataset import Domain, load_domain
 from gmdf_hf.data.frames import Draw, FrameReader, collate
 from gmdf_hf.data.patches import draw_mask, patchify
@@ -241,24 +242,26 @@ def pretrain(
         print(f"left out: {reason}", file=sys.stderr)
 
 
+class PretrainOptions(Options):
+    """Whose faces to train on, and how."""
+
+    recipe: Path = Field(description="Recipe whose source domains, backbone and seed to take.")
+    hold_out: tuple[str, ...] = Field((), description="Source domains whose faces must not be seen.")
+    output: Path = Field(description="CLIP folder to write.")
+    steps: int = Field(700, ge=1, description="Optimizer steps.")
+    batch_size: int = Field(128, ge=1, description="Faces in a step.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak of the schedule.")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Read the command line and train."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, required=True, help="whose source domains, backbone and seed to take")
-    parser.add_argument("--hold_out", nargs="*", default=[], help="source domains whose faces must not be seen")
-    parser.add_argument("--output", type=Path, required=True, help="CLIP folder to write")
-    parser.add_argument("--steps", type=int, default=700, help="number of optimizer steps")
-    parser.add_argument("--batch_size", type=int, default=128, help="faces in a step")
-    parser.add_argument("--learning_rate", type=float, default=1e-3, help="peak of the schedule")
-    options = parser.parse_args(arguments)
-    config = load_recipe(options.recipe, {"hold_out": options.hold_out, "method": "direct_merge"})
+    options = parse_options(PretrainOptions, arguments, __doc__)
+    config = load_recipe(options.recipe, {"hold_out": list(options.hold_out), "method": "direct_merge"})
     pretrain(config, options.output, options.steps, options.batch_size, options.learning_rate)
 
 
 if __name__ == "__main__":
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    try:
+    with exit_on_error("pretrain_faces.py"):
         main()
-    except (UserError, DomainError) as error:
-        sys.exit(f"pretrain_faces.py: {error}")

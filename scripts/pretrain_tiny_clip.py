@@ -8,17 +8,18 @@ persons, backgrounds, light and picture quality. It takes about 8 minutes on one
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import Field
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from gmdf_hf.common.options import Options, parse_options
 from gmdf_hf.data.drawn.domains import draw_web_faces
 from gmdf_hf.data.drawn.portraits import IMAGE_SIZE
 
@@ -202,17 +203,16 @@ def pretrain(output: Path, num_images: int, num_steps: int, batch_size: int, lea
     processor.save_pretrained(output)
 
 
-def main() -> None:
-    """Read the command line and train."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("gmdf_hf/training/tiny_clip"))
-    parser.add_argument("--num-images", type=int, default=16_000)
-    parser.add_argument("--num-steps", type=int, default=800)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    pretrain(**vars(parser.parse_args()))
+class PretrainOptions(Options):
+    """How to train."""
+
+    output: Path = Field(Path("gmdf_hf/training/tiny_clip"), description="Folder to write.")
+    num_images: int = Field(16_000, ge=1, description="Drawn faces.")
+    num_steps: int = Field(800, ge=1, description="Optimizer steps.")
+    batch_size: int = Field(128, ge=1, description="Faces in a step.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak of the schedule.")
+    seed: int = Field(0, ge=0, description="Seed of weights and faces.")
 
 
 if __name__ == "__main__":
-    main()
+    pretrain(**dict(parse_options(PretrainOptions, None, __doc__)))

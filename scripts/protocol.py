@@ -9,7 +9,6 @@ A run that is done is not done again, in whatever table it stands, and a killed 
 
 from __future__ import annotations
 
-import argparse
 import csv
 import gc
 import json
@@ -17,13 +16,14 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import yaml
 from accelerate import PartialState
 from PIL import ImageOps
+from pydantic import Field
 from rich.console import Console
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
@@ -31,7 +31,8 @@ from transformers.utils import logging as transformers_logging
 # Beside this file, whichever way it is run; `python scripts/protocol.py` itself would find them under other names.
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from gmdf_hf.common.errors import DomainError, UserError
+from gmdf_hf.common.errors import exit_on_error
+from gmdf_hf.common.options import Argument, Options, parse_options
 from gmdf_hf.data.dataset import load_domain
 from gmdf_hf.evaluation import plots
 from gmdf_hf.evaluation.attention import attention_maps
@@ -43,7 +44,6 @@ from gmdf_hf.scripts import evaluate, meta_train, pretrain_faces
 from gmdf_hf.training.config import TrainConfig
 from gmdf_hf.training.protocol import Figure, Protocol, Run, Scale, distortions_of, plan, read_yaml, value_of
 from gmdf_hf.training.protocol_table import Cell, columns_of, paper_results, table_of
-from gmdf_hf.training.training_state import Stopped
 
 RECIPES = Path(__file__).parent / "recipes"
 PICTURES = 1  # of each class and test domain, in attention maps
@@ -273,25 +273,31 @@ def protocol_names() -> list[str]:
     return sorted(path.stem for path in (RECIPES / "protocols").glob("*.yaml"))
 
 
-if __name__ == "__main__":
+class ProtocolOptions(Options):
+    """Which tables and figures to make."""
+
+    names: Annotated[tuple[str, ...], Argument("NAME", positional=True)] = Field(
+        description=f"One or more of {', '.join(protocol_names())}."
+    )
+    scale: str = Field("mini", description="mini, paper or real: a file in recipes/scales.")
+    seeds: tuple[int, ...] = Field((0,), description="Seeds of the runs.")
+    output_dir: Path = Field(Path("runs/protocols"), description="Folder of results and runs.")
+
+
+def run(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
+    """Run the protocols that the command line names, and print their tables."""
+    options = parse_options(ProtocolOptions, arguments, __doc__, program)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", metavar="NAME", help=f"one or more of {', '.join(protocol_names())}")
-    parser.add_argument("--scale", default="mini", help="mini, paper or real: a file in recipes/scales")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the runs")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/protocols"), help="folder of results and runs")
-    arguments = parser.parse_args()
-    try:
-        for name in arguments.names:
-            folder = arguments.output_dir / arguments.scale
-            table = main(name, arguments.scale, arguments.seeds, folder)
+    folder = options.output_dir / options.scale
+    with exit_on_error(program or "protocol.py"):
+        for name in options.names:
+            table = main(name, options.scale, options.seeds, folder)
             if PartialState().is_main_process:
-                title = f"{name}, {arguments.scale}: ours, with the paper's figure in brackets, in %"
+                title = f"{name}, {options.scale}: ours, with the paper's figure in brackets, in %"
                 Console(width=max(100, 16 * len(table[0]))).print(rich_table(table, title))
                 print(f"{folder / name}.md, .csv, .png")
-    except Stopped as stopped:
-        print(f"protocol.py: {stopped}", file=sys.stderr)
-        sys.exit(meta_train.STOPPED)
-    except (UserError, DomainError) as error:
-        sys.exit(f"protocol.py: {error}")
+
+
+if __name__ == "__main__":
+    run()

@@ -10,54 +10,67 @@ See docs/publishing.md.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field, model_validator
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from gmdf_hf.common.errors import UserError
+from gmdf_hf.common.errors import exit_on_error
+from gmdf_hf.common.options import Argument, Options, parse_options
 from gmdf_hf.serving.hub import expert_files, publish, published_files, size_of
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command line of this script."""
-    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = cli.add_mutually_exclusive_group(required=True)
-    what.add_argument("--run", type=Path, help="folder that meta_train.py left")
-    what.add_argument("--expert", type=Path, help="folder that `gmdf_hf.save_expert` wrote")
-    cli.add_argument("--repo", required=True, metavar="USER/NAME", help="repository; made if it is not there")
-    cli.add_argument("--yes", action="store_true", help="send; without it the files are only listed")
-    cli.add_argument("--public", action="store_true", help="make a new repository public (private)")
-    cli.add_argument("--tag", help="name to give to the new revision, such as v1.0")
-    return cli
+class PublishOptions(Options):
+    """What to publish, and where to."""
+
+    run: Path | None = Field(None, description="Folder that `gmdf train` wrote.")
+    expert: Path | None = Field(None, description="Folder that `gmdf_hf.save_expert` wrote, instead of a run.")
+    repo: Annotated[str, Argument("USER/NAME")] = Field(description="Repository; it is created if it does not exist.")
+    yes: bool = Field(False, description="Publish; without it the files are only listed.")
+    public: bool = Field(False, description="Make a new repository public instead of private.")
+    tag: str | None = Field(None, description="Name of the new revision, such as v1.0.")
+
+    @model_validator(mode="after")
+    def _check_folder(self) -> PublishOptions:
+        if (self.run is None) == (self.expert is None):
+            raise ValueError("give exactly one of --run and --expert")
+        return self
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(options: PublishOptions) -> None:
     """List what would be published, and publish it if told to."""
-    args = parser().parse_args(argv)
-    files = published_files(args.run, args.repo) if args.run else expert_files(args.expert, args.repo)
-    folder = args.run or args.expert
-    table = Table("file", "size", title=f"{folder} to {args.repo}")
+    folder = options.run or options.expert
+    assert folder is not None  # one of them is given
+    list_files = published_files if options.run else expert_files
+    files = list_files(folder, options.repo)
+    table = Table("file", "size", title=f"{folder} to {options.repo}")
     table.columns[1].justify = "right"
     for name, content in sorted(files.items()):
         table.add_row(name, decimal(size_of(content)))
     console = Console(stderr=True)
     console.print(table)
     console.print(f"{len(files)} files, {decimal(sum(map(size_of, files.values())))}.", highlight=False)
-    if not args.yes:
+    if not options.yes:
         console.print("Nothing was sent. Add --yes to publish.", highlight=False)
         return
-    print(publish(files, args.repo, f"Publish {folder.resolve().name}", private=not args.public, tag=args.tag))
+    print(publish(files, options.repo, f"Publish {folder.resolve().name}", private=not options.public, tag=options.tag))
+
+
+def run(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
+    """Publish what the command line names."""
+    options = parse_options(PublishOptions, arguments, __doc__, program)
+    program = program or "publish.py"
+    try:
+        with exit_on_error(program):
+            main(options)
+    except KeyboardInterrupt:
+        sys.exit(f"{program}: stopped; the repository is as it was.")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"publish.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("publish.py: stopped; the repository is as it was.")
+    run()

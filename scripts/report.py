@@ -9,25 +9,25 @@ faces of real people: --no_faces leaves them out.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import torch
 import yaml
 from PIL import ImageOps
+from pydantic import Field, model_validator
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
 import gmdf_hf.modeling.auto_gmdf  # noqa: F401  the auto classes then know the model
-from gmdf_hf.common.errors import DomainError, UserError
+from gmdf_hf.common.errors import UserError, exit_on_error
+from gmdf_hf.common.options import Argument, Options, parse_options
 from gmdf_hf.data.dataset import Domain, load_domain
 from gmdf_hf.evaluation import plots
 from gmdf_hf.evaluation.attention import attention_maps
@@ -119,7 +119,7 @@ def main(runs: Sequence[Scored], folder: Path, faces: bool = True) -> Path:
         plots.save(figure, pictures / f"{name}.png")
     forgeries = method_table(first.results)
     sections = [
-        Section("Runs beside each other", [Part(table=comparison(runs), text_columns=2)]),
+        Section("Runs beside each other", [Part(table=comparison(runs), text_columns=2), *effect_parts(runs)]),
         Section(
             f"{first.label} in detail",
             [
@@ -160,6 +160,20 @@ def chosen(results: dict[str, Any]) -> str:
 def _by_domain(runs: Sequence[Scored]) -> dict[str, dict[str, DomainScores]]:
     names = list(dict.fromkeys(name for run in runs for name in run.domains))
     return {name: {run.label: run.domains[name] for run in runs if name in run.domains} for name in names}
+
+
+def effect_parts(runs: Sequence[Scored]) -> list[Part]:
+    """Table of the expert effect of the runs that measured it; nothing if none did."""
+    rows = [["run", "experts, known domain", "experts, unknown", "text affine, known domain", "text affine, unknown"]]
+    for run in runs:
+        if (effect := run.results.get("expert_effect")) is not None:
+            values = [effect[part][route] for part in ("experts", "text") for route in ("known", "unknown")]
+            rows.append([run.label, *(f"{value:.3f}" for value in values)])
+    text = (
+        "Expert effect: standard deviation of the margin's change when the part is silenced, over that of the margin. "
+        "Comparisons of expert variants count from 0.1."
+    )
+    return [Part(text=text, table=rows, text_columns=1)] if len(rows) > 1 else []
 
 
 def comparison(runs: Sequence[Scored]) -> list[list[str]]:
@@ -259,31 +273,41 @@ def mistakes_section(run: Scored, domains: dict[str, Domain], folder: Path) -> S
     return Section("Worst mistakes", parts)
 
 
-def parse_command_line(arguments: list[str] | None = None) -> tuple[list[Scored], Path, bool]:
-    """The runs, the folder of the report, and whether it shows faces.
+class ReportOptions(Options):
+    """Which runs to report on, and where."""
 
-    Raises:
-        UserError: If two runs have one label.
-    """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="[LABEL=]FOLDER", help="folders of meta_train.py or evaluate.py")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/report"), help="folder of the report")
-    parser.add_argument("--replicates", type=int, default=1000, help="draws for the intervals")
-    parser.add_argument("--no_faces", action="store_true", help="show no pictures of the data")
-    options = parser.parse_args(arguments)
-    runs = []
-    for text in options.runs:
-        label, found, folder = text.partition("=")
-        runs.append(Scored(label if found else Path(text).name, Path(folder if found else text), options.replicates))
-    if len({run.label for run in runs}) < len(runs):
-        raise UserError(f"Each run needs a label of its own, found {', '.join(run.label for run in runs)}.")
-    return runs, options.output_dir, not options.no_faces
+    runs: Annotated[tuple[str, ...], Argument("[LABEL=]FOLDER", positional=True)] = Field(
+        description="Folders that `gmdf train` or `gmdf evaluate` wrote; the first one is shown in detail."
+    )
+    output_dir: Path = Field(Path("runs/report"), description="Folder of the report.")
+    replicates: int = Field(1000, ge=1, description="Draws of the videos for the intervals.")
+    no_faces: bool = Field(False, description="Show no pictures of the data.")
+
+    def scored(self) -> list[Scored]:
+        """The runs with their labels."""
+        found = []
+        for text in self.runs:
+            label, is_named, folder = text.partition("=")
+            path = Path(folder if is_named else text)
+            found.append(Scored(label if is_named else path.name, path, self.replicates))
+        return found
+
+    @model_validator(mode="after")
+    def _check_labels(self) -> ReportOptions:
+        labels = [run.label for run in self.scored()]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"each run needs a label of its own, found {', '.join(labels)}")
+        return self
+
+
+def run(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
+    """Write the report that the command line asks for, and print where it is."""
+    options = parse_options(ReportOptions, arguments, __doc__, program)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    with exit_on_error(program or "report.py"):
+        print(main(options.scored(), options.output_dir, faces=not options.no_faces))
 
 
 if __name__ == "__main__":
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        print(main(*parse_command_line()))
-    except (UserError, DomainError) as error:
-        sys.exit(f"report.py: {error}")
+    run()

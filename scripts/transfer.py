@@ -11,13 +11,13 @@ thousand pictures on one core.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 from rich.console import Console
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -25,7 +25,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from gmdf_hf.common.errors import DomainError, UserError
+from gmdf_hf.common.errors import exit_on_error
+from gmdf_hf.common.options import Options, parse_options
 from gmdf_hf.data.dataset import Domain, load_domain
 from gmdf_hf.evaluation.scoring import read_picture
 from gmdf_hf.evaluation.tables import markdown, percent, rich_table
@@ -122,12 +123,16 @@ def transfer(train: dict[str, tuple], test: dict[str, tuple], kind: str) -> list
     return rows
 
 
+class TransferOptions(Options):
+    """Which domains to compare."""
+
+    recipe: Path = Field(description="Recipe whose source domains to take.")
+    output: Path | None = Field(None, description="Markdown file to write.")
+
+
 def main(arguments: list[str] | None = None) -> dict[str, list[list[str]]]:
     """Read the command line, compute and print; returns the table of each kind of features."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, required=True, help="whose source domains to take")
-    parser.add_argument("--output", type=Path, help="Markdown file to write")
-    options = parser.parse_args(arguments)
+    options = parse_options(TransferOptions, arguments, __doc__)
     sources = load_recipe(options.recipe, {"method": "direct_merge"}).train_domains
     train, test = (
         {name: features_of(load_domain(name, split, **source.model_dump())) for name, source in sources.items()}
@@ -144,7 +149,5 @@ def main(arguments: list[str] | None = None) -> dict[str, list[list[str]]]:
 
 
 if __name__ == "__main__":
-    try:
+    with exit_on_error("transfer.py"):
         main()
-    except (UserError, DomainError) as error:
-        sys.exit(f"transfer.py: {error}")

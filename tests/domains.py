@@ -93,3 +93,18 @@ def write_domain(folder: Path, seed: int, broken: tuple[int, ...] = (), classes:
         columns = {"image": images, "label": labels, "video_id": videos, "caption": ["a noisy photo"] * 16}
         datasets.Dataset.from_dict(columns).to_parquet(folder / f"{split}.parquet")
     return str(folder)
+
+
+def build_masked(root, videos=6, frames=20):
+    """Google's DeepFakeDetection with masks; `--detector none` fits it."""
+    fakes = root / "manipulated_sequences/DeepFakeDetection"
+    mask = np.zeros((64, 64, 3), np.uint8)
+    mask[16:48, 16:48] = 255
+    for number in range(videos):
+        still = texture(number)
+        moving = [np.roll(still, n, axis=1) for n in range(frames)]
+        write_video(root / f"original_sequences/actors/c23/videos/{number:02}__scene.mp4", moving)
+        name = f"{number:02}_{number + 1:02}__scene__ABCDEFGH.mp4"
+        write_video(fakes / "c23/videos" / name, moving[::-1])
+        write_video(fakes / "masks/videos" / name, [mask] * frames)
+    return root

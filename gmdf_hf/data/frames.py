@@ -153,12 +153,17 @@ def collate(items: Sequence[dict | Skipped]) -> dict:
 
 
 def caption_encoder(backbone: str) -> Callable[[list[str]], torch.Tensor]:
-    """Function from captions to the token ids of template P3's two sentences, shape `(B, 2, length)`."""
+    """Function from captions to the token ids of template P3's two sentences, shape `(B, 2, length)`.
+
+    A long caption is cut, and not the sentence behind it that tells real from fake.
+    """
     tokenizer = AutoTokenizer.from_pretrained(backbone)
+    sentences = tokenizer([template.replace("{caption} ", "") for template in PROMPT_TEMPLATES["P3"]])["input_ids"]
+    room = tokenizer.model_max_length - max(map(len, sentences))
 
     def encode(captions: list[str]) -> torch.Tensor:
-        texts = [template.format(caption=caption) for caption in captions for template in PROMPT_TEMPLATES["P3"]]
-        ids = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")["input_ids"]
-        return ids.unflatten(0, (len(captions), 2))
+        cut = tokenizer(captions, add_special_tokens=False, truncation=True, max_length=room)["input_ids"]
+        rows = [[start, *caption, *rest] for caption in cut for start, *rest in sentences]
+        return tokenizer.pad({"input_ids": rows}, return_tensors="pt")["input_ids"].unflatten(0, (len(captions), 2))
 
     return encode

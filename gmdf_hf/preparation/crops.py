@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from gmdf_hf.modeling import images_gmdf as images
 from gmdf_hf.modeling.images_gmdf import ImageError, open_image
 from gmdf_hf.preparation import video
 from gmdf_hf.preparation.archives import is_archive, read_members
 from gmdf_hf.preparation.detectors import whole_picture
 from gmdf_hf.preparation.faces import DETECTION_SIDE, Detector, Face, reduce_to
 from gmdf_hf.preparation.geometry import crop_aligned, crop_box
+from gmdf_hf.preparation.media import open_media
 from gmdf_hf.preparation.sources.record import Record
-from gmdf_hf.preparation.tracking import Candidate, Scene, follow, look, scene
+from gmdf_hf.preparation.tracking import Candidate, Scene, follow_all, look, scene
+from gmdf_hf.preparation.video import Frame
 
 CROPS = ("box", "aligned")
 FORMATS = ("jpeg", "png")
-# More faces than this in one frame are a crowd; the largest are looked at.
-MAX_FACES = 5
+MIN_SHARE = 0.1  # of the frames; who is seen in fewer is no subject of a training video, or a false hit
+MIN_COVERED = 0.1  # of a face box, by the mask of what was forged
 
 
 @dataclass(frozen=True)
@@ -57,16 +59,51 @@ class CropSettings:
 
 
 @dataclass(frozen=True)
+class Lost:
+    """A frame that was wanted and cannot be read.
+
+    Attributes:
+        number: Its number.
+        reason: What is wrong with it.
+    """
+
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A face crop of one frame.
+
+    Attributes:
+        frame: Number of the frame.
+        seconds: Its time after the first frame; None where only its order is known.
+        image: The encoded crop.
+        hash: Perceptual hash of the crop.
+        mask: What was forged in the crop, white on black, as PNG; None where the data set has no mask.
+    """
+
+    frame: int
+    seconds: float | None
+    image: bytes
+    hash: int
+    mask: bytes | None = None
+
+
+@dataclass(frozen=True)
 class Crops:
     """Result of one record.
 
     Attributes:
-        rows: `(frame number, encoded crop, perceptual hash)`.
+        rows: A crop of each frame.
         lost: `(frame number or None for all, reason)` of what was wanted and is not among the rows.
+        people: People seen in at least `MIN_SHARE` of the frames; more than one where no mask tells who is forged is a
+            doubt about the label.
     """
 
-    rows: list[tuple[int, bytes, int]]
+    rows: list[Crop]
     lost: list[tuple[int | None, str]]
+    people: int = 1
 
 
 def frame_numbers(members: tuple[str, ...]) -> list[int]:
@@ -82,8 +119,8 @@ def wanted_members(record: Record, count: int) -> dict[str, int]:
     return {record.members[i]: numbers[i] for i in video.even_indices(len(record.members), count)}
 
 
-def read_pictures(record: Record, count: int) -> Iterator[tuple[int, np.ndarray | ImageError]]:
-    """Yield number and RGB picture, or what is wrong with it, of a record's frames.
+def read_pictures(record: Record, count: int) -> Iterator[Frame | Lost]:
+    """Yield the frames of a record, or what is wrong with one.
 
     Raises:
         VideoError: If the record is a video that cannot be read.
@@ -93,16 +130,38 @@ def read_pictures(record: Record, count: int) -> Iterator[tuple[int, np.ndarray 
         raise ValueError(f"{record.path} is an archive, expected a file or folder.")
     if record.members:
         for name, number in wanted_members(record, count).items():
-            yield number, _picture(record.path / name)
-    elif record.path.suffix.lower() in images.SUFFIXES:
-        yield 0, _picture(record.path)
-    else:
-        yield from video.read_frames(record.path, count)
+            yield _picture(record.path / name, number)
+        return
+    media = open_media(record.path, count)
+    try:
+        yield from media.read(None)
+    except ImageError as error:
+        yield Lost(0, str(error))
+    for number in media.report.lost:
+        yield Lost(number, f"{record.path}: damaged frame.")
 
 
-def read_archive(
-    records: list[Record], count: int
-) -> Iterator[tuple[Record, list[tuple[int, np.ndarray | ImageError]]]]:
+def read_masks(record: Record, count: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield number and mask of the frames that have one: shape `(height, width)`, type uint8, white where forged.
+
+    Raises:
+        VideoError: If the masks are a video that cannot be read.
+    """
+    if record.mask_members:
+        masks = dict(zip(record.members, record.mask_members, strict=True))
+        for name, number in wanted_members(record, count).items():
+            if masks[name]:
+                picture = _picture(record.path / masks[name], number)
+                if isinstance(picture, Frame):
+                    yield number, picture.pixels.max(-1)
+    elif record.mask is not None:
+        total = len(video.index_video(record.path).times)
+        wanted = video.even_indices(total, count)  # as of the video: a mask may be some frames shorter
+        for frame in open_media(record.mask, count, allow_cut=True).read(wanted):
+            yield frame.number, frame.pixels.max(-1)
+
+
+def read_archive(records: list[Record], count: int) -> Iterator[tuple[Record, list[Frame | Lost]]]:
     """Yield records of one archive with their pictures, reading it once; a record comes when its last frame was read.
 
     Raises:
@@ -111,59 +170,118 @@ def read_archive(
     wanted = {
         name: (index, number) for index, r in enumerate(records) for name, number in wanted_members(r, count).items()
     }
-    waiting: dict[int, list[tuple[int, np.ndarray | ImageError]]] = {}
+    waiting: dict[int, list[Frame | Lost]] = {}
     left = [len(wanted_members(record, count)) for record in records]
     for name, content in read_members(records[0].path, wanted):
         index, number = wanted[name]
-        waiting.setdefault(index, []).append((number, _picture(content, f"{records[0].path}: {name}")))
+        waiting.setdefault(index, []).append(_picture(content, number, f"{records[0].path}: {name}"))
         left[index] -= 1
         if not left[index]:
-            yield records[index], sorted(waiting.pop(index), key=lambda picture: picture[0])
+            yield records[index], sorted(waiting.pop(index), key=lambda picture: picture.number)
+
+
+@dataclass
+class _Sight:
+    """One frame on its way: its candidates, their crops, and those of its mask."""
+
+    frame: Frame
+    candidates: list[Candidate]
+    crops: list[Image.Image]
+    masks: list[Image.Image] = field(default_factory=list)
+
+    def place(self, candidate: Candidate) -> int:
+        return next(place for place, other in enumerate(self.candidates) if other is candidate)
 
 
 def make_crops(
-    pictures: Iterable[tuple[int, np.ndarray | ImageError]], detector: Detector, settings: CropSettings
+    pictures: Iterable[Frame | Lost],
+    detector: Detector,
+    settings: CropSettings,
+    masks: Iterator[tuple[int, np.ndarray]] | None = None,
 ) -> Crops:
     """Detect faces, follow one person, and cut and encode that face in every frame.
 
-    Pictures are dropped as soon as their candidate crops are cut, so memory holds crops and never a whole video.
+    The person is the one that the masks of what was forged cover; without masks, the most prominent one. Pictures are
+    dropped as soon as their candidate crops are cut, so memory holds crops and never a whole video.
 
     Args:
-        pictures: Frame numbers with RGB pictures of shape `(height, width, 3)` or the error that reading gave.
+        pictures: Frames in order of time, and those that cannot be read.
         detector: Face detector.
         settings: How to crop and encode.
+        masks: Number and mask of the frames that have one, in order of time; None where the data set has none.
     """
-    numbers: list[int] = []
-    candidates: list[list[Candidate]] = []
-    crops: list[list[Image.Image]] = []
+    sights: list[_Sight] = []
     scenes: list[Scene] = []
     lost: list[tuple[int | None, str]] = []
-    for number, picture in pictures:
-        if isinstance(picture, ImageError):
-            lost.append((number, str(picture)))
+    mask = next(masks, None) if masks is not None else None
+    for picture in pictures:
+        if isinstance(picture, Lost):
+            lost.append((picture.number, picture.reason))
             continue
-        found, summary = find_candidates(picture, detector)
-        image = Image.fromarray(picture)
-        numbers.append(number)
-        crops.append([_crop(image, candidate.face, settings) for candidate in found])
-        candidates.append(found)
+        found, summary = find_candidates(picture.pixels, detector)
+        image = Image.fromarray(picture.pixels)
+        sight = _Sight(picture, found, [_crop(image, candidate.face, settings) for candidate in found])
+        while masks is not None and mask is not None and mask[0] < picture.number:
+            mask = next(masks, None)
+        if mask is not None and mask[0] == picture.number:
+            whole = Image.fromarray(mask[1]).resize(image.size, Image.Resampling.BILINEAR)
+            sight.masks = [_crop(whole, candidate.face, settings) for candidate in found]
+            sight.candidates = [replace(c, evidence=0.01 + _covered(whole, c.face)) for c in found]
+        elif masks is not None:
+            sight.candidates = [replace(candidate, evidence=0.01) for candidate in found]
+        sights.append(sight)
         scenes.append(summary)
-    # Pictures that are crops of one face already may be of any size.
-    chosen = [frame[0] for frame in candidates] if detector is whole_picture else follow(candidates, scenes)
+    people: list[list[Candidate | None]] = []
+    if detector is not whole_picture:
+        people = follow_all([sight.candidates for sight in sights], scenes)
+    elif sights:  # crops of one face already, of any size
+        people = [[sight.candidates[0] for sight in sights]]
+    needed = math.ceil(MIN_SHARE * len(sights))
+    seen = [sum(candidate is not None for candidate in person) for person in people]
+    chosen, reason = _subject(people, seen, needed, masks is not None and detector is not whole_picture)
     rows = []
-    for number, frame, cut, candidate in zip(numbers, candidates, crops, chosen, strict=True):
+    for sight, candidate in zip(sights, chosen or [None] * len(sights), strict=True):
         if candidate is None:
-            lost.append((number, "no face" if not frame else "no face of the followed person"))
+            lost.append((sight.frame.number, "no face" if not sight.candidates else reason))
         else:
-            crop = cut[next(index for index, other in enumerate(frame) if other is candidate)]
-            rows.append((number, _encode(crop, settings.format), perceptual_hash(crop)))
-    return Crops(rows, lost)
+            place = sight.place(candidate)
+            crop, of_mask = sight.crops[place], sight.masks[place] if sight.masks else None
+            rows.append(
+                Crop(
+                    sight.frame.number,
+                    sight.frame.seconds,
+                    _encode(crop, settings.format),
+                    perceptual_hash(crop),
+                    None if of_mask is None else _encode(of_mask, "png"),
+                )
+            )
+    return Crops(rows, lost, sum(count >= needed for count in seen))
+
+
+def _subject(
+    people: list[list[Candidate | None]], seen: list[int], needed: int, masked: bool
+) -> tuple[list[Candidate | None] | None, str]:
+    """The person to take, and why the frames without that person give no row."""
+    if not people:
+        return None, "no face"
+    if seen[0] < needed:
+        return None, f"nobody is seen in {MIN_SHARE:.0%} of the frames, the most in {seen[0]}"
+    if masked and not any(c is not None and c.evidence > MIN_COVERED for c in people[0]):
+        return None, "no face meets the mask of what was forged"
+    return people[0], "no face of the followed person"
+
+
+def _covered(mask: Image.Image, face: Face) -> float:
+    """Part of a face box that a mask covers."""
+    left, top, right, bottom = (round(value) for value in face.box)
+    box = (max(left, 0), max(top, 0), max(right, left + 1, 1), max(bottom, top + 1, 1))
+    return float((np.asarray(mask.crop(box)) > 127).mean())
 
 
 def find_candidates(picture: np.ndarray, detector: Detector) -> tuple[list[Candidate], Scene]:
-    """Find at most `MAX_FACES` faces in an RGB picture, the largest first, with what following them needs."""
+    """Find the faces in an RGB picture, the largest first, with what following them needs."""
     small, factor = reduce_to(picture, DETECTION_SIDE)
-    faces = sorted(detector(small), key=lambda face: -face.side * face.score)[:MAX_FACES]
+    faces = sorted(detector(small), key=lambda face: -face.side * face.score)
     image = Image.fromarray(picture)
     own_pixels = [face.scaled(factor) for face in faces]
     # Looks are compared on the box: an aligned crop shows less around the face and is turned with every landmark.
@@ -177,11 +295,11 @@ def perceptual_hash(image: Image.Image) -> int:
     return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
 
 
-def _picture(source: str | Path | bytes, name: str | None = None) -> np.ndarray | ImageError:
+def _picture(source: str | Path | bytes, number: int, name: str | None = None) -> Frame | Lost:
     try:
-        return np.asarray(open_image(source, name))
+        return Frame(number, None, np.asarray(open_image(source, name)))
     except ImageError as error:
-        return error
+        return Lost(number, str(error))
 
 
 def _crop(image: Image.Image, face: Face, settings: CropSettings) -> Image.Image:

@@ -40,14 +40,16 @@ No `group` (source video or identity) and no `video_id` stands in two splits.
 
 ## Columns
 
-`image`, `label` (real, fake), `video_id`, `frame` (number in the source), `method` (how the fake was made), `group`.
+`image`, `label` (real, fake), `video_id`, `frame` (number in the source), `method` (how the fake was made), `group`,
+`seconds` (time after the first frame, null where it is not known){mask_column}.
 
 ## How it was made
 
 {settings}
 
 {skipped} videos or images gave no row, {lost_frames} single frames were lost. Pairs of videos of different splits with
-near-duplicate pictures: {duplicates}.
+near-duplicate pictures: {duplicates}. Fake videos of several people without a mask, of which it is not known whose face
+is forged: {doubtful}.
 {notes}
 ## Licence and terms
 
@@ -83,6 +85,8 @@ def domain_card(summary: dict[str, Any], files: list[Path]) -> str:
             for method, c in counts["methods"].items()
         ),
         settings="\n".join(f"- {name}: {value}" for name, value in settings.items()),
+        mask_column=", `mask` (what was forged, as PNG)" if summary["masks"] else "",
+        doubtful=summary["doubtful_videos"],
         skipped=summary["skipped"],
         lost_frames=summary["lost_frames"],
         duplicates=", ".join(duplicates) or "not looked for, there is one split only",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import pyarrow.parquet as pq
@@ -36,7 +37,7 @@ REAL_NAMES = {
 
 
 def export_deepfakebench(domain: str | Path, output: str | Path, dataset: str) -> Path:
-    """Write every crop of a prepared domain as PNG, and the index that lists them.
+    """Write every crop of a prepared domain, and its mask, as PNG, and the index that lists them.
 
     Methods that DeepfakeBench does not know are called `<method>_Fake`, and their real videos `DF_real`.
 
@@ -71,10 +72,17 @@ def export_deepfakebench(domain: str | Path, output: str | Path, dataset: str) -
                 frame = f"{dataset}/{names[row['method']]}/frames/{video}/{row['frame']:03}.png"
                 (output / frame).parent.mkdir(parents=True, exist_ok=True)
                 Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB").save(output / frame)
+                mask = ""
+                if row.get("mask") is not None:
+                    mask = frame.replace("/frames/", "/masks/", 1)
+                    (output / mask).parent.mkdir(parents=True, exist_ok=True)
+                    (output / mask).write_bytes(row["mask"]["bytes"])
                 old = videos.get(str(video))
                 members = (*old.members, frame) if old else (frame,)
+                masks = (*old.mask_members, mask) if old else (mask,)
                 videos[str(video)] = Record(
-                    output, row["label"], row["method"], str(video), row["group"], split, members
+                    output, row["label"], row["method"], str(video), row["group"], split, members, mask_members=masks
                 )
+    videos = {name: r if r.has_mask else replace(r, mask_members=()) for name, r in videos.items()}
     write_index(output / f"{dataset}.json", dataset, videos.values(), names)
     return output / f"{dataset}.json"

@@ -21,6 +21,7 @@ from gmdf_hf.preparation.faces import (
 )
 
 YUNET_FIXED_SIDE = 640
+MAX_BOXES = 5000  # before overlapping ones are joined: a crowd has several a face
 DETECTORS = ("yunet", "retinaface", "haar", "none")
 
 
@@ -72,7 +73,7 @@ class YuNet:
         # OpenCV 5 warns at every start that a setting which nobody made is not supported.
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
         try:
-            self.model = cv2.FaceDetectorYN.create(str(weights), "", (320, 320), MIN_SCORE, 0.3, 50)
+            self.model = cv2.FaceDetectorYN.create(str(weights), "", (320, 320), MIN_SCORE, 0.3, MAX_BOXES)
         except cv2.error as error:
             raise DetectorError(f"{weights}: not a YuNet model that OpenCV {cv2.__version__} can read.") from error
         try:

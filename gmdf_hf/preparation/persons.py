@@ -2,43 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 from PIL import Image
 
-from gmdf_hf.preparation.crops import MAX_FACES, find_candidates
+from gmdf_hf.preparation.crops import find_candidates
 from gmdf_hf.preparation.detectors import load_detector
-from gmdf_hf.preparation.faces import Detector
+from gmdf_hf.preparation.faces import DETECTION_SIDE, Detector, reduce_to
 from gmdf_hf.preparation.geometry import crop_box, square_box
-from gmdf_hf.preparation.tracking import Candidate, Scene, follow
+from gmdf_hf.preparation.media import Media
+from gmdf_hf.preparation.tracking import Candidate, Scene, follow_all
+from gmdf_hf.preparation.video import Frame
+
+# A hit in a single frame of a video is taken for a person only from this detection score; others are counted.
+MIN_SINGLE_SCORE = 0.8
+MANY_FRAMES = 8  # from so many on, a person is expected in more than one
+FRAMES_AROUND = 4  # read on each side of a lonely hit
+# Faces in a picture are tried turned if none is found upright, or none better than this: a detector finds some of the
+# faces that are upside down, badly.
+MIN_UPRIGHT_SCORE, MIN_GAIN = 0.92, 0.03
+
+Box = tuple[float, float, float, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FoundFace:
     """A face in one frame.
 
     Attributes:
         frame: Number of the frame; 0 for a picture.
-        person: Who it is, the same number in all frames of a video; 0 is the most prominent.
+        seconds: Time of the frame; None where only the order of frames is known.
+        person: Who it is, the same number in all frames of a shot; 0 is the most prominent; None for a hit that is
+            nobody's.
         box: Face box `(left, top, right, bottom)` in pixels of the frame.
         crop_box: The square that the forgery detector sees.
         detection_score: Confidence of the face detector.
-        crop: That square.
+        crop: That square, upright.
+        turned: Degrees by which the frame had to be turned, counter-clockwise, to find the face.
     """
 
     frame: int
-    person: int
-    box: tuple[float, float, float, float]
+    seconds: float | None
+    person: int | None
+    box: Box
     crop_box: tuple[int, int, int, int]
     detection_score: float
     crop: Image.Image
+    turned: int = 0
 
 
-# From frames, and the size of a crop in pixels, to the faces in them.
-FaceFinder = Callable[[Iterable[tuple[int, np.ndarray]], int], list[FoundFace]]
+@dataclass
+class FoundPeople:
+    """All faces of an input.
+
+    Attributes:
+        faces: Faces of people, in the order of persons, then of frames.
+        unassigned: Hits that are nobody's: seen once, and weakly.
+        frames_read: Frames that were looked at.
+        notes: What the user should know of the reading.
+    """
+
+    faces: list[FoundFace] = field(default_factory=list)
+    unassigned: list[FoundFace] = field(default_factory=list)
+    frames_read: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+FaceFinder = Callable[[Media, int], FoundPeople]
 
 
 def load_finder(detector: str, weights: str | None = None) -> FaceFinder:
@@ -46,41 +79,144 @@ def load_finder(detector: str, weights: str | None = None) -> FaceFinder:
     return partial(find_people, load_detector(detector, weights))
 
 
-def find_people(detector: Detector, pictures: Iterable[tuple[int, np.ndarray]], size: int) -> list[FoundFace]:
+def find_people(detector: Detector, media: Media, size: int) -> FoundPeople:
     """Find faces, follow each person through the frames, and cut the faces out.
 
-    Person 0 is the one that `prepare` would follow. The others are found by following again among the faces that are
-    left, so a bystander seen in less than a tenth of a video is nobody.
+    Every face that is found belongs to a person or is among the unassigned ones. A person is whoever is seen in two
+    frames of a shot, or once and clearly; in a picture, everybody. Where there are only weak single hits, frames around
+    them are read, too.
 
     Args:
         detector: Face detector.
-        pictures: Frame numbers and RGB pictures of shape `(height, width, 3)`; dropped as soon as faces are cut out.
+        media: Frames to look at; pictures are dropped as soon as faces are cut out.
         size: Side of a crop in pixels.
-
-    Returns:
-        Faces in the order of persons, then of frames.
     """
-    numbers: list[int] = []
-    candidates: list[list[Candidate]] = []
-    scenes: list[Scene] = []
-    cut: dict[int, tuple[tuple[int, int, int, int], Image.Image]] = {}
-    for number, picture in pictures:
-        found, scene = find_candidates(picture, detector)
-        image = Image.fromarray(picture)
-        for candidate in found:
-            box = candidate.face.box
-            cut[id(candidate)] = (square_box(box, image.size), crop_box(image, box, size))
-        numbers.append(number)
-        candidates.append(found)
-        scenes.append(scene)
-    faces: list[FoundFace] = []
-    for person in range(MAX_FACES):
-        chosen = follow(candidates, scenes)
-        for number, own in zip(numbers, chosen, strict=True):
-            if own is not None:
-                (crop_place, crop), face = cut[id(own)], own.face
-                faces.append(FoundFace(number, person, face.box, crop_place, face.score, crop))
-        candidates = [
-            [other for other in frame if other is not taken] for frame, taken in zip(candidates, chosen, strict=True)
+    looked = _Looked(detector, size)
+    looked.look_at(media.read(None))
+    found = FoundPeople(notes=media.report.notes)
+    if looked.best_score() < MIN_UPRIGHT_SCORE:
+        looked = _turned(looked, media, found.notes)
+    people, hits = looked.people()
+    if hits and not people:
+        numbers = sorted(frame.number for frame in looked.frames)
+        around = sorted({n for hit in hits for n in _around(looked.frames[hit[0]].number, numbers)} - set(numbers))
+        if around:
+            looked.look_at(media.read(around))
+            found.notes.append(f"{len(around)} more frames were read around weak hits of the face detector.")
+            people, hits = looked.people()
+    found.frames_read = len(looked.frames)
+    for person, chain in enumerate(people):
+        found.faces += [looked.face(time, candidate, person) for time, candidate in chain]
+    found.unassigned = [looked.face(time, candidate, None) for time, candidate in hits]
+    return found
+
+
+def _around(number: int, numbers: Sequence[int]) -> list[int]:
+    """Frame numbers between a frame and its neighbours among those that were read, a few on each side."""
+    place = numbers.index(number)
+    before = numbers[place - 1] if place else number
+    after = numbers[place + 1] if place + 1 < len(numbers) else number
+    steps = range(1, FRAMES_AROUND + 1)
+    return [round(number + (end - number) * step / (FRAMES_AROUND + 1)) for end in (before, after) for step in steps]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What is kept of a frame."""
+
+    number: int
+    seconds: float | None
+
+
+class _Looked:
+    """Candidates of all frames that were looked at, in order of time, and their crops.
+
+    Args:
+        detector: Face detector.
+        size: Side of a crop in pixels.
+        turns: Quarter turns, counter-clockwise, before faces are looked for.
+    """
+
+    def __init__(self, detector: Detector, size: int, turns: int = 0):
+        self.detector, self.size, self.turns = detector, size, turns
+        self.frames: list[_Seen] = []
+        self.candidates: list[list[Candidate]] = []
+        self.scenes: list[Scene] = []
+        self.small: list[np.ndarray] = []  # reduced frames, while no face is found
+        self.cut: dict[int, tuple[Box, tuple[int, int, int, int], Image.Image]] = {}
+
+    def look_at(self, frames: Iterator[Frame]) -> None:
+        """Find the faces of further frames."""
+        for frame in frames:
+            pixels = np.ascontiguousarray(np.rot90(frame.pixels, self.turns))
+            candidates, scene = find_candidates(pixels, self.detector)
+            image = Image.fromarray(pixels)
+            for candidate in candidates:
+                box = candidate.face.box
+                place = turn_back(box, image.size, self.turns)
+                left, top, right, bottom = turn_back(square_box(box, image.size), image.size, self.turns)
+                square = (int(left), int(top), int(right), int(bottom))
+                self.cut[id(candidate)] = (place, square, crop_box(image, box, self.size))
+            self.frames.append(_Seen(frame.number, frame.seconds))
+            self.candidates.append(candidates)
+            self.scenes.append(scene)
+            if self.best_score() < MIN_UPRIGHT_SCORE:
+                self.small.append(reduce_to(frame.pixels, DETECTION_SIDE)[0])
+        order = sorted(range(len(self.frames)), key=lambda place: self.frames[place].number)
+        self.frames = [self.frames[place] for place in order]
+        self.candidates = [self.candidates[place] for place in order]
+        self.scenes = [self.scenes[place] for place in order]
+
+    def best_score(self) -> float:
+        """Largest detection score so far; 0 without a face."""
+        return max((c.face.score for found in self.candidates for c in found), default=0.0)
+
+    def people(self) -> tuple[list[list[tuple[int, Candidate]]], list[tuple[int, Candidate]]]:
+        """Faces of each person, and hits that are nobody's; both with the place of their frame."""
+        chains = [
+            [(time, candidate) for time, candidate in enumerate(chosen) if candidate is not None]
+            for chosen in follow_all(self.candidates, self.scenes)
         ]
-    return faces
+        many = len(self.frames) >= MANY_FRAMES
+        weak = [many and len(chain) == 1 and chain[0][1].face.score < MIN_SINGLE_SCORE for chain in chains]
+        people = [chain for chain, is_weak in zip(chains, weak, strict=True) if not is_weak]
+        return people, [chain[0] for chain, is_weak in zip(chains, weak, strict=True) if is_weak]
+
+    def face(self, place: int, candidate: Candidate, person: int | None) -> FoundFace:
+        """A candidate as a result."""
+        box, square, crop = self.cut[id(candidate)]
+        seen, score = self.frames[place], candidate.face.score
+        return FoundFace(seen.number, seen.seconds, person, box, square, score, crop, 90 * self.turns)
+
+
+def _turned(looked: _Looked, media: Media, notes: list[str]) -> _Looked:
+    """Look again with the frames turned, if faces are found better so."""
+
+    def best_of(turns: int) -> float:
+        small = (np.ascontiguousarray(np.rot90(pixels, turns)) for pixels in looked.small)
+        return max((face.score for pixels in small for face in looked.detector(pixels)), default=0.0)
+
+    scores = {turns: best_of(turns) for turns in (1, 2, 3)}
+    turns = max(scores, key=lambda turns: scores[turns])
+    if scores[turns] == 0 or scores[turns] < looked.best_score() + MIN_GAIN:
+        return looked
+    again = _Looked(looked.detector, looked.size, turns)
+    again.look_at(media.read(None))
+    notes.append(f"Faces are not upright: found after turning the picture by {90 * turns} degrees counter-clockwise.")
+    return again
+
+
+def turn_back(box: Sequence[float], size: tuple[int, int], turns: int) -> Box:
+    """Box in the picture as it came, of one in the picture turned counter-clockwise.
+
+    Args:
+        box: `(left, top, right, bottom)` in the turned picture.
+        size: Width and height of the turned picture.
+        turns: Quarter turns.
+    """
+    left, top, right, bottom = (float(value) for value in box)
+    width, height = size
+    for _ in range(turns % 4):  # each step turns the picture a quarter clockwise
+        left, top, right, bottom = height - bottom, left, height - top, right
+        width, height = height, width
+    return left, top, right, bottom

@@ -28,7 +28,7 @@ from gmdf_hf.preparation.work_files import Part, Skip, read_part
 from gmdf_hf.preparation.workers import ENGINES, Job, Unit, make_units, run_units
 
 # Raised when the same settings would give other bytes.
-VERSION = 1
+VERSION = 2
 LANDMARK_DETECTORS = ("yunet", "retinaface")
 
 
@@ -126,7 +126,8 @@ def _fingerprint(
     """
     digest, files = hashlib.sha256(), hashlib.sha256()
     for record in listing.records:
-        digest.update(repr(replace(record, path=Path(record.path.name))).encode())
+        mask = None if record.mask is None else Path(record.mask.name)
+        digest.update(repr(replace(record, path=Path(record.path.name), mask=mask)).encode())
         for file in record.files:
             files.update(file_stamp(file).encode())
     return {
@@ -222,11 +223,12 @@ def _finish(
     data.mkdir(exist_ok=True)
     made = work / "shards"
     made.mkdir(exist_ok=True)
+    masks = any(record.has_mask for record in listing.records)
     counts: dict[str, dict[str, Any]] = {}
     hashes: dict[str, tuple[np.ndarray, list[str]]] = {}
     for split in SPLITS:
         mine = [part.path for unit, part in zip(units, parts, strict=True) if unit.records[0].split == split]
-        names = write_shards(mine, made, split, tag)
+        names = write_shards(mine, made, split, tag, masks)
         if names:
             counts[split], hashes[split] = _count(mine)
         for name in names:
@@ -245,6 +247,8 @@ def _finish(
         "skipped": sum(not skip.frames for skip in skipped),
         "lost_frames": sum(len(skip.frames) for skip in skipped),
         "left_out": len(listing.left_out),
+        "masks": masks,
+        "doubtful_videos": sum(len(part.doubtful) for part in parts),
         "near_duplicate_videos": {f"{one} and {two}": len(found) for (one, two), found in duplicates.items()},
         "notes": listing.notes,
     }

@@ -8,14 +8,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gmdf_hf.common.columns import FEATURES
+from gmdf_hf.common.columns import prepared_features
 
 SHARD_BYTES = 500_000_000
 # Small row groups let a streaming reader start early and hold little.
 ROW_GROUP = 100
 
 
-def write_shards(parts: list[Path], folder: Path, split: str, tag: str = "") -> list[str]:
+def write_shards(parts: list[Path], folder: Path, split: str, tag: str = "", masks: bool = False) -> list[str]:
     """Join the parts of one split to Parquet files of about `SHARD_BYTES` that carry the features.
 
     Args:
@@ -23,6 +23,7 @@ def write_shards(parts: list[Path], folder: Path, split: str, tag: str = "") -> 
         folder: Where to write.
         split: First word of the file names.
         tag: Second word, for the work of one machine of several.
+        masks: Whether there is a column `mask`.
 
     Returns:
         Names of the files; none if the parts have no rows.
@@ -39,18 +40,19 @@ def write_shards(parts: list[Path], folder: Path, split: str, tag: str = "") -> 
         groups[-1].append(part)
         size += part.stat().st_size
     names = [f"{split}{tag}-{index:05}-of-{len(groups):05}.parquet" for index in range(len(groups))]
+    schema = prepared_features(masks).arrow_schema
     for name, group in zip(names, groups, strict=True):
-        with pq.ParquetWriter(folder / name, FEATURES.arrow_schema, compression="zstd") as writer:
-            for batch in _row_groups(group):
+        with pq.ParquetWriter(folder / name, schema, compression="zstd") as writer:
+            for batch in _row_groups(group, schema):
                 writer.write_table(batch, row_group_size=ROW_GROUP)
     return names
 
 
-def _row_groups(parts: list[Path]) -> Iterator[pa.Table]:
+def _row_groups(parts: list[Path], schema: pa.Schema) -> Iterator[pa.Table]:
     pending: list[pa.Table] = []
     count = 0
     for part in parts:
-        table = pq.read_table(part).drop_columns("hash").cast(FEATURES.arrow_schema)
+        table = pq.read_table(part).select(schema.names).cast(schema)
         while table.num_rows:
             piece = table.slice(0, ROW_GROUP - count)
             pending.append(piece)

@@ -13,7 +13,7 @@ within a shot place and size decide and the look only has a veto, and behind a c
 from __future__ import annotations
 
 import itertools
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,16 +24,28 @@ from gmdf_hf.preparation.faces import Face
 MAX_SHIFT = 0.8  # distance of the centres over the mean side
 MAX_GROWTH = 1.6  # larger side over smaller side
 MIN_LIKENESS = 0.35  # correlation of the looks within one shot
-MIN_LIKENESS_AFTER_CUT = 0.75
-MIN_SHARE = 0.1  # of the frames; what is seen in fewer is taken for a false hit
+MIN_LIKENESS_AFTER_CUT = 0.85
+SAME_COLORS, OTHER_COLORS = 0.95, 0.5  # shared part of two frames' colours: above, below
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Candidate:
-    """A detected face and its `look`, shape `(768,)`."""
+    """A detected face.
+
+    Attributes:
+        face: Where it is.
+        look: Its coarse picture, shape `(768,)`.
+        evidence: What it adds to a chain, over its side and score: 1, or the part of it that a mask covers.
+    """
 
     face: Face
     look: np.ndarray
+    evidence: float = 1.0
+
+    @property
+    def weight(self) -> float:
+        """What the face adds to a chain of links."""
+        return self.face.side * self.face.score * self.evidence
 
 
 @dataclass(frozen=True)
@@ -60,21 +72,65 @@ def scene(image: Image.Image) -> Scene:
 
 
 def is_cut(before: Scene, after: Scene) -> bool:
-    """Whether colours and layout both changed: motion alone changes the layout, light alone the colours."""
-    return bool(np.minimum(before.colors, after.colors).sum() < 0.95 and before.look @ after.look < 0.5)
+    """Whether another shot begins: other colours in another layout.
+
+    Motion alone changes the layout, light alone the colours. Within a shot, frames a third of a second apart share at
+    least 0.9 of their colours; shots filmed in different places mostly less than 0.5, however alike their layouts are.
+    """
+    shared, likeness = float(np.minimum(before.colors, after.colors).sum()), float(before.look @ after.look)
+    return (shared < SAME_COLORS and likeness < 0.5) or (shared < OTHER_COLORS and likeness < 0.95)
 
 
-def is_same(first: Candidate, second: Candidate, cut: bool) -> bool:
-    """Whether two detections can be one person, by place, size and look."""
-    sides = sorted([first.face.side, second.face.side])
-    return (
-        sides[1] <= MAX_GROWTH * sides[0]
-        and _shift(first, second) <= MAX_SHIFT
-        and float(first.look @ second.look) >= (MIN_LIKENESS_AFTER_CUT if cut else MIN_LIKENESS)
-    )
+def shots(scenes: Sequence[Scene]) -> np.ndarray:
+    """Number of each frame's shot, from 0."""
+    return np.cumsum([0] + [is_cut(a, b) for a, b in itertools.pairwise(scenes)])[: len(scenes)]
 
 
-def follow(frames: list[list[Candidate]], scenes: list[Scene]) -> list[Candidate | None]:
+class _Nodes:
+    """All candidates of a video as arrays, in order of time."""
+
+    def __init__(self, frames: Sequence[Sequence[Candidate]], scenes: Sequence[Scene]):
+        shot = shots(scenes)
+        self.items = [(time, candidate) for time, found in enumerate(frames) for candidate in found]
+        self.times = np.array([time for time, _ in self.items], int)
+        self.shots = shot[self.times] if self.items else np.empty(0, int)
+        self.sides = np.array([candidate.face.side for _, candidate in self.items])
+        self.centers = np.array([candidate.face.center for _, candidate in self.items]).reshape(-1, 2)
+        self.looks = np.array([candidate.look for _, candidate in self.items], np.float32)
+        self.weights = np.array([candidate.weight for _, candidate in self.items])
+
+    def earlier(self, node: int, free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Free nodes of earlier frames that can be the same person, by place, size and look, and the shift to each."""
+        last = int(np.searchsorted(self.times, self.times[node]))
+        near = np.flatnonzero(free[:last])
+        sides = self.sides[near]
+        shift = np.linalg.norm(self.centers[near] - self.centers[node], axis=1) / (0.5 * (sides + self.sides[node]))
+        growth = np.maximum(sides, self.sides[node]) / np.minimum(sides, self.sides[node])
+        keep = (shift <= MAX_SHIFT) & (growth <= MAX_GROWTH)
+        near, shift = near[keep], shift[keep]
+        needed = np.where(self.shots[near] == self.shots[node], MIN_LIKENESS, MIN_LIKENESS_AFTER_CUT)
+        keep = self.looks[near] @ self.looks[node] >= needed
+        return near[keep], shift[keep]
+
+    def best_chain(self, free: np.ndarray) -> list[int]:
+        """Nodes of the heaviest chain of links among the free ones, in order of time."""
+        totals, previous = np.full(len(self.items), -np.inf), np.full(len(self.items), -1)
+        for node in np.flatnonzero(free):
+            near, shift = self.earlier(int(node), free)
+            best = 0.0
+            if len(near):
+                # The shift costs, so that a chain does not hop to a neighbour while its own person is there.
+                values = totals[near] - 0.5 * shift * self.sides[node]
+                if values.max() > 0:
+                    best, previous[node] = float(values.max()), near[int(values.argmax())]
+            totals[node] = best + self.weights[node]
+        chain = [int(totals.argmax())]
+        while previous[chain[-1]] >= 0:
+            chain.append(int(previous[chain[-1]]))
+        return chain[::-1]
+
+
+def follow(frames: Sequence[Sequence[Candidate]], scenes: Sequence[Scene]) -> list[Candidate | None]:
     """Choose one person's detection in every frame.
 
     A person may be hidden or off screen for any number of frames and is taken up again where place, size and look still
@@ -85,34 +141,33 @@ def follow(frames: list[list[Candidate]], scenes: list[Scene]) -> list[Candidate
         scenes: Summary of each frame.
 
     Returns:
-        For each frame the followed person's detection, or None. All None if no chain of links covers `MIN_SHARE`
-        of the frames.
+        For each frame the followed person's detection, or None.
     """
-    cuts = np.cumsum([0] + [is_cut(a, b) for a, b in itertools.pairwise(scenes)])
-    nodes = [(time, candidate) for time, candidates in enumerate(frames) for candidate in candidates]
-    totals: list[float] = []
-    previous: list[int | None] = []
-    for time, candidate in nodes:
-        best, source = 0.0, None
-        for number, (earlier, other) in enumerate(nodes[: len(totals)]):
-            if earlier < time and is_same(other, candidate, cuts[time] > cuts[earlier]):
-                # The shift costs, so that a chain does not hop to a neighbour while its own person is there.
-                value = totals[number] - 0.5 * _shift(other, candidate) * candidate.face.side
-                if value > best:
-                    best, source = value, number
-        totals.append(best + candidate.face.side * candidate.face.score)
-        previous.append(source)
-    chosen: list[Candidate | None] = [None] * len(frames)
-    if not nodes:
-        return chosen
-    index: int | None = int(np.argmax(totals))
-    while index is not None:
-        chosen[nodes[index][0]] = nodes[index][1]
-        index = previous[index]
-    seen = sum(candidate is not None for candidate in chosen)
-    return chosen if seen >= math.ceil(MIN_SHARE * len(frames)) else [None] * len(frames)
+    people = follow_all(frames, scenes, most=1)
+    return people[0] if people else [None] * len(frames)
 
 
-def _shift(first: Candidate, second: Candidate) -> float:
-    distance = np.linalg.norm(first.face.center - second.face.center)
-    return float(distance / (0.5 * (first.face.side + second.face.side)))
+def follow_all(
+    frames: Sequence[Sequence[Candidate]], scenes: Sequence[Scene], most: int | None = None
+) -> list[list[Candidate | None]]:
+    """Follow one person after the other, each among the detections that the ones before left, until none is left.
+
+    Args:
+        frames: Detections of each frame, in order of time.
+        scenes: Summary of each frame.
+        most: Largest number of people; None for all.
+
+    Returns:
+        For each person, the most prominent first, the detection in each frame, or None.
+    """
+    nodes = _Nodes(frames, scenes)
+    free = np.ones(len(nodes.items), bool)
+    people: list[list[Candidate | None]] = []
+    while free.any() and (most is None or len(people) < most):
+        chosen: list[Candidate | None] = [None] * len(frames)
+        for node in nodes.best_chain(free):
+            free[node] = False
+            time, candidate = nodes.items[node]
+            chosen[time] = candidate
+        people.append(chosen)
+    return people

@@ -1,11 +1,17 @@
-"""Evenly spaced frames out of a video file."""
+"""Evenly spaced frames out of a video file.
+
+Headers are not relied on: frames are counted by their packets, and a frame counts only if all that it was predicted
+from is intact. So a video gives one answer, however many frames are wanted.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +24,10 @@ except ImportError:  # images can be read without it
     av = None  # type: ignore[assignment]
 
 MAX_FRAMES = 1_000_000
-SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts")
+SUFFIXES = (
+    *(".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".vob", ".flv", ".wmv", ".asf", ".3gp"),
+    *(".ts", ".m2ts", ".mts", ".m2t"),
+)
 
 # Containers that hold their own frames. FFmpeg knows others (play lists, `concat`) that name further files and
 # addresses to open, which a file from a stranger must not make us do.
@@ -32,82 +41,199 @@ class VideoError(ValueError):
     hint = "Play the file, and convert it: ffmpeg -i FILE -c:v libx264 new.mp4."
 
 
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One picture of a video; a photograph is a video of one.
+
+    Attributes:
+        number: Its number among the frames shown, from 0.
+        seconds: Its time after the first frame; None where only the order of frames is known.
+        pixels: Upright RGB of square pixels, shape `(height, width, 3)`, type uint8.
+    """
+
+    number: int
+    seconds: float | None
+    pixels: np.ndarray
+
+
+@dataclass
+class ReadReport:
+    """What went wrong while a file was read, filled in on the way.
+
+    Attributes:
+        notes: Sentences for the user.
+        lost: Numbers of wanted frames that are damaged.
+    """
+
+    notes: list[str] = field(default_factory=list)
+    lost: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class VideoIndex:
+    """What the packets of a video say, nothing being decoded.
+
+    Attributes:
+        times: Presentation time of every frame in the stream's own unit, ascending.
+        unit: Seconds of that unit.
+        missing: What is missing of a file that was cut short; empty if it is whole.
+    """
+
+    times: list[int]
+    unit: Fraction
+    missing: str = ""
+
+    def seconds(self, number: int) -> float:
+        """Time of a frame after the first one."""
+        return float((self.times[number] - self.times[0]) * self.unit)
+
+
 def even_indices(total: int, count: int) -> list[int]:
     """Return at most `count` different frame numbers spread evenly from the first to the last of `total` frames."""
     return sorted({int(index) for index in np.linspace(0, total - 1, min(count, total)).round()})
 
 
-def frame_times(path: str | Path) -> list[int]:
-    """Return the presentation time of every frame, in order, without decoding any.
-
-    Args:
-        path: Video file.
-
-    Returns:
-        Ascending times in the stream's own unit, one per frame: their number is the exact frame count, which headers
-        often get wrong.
+def index_video(path: str | Path) -> VideoIndex:
+    """List the frames of a video without decoding any.
 
     Raises:
-        VideoError: If the file is no video, has no frames or more than `MAX_FRAMES`, or is cut short.
+        VideoError: If the file is no video, or has no frames or more than `MAX_FRAMES`.
     """
     times: set[int] = set()
-    packets = damaged = untimed = 0
+    packets = damaged = 0
     with _open(path) as (container, stream):
-        for packet in container.demux(stream):
-            if not packet.size:
-                continue
-            packets += 1
-            damaged += packet.is_corrupt
-            if packets > MAX_FRAMES:
-                raise VideoError(f"{path}: more than {MAX_FRAMES} frames, the most that is read.")
-            if not packet.is_discard:  # cut away by the container's edit list: never shown
-                time_of_frame = _time(packet)
-                if time_of_frame is None:
-                    untimed += 1
-                else:
-                    times.add(time_of_frame)
-        expected = max(packets, stream.frames)
-    if damaged or packets < expected:
-        raise VideoError(f"{path}: cut short, {packets - damaged} whole frames found of {expected}.")
-    if untimed or not times:
+        try:
+            for packet in container.demux(stream):
+                if not packet.size:
+                    continue
+                packets += 1
+                damaged += packet.is_corrupt
+                if packets > MAX_FRAMES:
+                    raise VideoError(f"{path}: more than {MAX_FRAMES} frames, the most that is read.")
+                # What the container's edit list cuts away is never shown; the second field of a frame has no time.
+                if not packet.is_discard and not packet.is_corrupt and (when := _time(packet)) is not None:
+                    times.add(when)
+        except av.FFmpegError:
+            damaged += 1
+        expected = stream.frames
+        if container.format.name == "avi" and packets < expected and _is_whole_riff(path):
+            expected = packets  # frames that repeat the one before are in its index and have no packet
+        elif container.format.name == "mpegts":
+            damaged = 0  # a gap in a transport stream is damage, not an end
+    if not times:
         raise VideoError(f"{path}: no frames with a time, found {packets} packets.")
-    return sorted(times)
+    missing = ""
+    if damaged or packets < expected:
+        missing = f"cut short, {packets - damaged} whole frames found of {max(packets, expected)}"
+    assert stream.time_base is not None  # where packets have times
+    return VideoIndex(sorted(times), stream.time_base, missing)
 
 
-def read_frames(path: str | Path, count: int, max_seconds: float | None = None) -> Iterator[tuple[int, np.ndarray]]:
+def frame_times(path: str | Path) -> list[int]:
+    """Return the presentation time of every frame of a whole video, in the stream's own unit.
+
+    Their number is the exact frame count, which headers often get wrong.
+
+    Raises:
+        VideoError: As `index_video`, and if the file is cut short.
+    """
+    index = index_video(path)
+    if index.missing:
+        raise VideoError(f"{path}: {index.missing}.")
+    return index.times
+
+
+def read_frames(
+    path: str | Path,
+    count: int,
+    max_seconds: float | None = None,
+    numbers: Sequence[int] | None = None,
+    report: ReadReport | None = None,
+    allow_cut: bool = False,
+) -> Iterator[Frame]:
     """Decode `count` frames spread evenly over the whole video, holding one at a time.
+
+    In the place of a frame that cannot be decoded, or was predicted from a damaged one, comes the next intact one.
 
     Args:
         path: Video file.
         count: Number of frames; a shorter video gives all it has.
         max_seconds: Longest time to take, that of whoever takes the frames included; None for any.
+        numbers: Frames to decode instead of evenly spaced ones.
+        report: Takes what is wrong with the file.
+        allow_cut: Read a file that is cut short as far as it goes, instead of refusing it.
 
     Yields:
-        Frame number and upright RGB picture of shape `(height, width, 3)`, in order of time.
+        Frames in order of time.
 
     Raises:
-        VideoError: If the file cannot be opened or decoded, if a frame is larger than `MAX_PIXELS`, or if a wanted
-            frame does not come out of the decoder, or if it takes too long.
+        VideoError: If the file cannot be opened, is cut short, holds no intact frame, has frames of more than
+            `MAX_PIXELS`, or takes too long.
     """
     deadline = math.inf if max_seconds is None else time.monotonic() + max_seconds
-    times = frame_times(path)
-    indices = even_indices(len(times), count)
-    wanted = {times[index]: index for index in indices}
+    index = index_video(path)
+    report = report or ReadReport()
+    if index.missing:
+        if not allow_cut:
+            raise VideoError(f"{path}: {index.missing}.")
+        report.notes.append(f"The file is {index.missing}; what is there was read.")
+    place = {when: number for number, when in enumerate(index.times)}
+    chosen = even_indices(len(place), count) if numbers is None else sorted({n for n in numbers if n < len(place)})
+    wanted = [index.times[number] for number in chosen]
+    exact, taken, found, damage = set(wanted), 0, 0, 0
+    broken_since: int | None = None  # time of the last damage; what comes after it waits for an intact key frame
     with _open(path) as (container, stream):
-        context = stream.codec_context
-        for packet in container.demux(stream):
+        for packet in _packets(container, stream):
             # A frame that no other refers to is decoded only if it is wanted: about a third of the time is saved.
-            context.skip_frame = "DEFAULT" if not packet.size or _time(packet) in wanted else "NONREF"
+            is_wanted = not packet.size or _time(packet) in exact
+            stream.codec_context.skip_frame = "DEFAULT" if is_wanted else "NONREF"
             if time.monotonic() > deadline:
-                raise VideoError(f"{path}: not read within {max_seconds:g} seconds, {len(times)} frames.")
-            for frame in packet.decode():
-                shown = frame.pts if frame.pts is not None else frame.dts
-                index = None if shown is None else wanted.pop(shown, None)
-                if index is not None:
-                    yield index, _upright(frame, path)
-            if not wanted:
-                return
-    raise VideoError(f"{path}: damaged, {len(indices) - len(wanted)} of {len(indices)} wanted frames could be decoded.")
+                raise VideoError(f"{path}: not read within {max_seconds:g} seconds, {len(place)} frames.")
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                frames, broken_since, damage = [], _time(packet) or 0, damage + 1
+            for frame in frames:
+                when = frame.pts if frame.pts is not None else frame.dts
+                if when is None:
+                    continue
+                if frame.is_corrupt:
+                    broken_since, damage = when, damage + 1
+                    continue
+                if broken_since is not None and when > broken_since:
+                    if not frame.key_frame:
+                        continue
+                    broken_since = None
+                if taken < len(wanted) and when >= wanted[taken]:
+                    while taken < len(wanted) and when >= wanted[taken]:
+                        report.lost += [chosen[taken]] if when > wanted[taken] else []
+                        taken += 1
+                    if when in place:
+                        found += 1
+                        number = place[when]
+                        yield Frame(number, index.seconds(number), _upright(frame, stream, path))
+                exact.discard(when)
+            if taken == len(wanted):
+                break
+    if not found:
+        raise VideoError(
+            f"{path}: no intact frame. Of {len(place)} frames, none starts from an undamaged key frame: the recording "
+            "was joined in the middle, or is damaged."
+        )
+    report.lost += chosen[taken:]
+    if damage and not index.missing:
+        report.notes.append(
+            f"The video is damaged: {len(report.lost)} of {len(wanted)} frames could not be read; where one follows, "
+            "the next intact one was taken."
+        )
+
+
+def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+    """Packets as far as the container can be read; its end was noted when it was indexed."""
+    try:
+        yield from container.demux(stream)
+    except av.FFmpegError:
+        return
 
 
 @contextmanager
@@ -123,7 +249,8 @@ def _open(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.Vi
             stream = container.streams.best("video")
             if not isinstance(stream, av.VideoStream) or stream.codec_context is None:  # of an unknown codec
                 raise VideoError(f"{path}: no video stream that can be decoded.")
-            _check_size(stream.codec_context.width, stream.codec_context.height, path)
+            if stream.codec_context.width:  # a stream that was joined in the middle tells its size later
+                _check_size(stream.codec_context.width, stream.codec_context.height, path)
             # Work is spread over processes; one thread also makes `skip_frame` exact.
             stream.thread_type = "NONE"
             yield container, stream
@@ -135,13 +262,22 @@ def _time(packet: av.Packet) -> int | None:
     return packet.pts if packet.pts is not None else packet.dts  # AVI has decoding times only
 
 
+def _is_whole_riff(path: str | Path) -> bool:
+    """Whether an AVI file is as long as its header says."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8)[4:], "little")
+    return 8 + size <= Path(path).stat().st_size
+
+
 def _check_size(width: int, height: int, path: str | Path) -> None:
     if not 0 < width * height <= MAX_PIXELS:
         raise VideoError(f"{path}: frames of {width}x{height} pixels, expected between 1 and {MAX_PIXELS} in all.")
 
 
-def _upright(frame: av.VideoFrame, path: str | Path) -> np.ndarray:
-    _check_size(frame.width, frame.height, path)  # a stream may change its size on the way
-    pixels = frame.to_ndarray(format="rgb24")
+def _upright(frame: av.VideoFrame, stream: av.VideoStream, path: str | Path) -> np.ndarray:
+    from gmdf_hf.preparation.colors import shown_width, to_rgb
+
+    _check_size(shown_width(frame, stream.sample_aspect_ratio), frame.height, path)  # may change on the way
+    pixels = to_rgb(frame, stream.sample_aspect_ratio, stream.codec_context.color_trc)
     turns = round(frame.rotation / 90) % 4  # counter-clockwise quarters
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels

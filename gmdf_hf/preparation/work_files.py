@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-# The columns of a domain (see `shards.FEATURES`) and a perceptual hash of each crop.
+# The columns of a prepared domain (see `common.columns`) and a perceptual hash of each crop.
 SCHEMA = pa.schema(
     {
         "image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
@@ -19,11 +19,13 @@ SCHEMA = pa.schema(
         "frame": pa.int32(),
         "method": pa.string(),
         "group": pa.string(),
+        "seconds": pa.float32(),
+        "mask": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
         "hash": pa.uint64(),
     }
 )
 
-_SKIPPED = b"skipped"
+_SKIPPED, _DOUBTFUL = b"skipped", b"doubtful"
 
 
 @dataclass(frozen=True)
@@ -45,19 +47,29 @@ class Skip:
 
 @dataclass(frozen=True)
 class Part:
-    """Content of one part: file, number of rows and videos, and skipped frames."""
+    """What one part holds.
+
+    Attributes:
+        path: Its file.
+        rows: Number of rows.
+        videos: Number of videos in them.
+        skipped: What gave no rows.
+        doubtful: Fake videos of several people without a mask: whose face is forged is not known.
+    """
 
     path: Path
     rows: int
     videos: int
     skipped: list[Skip]
+    doubtful: list[str]
 
 
-def write_part(path: Path, rows: list[dict[str, object]], skipped: list[Skip]) -> None:
+def write_part(path: Path, rows: list[dict[str, object]], skipped: list[Skip], doubtful: list[str]) -> None:
     """Write a part; `rows` have the columns of `SCHEMA`."""
     notes = {
         b"videos": str(len({row["video_id"] for row in rows})),
         _SKIPPED: json.dumps([[s.file, s.video_id, s.frames, s.reason] for s in skipped]),
+        _DOUBTFUL: json.dumps(doubtful),
     }
     table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(notes))
     # The process number keeps a run that was killed and one that goes on from writing to the same file.
@@ -73,4 +85,5 @@ def read_part(path: Path) -> Part:
         Skip(file, video_id, tuple(frames), reason)
         for file, video_id, frames, reason in json.loads(metadata.metadata[_SKIPPED])
     ]
-    return Part(path, metadata.num_rows, int(metadata.metadata[b"videos"]), skipped)
+    doubtful = json.loads(metadata.metadata[_DOUBTFUL])
+    return Part(path, metadata.num_rows, int(metadata.metadata[b"videos"]), skipped, doubtful)

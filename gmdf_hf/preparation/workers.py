@@ -17,10 +17,10 @@ import cv2
 
 from gmdf_hf.common.errors import ArchiveError, WorkError
 from gmdf_hf.common.files import readable
-from gmdf_hf.common.schema import SPLITS
+from gmdf_hf.common.schema import FAKE, SPLITS
 from gmdf_hf.modeling import images_gmdf as images
 from gmdf_hf.preparation.archives import is_archive
-from gmdf_hf.preparation.crops import Crops, CropSettings, make_crops, read_archive, read_pictures
+from gmdf_hf.preparation.crops import Crop, Crops, CropSettings, make_crops, read_archive, read_masks, read_pictures
 from gmdf_hf.preparation.detectors import load_detector
 from gmdf_hf.preparation.faces import Detector
 from gmdf_hf.preparation.sources.record import Record, some
@@ -96,23 +96,30 @@ def run_unit(unit: Unit, job: Job) -> Part:
     if not path.exists():
         rows: list[dict[str, object]] = []
         skipped: list[Skip] = []
+        doubtful: list[str] = []
+        suffix = "jpg" if job.settings.format == "jpeg" else "png"
         for record, crops in _crops(unit, job):
-            suffix = "jpg" if job.settings.format == "jpeg" else "png"
-            rows += [
-                {
-                    "image": {"bytes": content, "path": f"{record.video_id}/{frame:06}.{suffix}"},
-                    "label": record.label,
-                    "video_id": record.video_id,
-                    "frame": frame,
-                    "method": record.method,
-                    "group": record.group,
-                    "hash": number,
-                }
-                for frame, content, number in crops.rows
-            ]
+            rows += [_row(record, crop, suffix) for crop in crops.rows]
             skipped += _skips(record, crops)
-        write_part(path, rows, skipped)
+            if record.label == FAKE and crops.rows and crops.people > 1 and not record.has_mask:
+                doubtful.append(record.video_id)
+        write_part(path, rows, skipped, doubtful)
     return read_part(path)
+
+
+def _row(record: Record, crop: Crop, suffix: str) -> dict[str, object]:
+    name = f"{record.video_id}/{crop.frame:06}"
+    return {
+        "image": {"bytes": crop.image, "path": f"{name}.{suffix}"},
+        "label": record.label,
+        "video_id": record.video_id,
+        "frame": crop.frame,
+        "method": record.method,
+        "group": record.group,
+        "seconds": crop.seconds,
+        "mask": None if crop.mask is None else {"bytes": crop.mask, "path": f"{name}.mask.png"},
+        "hash": crop.hash,
+    }
 
 
 def _crops(unit: Unit, job: Job) -> Iterator[tuple[Record, Crops]]:
@@ -135,7 +142,8 @@ def _crops(unit: Unit, job: Job) -> Iterator[tuple[Record, Crops]]:
 
 def _record_crops(record: Record, detector: Detector, settings: CropSettings) -> Crops:
     try:
-        return make_crops(read_pictures(record, settings.frames), detector, settings)
+        masks = read_masks(record, settings.frames) if record.has_mask else None
+        return make_crops(read_pictures(record, settings.frames), detector, settings, masks)
     except VideoError as error:
         return Crops([], [(None, str(error))])
 

@@ -16,17 +16,18 @@ from typing import Any
 
 import gradio
 from PIL import Image
-from transformers import Pipeline
 
 from gmdf_hf.modeling.images_gmdf import SUFFIXES as IMAGE_SUFFIXES
 from gmdf_hf.preparation.video import SUFFIXES as VIDEO_SUFFIXES
 from gmdf_hf.serving.download import DownloadError, downloaded
-from gmdf_hf.serving.inputs import INPUT_ERRORS, is_url, read_input
+from gmdf_hf.serving.inputs import INPUT_ERRORS, is_url, open_input
+from gmdf_hf.serving.isolated import IsolatedReader
 from gmdf_hf.serving.overlays import draw_faces, overlay
+from gmdf_hf.serving.pipeline import DeepfakeDetectionPipeline
 from gmdf_hf.serving.uploads import UploadFolder
 
 MAX_UPLOAD = "100mb"
-MAX_SECONDS = 60  # on the frames of one video
+MAX_SECONDS = 20  # for reading one picture or the frames of one video
 MAX_WAITING = 20  # visitors; the next ones wait in Gradio's queue, and so many more are told to come back
 NUM_FRAMES = 16
 SHOWN_SIDE = 720  # pixels of the longer side of a picture in the answer
@@ -47,7 +48,7 @@ Pictures and videos are deleted within half a minute of being looked at.
 """
 
 
-def answer(detect: Pipeline, source: str | None, address: str | None = None) -> str:
+def answer(detect: DeepfakeDetectionPipeline, source: str | None, address: str | None = None) -> str:
     """Look at a file and say what was found, as HTML that holds its pictures in itself.
 
     Args:
@@ -68,14 +69,14 @@ def answer(detect: Pipeline, source: str | None, address: str | None = None) -> 
         if not result["face_found"]:
             return _message("No face was found, so there is no verdict.")
         worst = max(result["faces"], key=lambda face: face["score"])
-        return _verdict(result, worst, _frame(source, worst["frame"]))
+        return _verdict(result, worst, _frame(detect, source, worst["frame"]))
     except INPUT_ERRORS as error:
         return _message(str(error).replace(source, address or Path(source).name))
 
 
-def _frame(source: str, number: int) -> Image.Image:
-    frames = read_input(source, NUM_FRAMES, max_seconds=MAX_SECONDS)
-    return next(Image.fromarray(pixels) for index, pixels in frames if index == number)
+def _frame(detect: DeepfakeDetectionPipeline, source: str, number: int) -> Image.Image:
+    with open_input(source, NUM_FRAMES, max_seconds=MAX_SECONDS, open_file=detect.open_file) as media:
+        return Image.fromarray(next(iter(media.read([number]))).pixels)
 
 
 def _verdict(result: dict[str, Any], worst: dict[str, Any], frame: Image.Image) -> str:
@@ -153,7 +154,7 @@ class Visits:
         uploads: Folder of the uploads.
     """
 
-    def __init__(self, detect: Pipeline, uploads: UploadFolder) -> None:
+    def __init__(self, detect: DeepfakeDetectionPipeline, uploads: UploadFolder) -> None:
         self.detect, self.uploads = detect, uploads
         self.turn = threading.Lock()
 
@@ -174,7 +175,7 @@ class Visits:
             return _message(str(error))
 
 
-def build(detect: Pipeline) -> gradio.Blocks:
+def build(detect: DeepfakeDetectionPipeline) -> gradio.Blocks:
     """Return the page, with an upload folder of its own that is bounded in age and size.
 
     Args:
@@ -183,6 +184,7 @@ def build(detect: Pipeline) -> gradio.Blocks:
     if UPLOADS not in os.environ:
         os.environ[UPLOADS] = tempfile.mkdtemp(prefix="gmdf-uploads-")
         atexit.register(shutil.rmtree, os.environ[UPLOADS], ignore_errors=True)
+    detect.open_file = IsolatedReader(MAX_SECONDS).open
     types = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
     uploads = UploadFolder(Path(os.environ[UPLOADS]), types, DELETE_AFTER, FORGET_AFTER, MAX_UPLOADS)
     with gradio.Blocks(title="GM-DF", analytics_enabled=False) as page:
@@ -214,7 +216,7 @@ def settings(host: str, port: int | None) -> dict[str, Any]:
     }
 
 
-def launch(detect: Pipeline, host: str = "127.0.0.1", port: int = 7860) -> None:
+def launch(detect: DeepfakeDetectionPipeline, host: str = "127.0.0.1", port: int = 7860) -> None:
     """Serve the page until it is interrupted.
 
     Args:

@@ -6,20 +6,24 @@ import http.client
 import ipaddress
 import socket
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from gmdf_hf.modeling.images_gmdf import MAX_BYTES
 
 MAX_SECONDS = 60
 MAX_SILENCE = 10  # seconds without a byte
 _CHUNK = 2**16
+_NAT64, _GLOBAL_UNICAST = ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("2000::/3")
+Connect = Callable[..., socket.socket]
 
 
 class DownloadError(ValueError):
@@ -47,7 +51,10 @@ def downloaded(url: str, private: bool = False, max_bytes: int = MAX_BYTES) -> I
         DownloadError: If the address is of another kind or not to be asked, cannot be reached, or gives too much or
             too slowly.
     """
-    suffix = Path(urllib.parse.urlsplit(url).path).suffix[:10]
+    try:
+        suffix = Path(urllib.parse.urlsplit(url).path).suffix[:10]
+    except ValueError as error:
+        raise DownloadError(f"{url}: not a valid address ({error}).") from error
     with tempfile.NamedTemporaryFile(suffix=suffix if suffix.isascii() else "") as file:
         try:
             _fetch(url, file, private, max_bytes)
@@ -61,59 +68,116 @@ def downloaded(url: str, private: bool = False, max_bytes: int = MAX_BYTES) -> I
         yield Path(file.name)
 
 
-def _fetch(url: str, file: tempfile._TemporaryFileWrapper, private: bool, max_bytes: int) -> None:
-    deadline = time.monotonic() + MAX_SECONDS
+def _fetch(url: str, file: IO[bytes], private: bool, max_bytes: int) -> None:
     request = urllib.request.Request(url, headers={"User-Agent": "gmdf"})
-    with _opener(private).open(request, timeout=MAX_SILENCE) as answer:
-        size = 0
-        while chunk := answer.read1(_CHUNK):
-            size += len(chunk)
-            if size > max_bytes:
-                raise DownloadError(f"{url}: more than {max_bytes} bytes, the most that is read.")
-            if time.monotonic() > deadline:
-                raise DownloadError(f"{url}: not there after {MAX_SECONDS} seconds.")
-            file.write(chunk)
+    with Deadline(MAX_SECONDS) as deadline:
+        try:
+            with _opener(private, deadline).open(request, timeout=MAX_SILENCE) as answer:
+                size = 0
+                while chunk := answer.read1(_CHUNK):
+                    size += len(chunk)
+                    if size > max_bytes:
+                        raise DownloadError(f"{url}: more than {max_bytes} bytes, the most that is read.")
+                    file.write(chunk)
+                if deadline.is_over:  # a connection that is cut off ends like a whole one without a length
+                    raise TimeoutError
+                if answer.length:
+                    raise DownloadError(f"{url}: cut short, {answer.length} bytes are missing.")
+        except (OSError, http.client.HTTPException, DownloadError) as error:
+            if deadline.is_over:
+                raise DownloadError(f"{url}: not there after {MAX_SECONDS} seconds.") from error
+            raise
 
 
-class _PublicHTTPConnection(http.client.HTTPConnection):
-    """Connects to addresses of the public internet only."""
+class Deadline:
+    """Cuts connections off after a time, whatever they wait for: a handshake, a header, a chunk; a context manager.
 
-    def __init__(self, *args, **kwargs) -> None:
+    A timeout of a socket begins anew with every byte, so a server that sends one now and then would hold it for ever.
+
+    Args:
+        seconds: Time until connections are cut off.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+        self._twins: list[socket.socket] = []
+        self._timer = threading.Timer(seconds, self._cut)
+        self._timer.daemon = True
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is up."""
+        return time.monotonic() >= self._end
+
+    def watch(self, connection: socket.socket) -> socket.socket:
+        """Cut this connection off, too, when the time is up."""
+        # A duplicate, which stays valid when TLS takes the socket over: both are one connection.
+        self._twins.append(connection.dup())
+        if self.is_over:
+            self._cut()
+        return connection
+
+    def __enter__(self) -> Deadline:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._timer.cancel()
+        for twin in self._twins:
+            twin.close()
+
+    def _cut(self) -> None:
+        for twin in self._twins:
+            with suppress(OSError):  # closed by the other side
+                twin.shutdown(socket.SHUT_RDWR)
+
+
+class _HTTPConnection(http.client.HTTPConnection):
+    def __init__(self, *args: Any, connect: Connect, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._create_connection = _connect_public
+        self._create_connection = connect
 
 
-class _PublicHTTPSConnection(http.client.HTTPSConnection):
-    """Connects to addresses of the public internet only."""
-
-    def __init__(self, *args, **kwargs) -> None:
+class _HTTPSConnection(http.client.HTTPSConnection):
+    def __init__(self, *args: Any, connect: Connect, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._create_connection = _connect_public
+        self._create_connection = connect
 
 
-class _PublicHTTPHandler(urllib.request.HTTPHandler):
+class _HTTPHandler(urllib.request.HTTPHandler):
+    def __init__(self, connect: Connect) -> None:
+        super().__init__()
+        self.connect = connect
+
     def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_PublicHTTPConnection, request)
+        return self.do_open(partial(_HTTPConnection, connect=self.connect), request)
 
 
-class _PublicHTTPSHandler(urllib.request.HTTPSHandler):
+class _HTTPSHandler(urllib.request.HTTPSHandler):
+    def __init__(self, connect: Connect) -> None:
+        super().__init__()
+        self.connect = connect
+
     def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_PublicHTTPSConnection, request)
+        return self.do_open(partial(_HTTPSConnection, connect=self.connect), request)
 
 
 class _Refusal(urllib.request.BaseHandler):
-    """Says what is wrong with an address that no handler opens."""
+    """Refuses an address that no handler opens."""
 
     def unknown_open(self, request: urllib.request.Request) -> None:
         raise DownloadError(f"only http: and https: addresses are fetched, found {request.type}:")
 
 
-def _opener(private: bool) -> urllib.request.OpenerDirector:
+def _opener(private: bool, deadline: Deadline) -> urllib.request.OpenerDirector:
     """An opener of http and https alone; urllib's own would open `file:`, `ftp:` and `data:`, too."""
-    if private:
-        handlers = [urllib.request.ProxyHandler(), urllib.request.HTTPHandler(), urllib.request.HTTPSHandler()]
-    else:  # no proxy: it would connect in our place, to addresses that nobody checked
-        handlers = [_PublicHTTPHandler(), _PublicHTTPSHandler()]
+
+    def connect(*arguments: Any) -> socket.socket:
+        return deadline.watch((socket.create_connection if private else _connect_public)(*arguments))
+
+    handlers: list[urllib.request.BaseHandler] = [_HTTPHandler(connect), _HTTPSHandler(connect)]
+    if private:  # else no proxy: it would connect in our place, to addresses that nobody checked
+        handlers.append(urllib.request.ProxyHandler())
     handlers += [urllib.request.HTTPRedirectHandler(), urllib.request.HTTPErrorProcessor()]
     opener = urllib.request.OpenerDirector()
     for handler in [*handlers, urllib.request.HTTPDefaultErrorHandler(), _Refusal()]:
@@ -122,13 +186,24 @@ def _opener(private: bool) -> urllib.request.OpenerDirector:
 
 
 def _connect_public(address: tuple[str, int], *args: Any) -> socket.socket:
-    """As `socket.create_connection`; a name that has any address outside of the public internet is not asked."""
+    """As `socket.create_connection`; a name that has any address outside of the public internet is refused."""
     host, port = address
-    found = dict.fromkeys(str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    found = [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     for ip in found:
-        parsed = ipaddress.ip_address(ip.split("%")[0])
-        parsed = getattr(parsed, "ipv4_mapped", None) or parsed
-        if not parsed.is_global or parsed.is_multicast:
-            raise DownloadError(f"{host} is not an address of the public internet ({ip}) and is not asked.")
+        if not is_public(ip):
+            raise DownloadError(f"{host} is not an address of the public internet ({ip}) and is not fetched.")
     ip = min(found, key=lambda ip: ":" in ip)  # IPv4 if there is one: not every network routes IPv6
     return socket.create_connection((ip, port), *args)
+
+
+def is_public(ip: str) -> bool:
+    """Whether an IP address is one of the public internet; one of IPv6 that holds an IPv4 address is judged by it."""
+    address = ipaddress.ip_address(ip.split("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        if address in _NAT64:
+            address = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        elif address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        elif address not in _GLOBAL_UNICAST or address.sixtofour is not None or address.teredo is not None:
+            return False
+    return address.is_global and not address.is_multicast

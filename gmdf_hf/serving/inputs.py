@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from gmdf_hf.modeling.images_gmdf import SUFFIXES as IMAGE_SUFFIXES
-from gmdf_hf.modeling.images_gmdf import ImageError, open_image
-from gmdf_hf.modeling.pipeline_gmdf import frames_of
-from gmdf_hf.preparation.video import SUFFIXES as VIDEO_SUFFIXES
-from gmdf_hf.preparation.video import VideoError, read_frames
+from gmdf_hf.modeling.images_gmdf import ImageError
+from gmdf_hf.modeling.pipeline_gmdf import ScoreError, frames_of
+from gmdf_hf.preparation.media import Media, open_media
+from gmdf_hf.preparation.video import Frame, VideoError
 from gmdf_hf.serving.download import DownloadError, downloaded
 
 # What may be wrong with one input; anything else is a mistake in the program or its setting.
-INPUT_ERRORS = (ImageError, VideoError, DownloadError)
+INPUT_ERRORS = (ImageError, VideoError, DownloadError, ScoreError)
 
 
 def is_url(source: object) -> bool:
@@ -26,10 +24,17 @@ def is_url(source: object) -> bool:
     return isinstance(source, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", source) is not None
 
 
-def read_input(
-    source: Any, num_frames: int, private_urls: bool = False, max_seconds: float | None = None
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield number and upright RGB picture of shape `(height, width, 3)` of an input's frames; a picture has one.
+@contextmanager
+def open_input(
+    source: Any,
+    num_frames: int,
+    private_urls: bool = False,
+    max_seconds: float | None = None,
+    open_file: Callable[..., Media] = open_media,
+) -> Iterator[Media]:
+    """Open an input; its frames can be read inside of the block.
+
+    A video file that is cut short is read as far as it goes; the report of the media then says so.
 
     Args:
         source: Path or address of a picture or video, or what `frames_of` takes: a `PIL.Image`, an array of shape
@@ -37,6 +42,7 @@ def read_input(
         num_frames: Frames to take of a video file, spread evenly over all of it.
         private_urls: See `downloaded`.
         max_seconds: See `read_frames`.
+        open_file: `open_media`, or what reads files in another way, as `IsolatedReader.open` does.
 
     Raises:
         ImageError: If a picture cannot be read, or the input is nothing of the above.
@@ -45,33 +51,15 @@ def read_input(
     """
     if is_url(source):
         with downloaded(source, private_urls) as path:
-            yield from _read_file(path, source, num_frames, max_seconds)
+            yield open_file(path, num_frames, max_seconds, source, allow_cut=True)
     elif isinstance(source, (str, os.PathLike)):
-        yield from _read_file(Path(source), str(source), num_frames, max_seconds)
+        yield open_file(Path(source), num_frames, max_seconds, str(source), allow_cut=True)
     else:
-        yield from frames_of(source)
+        yield Media(lambda numbers: _given_frames(source, numbers))
 
 
-def _read_file(path: Path, name: str, num_frames: int, max_seconds: float | None) -> Iterator[tuple[int, np.ndarray]]:
-    suffix = path.suffix.lower()
-    if suffix not in VIDEO_SUFFIXES:
-        try:
-            picture = np.asarray(open_image(path, name))
-        except ImageError:
-            # A URL may lack a suffix; a file that has one is what its suffix says.
-            if suffix in IMAGE_SUFFIXES or not path.is_file() or not _looks_like_video(path):
-                raise
-        else:
-            yield 0, picture
-            return
-    try:
-        yield from read_frames(path, num_frames, max_seconds)
-    except VideoError as error:
-        raise VideoError(str(error).replace(str(path), name)) from error
-
-
-def _looks_like_video(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(12)
-    box = head[4:8] == b"ftyp" and head[8:11] not in (b"hei", b"mif", b"avi")  # not HEIF nor AVIF pictures
-    return box or head[:4] == b"\x1aE\xdf\xa3" or (head[:4] == b"RIFF" and head[8:11] == b"AVI")
+def _given_frames(source: Any, numbers: Sequence[int] | None) -> Iterator[Frame]:
+    is_picture = not isinstance(source, (list, tuple)) and getattr(source, "ndim", 0) != 4
+    for number, picture in frames_of(source):
+        if numbers is None or number in numbers:
+            yield Frame(number, 0.0 if is_picture else None, picture)

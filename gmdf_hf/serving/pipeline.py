@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
-import numpy as np
 import torch
 from transformers import AutoModelForImageClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import gmdf_hf.modeling.auto_gmdf  # noqa: F401  registers the model with the auto classes
 from gmdf_hf.modeling import GMDFImageProcessor, pipeline_gmdf
+from gmdf_hf.preparation.media import Media, open_media
 from gmdf_hf.serving.heatmaps import evidence_map, heatmap
-from gmdf_hf.serving.inputs import INPUT_ERRORS, read_input
+from gmdf_hf.serving.inputs import INPUT_ERRORS, open_input
 
-FaceFinder = Callable[[Iterable[tuple[int, np.ndarray]]], list[dict[str, Any]]]
+# From an input to its faces and to what else the result says of it.
+FaceFinder = Callable[[Media], tuple[list[dict[str, Any]], dict[str, Any]]]
 
 
 class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
@@ -26,9 +27,10 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
     shape `(frames, height, width, 3)`), or a list, data set or generator of them; a generator is answered as it goes.
     Faces of all frames and files share batches.
 
-    A result is that of the pipeline in a checkpoint (see `gmdf_hf.modeling.pipeline_gmdf`), with the faces that were
-    found. Person 0 is the most prominent one. With `return_heatmap` each face has a `heatmap`, an array over
-    `crop_box`, above 0 where it speaks for fake, below for real, and the `crop` it lies on.
+    A result is that of the pipeline in a checkpoint (see `gmdf_hf.modeling.pipeline_gmdf`); each face also has its
+    `seconds` and the degrees by which the picture was `turned` to find it. Person 0 is the most prominent one; people
+    in different shots are different persons unless they look very much alike. With `return_heatmap` each face has a
+    `heatmap`, an array over `crop_box`, above 0 where it speaks for fake, below for real, and the `crop` it lies on.
 
     Args (of the pipeline or of a call):
         detector: Face detector, `yunet` (the default), `retinaface` or `haar`; `none` where inputs are crops of one
@@ -44,6 +46,8 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
     """
 
     input_errors = INPUT_ERRORS
+    # How files are opened; a server that reads files of strangers sets `IsolatedReader.open`.
+    open_file: Callable[..., Media] = staticmethod(open_media)
 
     def __init__(self, *args, **kwargs):
         self._finders: dict[tuple[str, str | None], FaceFinder] = {}
@@ -81,8 +85,13 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         max_seconds: float | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Yield the faces of one input, one at a time."""
-        frames = read_input(source, num_frames, private_urls, max_seconds)
-        yield from self.inputs_of(source, frames, self._finder(detector or "yunet", detector_weights), on_error)
+        finder = self._finder(detector or "yunet", detector_weights)
+
+        def look() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+            with open_input(source, num_frames, private_urls, max_seconds, self.open_file) as media:
+                return finder(media)
+
+        yield from self.inputs_of(source, look, on_error)
 
     @property
     def _side(self) -> int:
@@ -126,27 +135,39 @@ def load_finder(detector: str, weights: str | None, size: int) -> FaceFinder:
         ValueError: If the detector is unknown.
     """
     if detector == "none":
-        return pipeline_gmdf.whole_pictures
+        return _whole_pictures
     try:
         from gmdf_hf.preparation import persons
     except ImportError as error:
         raise ImportError(pipeline_gmdf.NEEDS_PACKAGE) from error
     finder = persons.load_finder(detector, weights)
 
-    def find_faces(frames: Iterable[tuple[int, np.ndarray]]) -> list[dict[str, Any]]:
-        return [
-            {
-                "frame": face.frame,
-                "person": face.person,
-                "box": [float(value) for value in face.box],
-                "crop_box": list(face.crop_box),
-                "detection_score": face.detection_score,
-                "crop": face.crop,
-            }
-            for face in finder(frames, size)
+    def fields(face: persons.FoundFace) -> dict[str, Any]:
+        return {
+            "frame": face.frame,
+            "seconds": face.seconds,
+            "box": [float(value) for value in face.box],
+            "detection_score": face.detection_score,
+            "turned": face.turned,
+        }
+
+    def find_faces(media: Media) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        found = finder(media, size)
+        faces = [
+            fields(face) | {"person": face.person, "crop_box": list(face.crop_box), "crop": face.crop}
+            for face in found.faces
         ]
+        unassigned = [fields(face) for face in found.unassigned]
+        return faces, {"frames_read": found.frames_read, "unassigned_faces": unassigned, "notes": found.notes}
 
     return find_faces
+
+
+def _whole_pictures(media: Media) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    frames = list(media.read(None))
+    faces, found = pipeline_gmdf.whole_pictures((frame.number, frame.pixels) for frame in frames)
+    faces = [face | {"seconds": frame.seconds} for face, frame in zip(faces, frames, strict=True)]
+    return faces, found | {"notes": media.report.notes}
 
 
 PIPELINE_REGISTRY.register_pipeline(

@@ -23,7 +23,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from gmdf_hf.common.errors import UserError
+from gmdf_hf.common.errors import GMDFError, UserError
 from gmdf_hf.common.files import replace_folder
 from gmdf_hf.data.frames import Skipped
 
@@ -217,8 +217,11 @@ def open_run(folder: Path, config: Mapping[str, Any], resume: bool, main: bool =
     return None
 
 
-class Stopped(Exception):
+class Stopped(GMDFError):
     """SIGTERM came, as clusters send it before they end a job; everything done so far is saved."""
+
+    exit_code = 75  # "try again later" in sysexits.h
+    hint = "The same command with --resume true goes on."
 
 
 class StopSignal:

@@ -1,6 +1,7 @@
 import datasets
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from gmdf_hf import TINY_CLIP, GMDFImageProcessor
 from gmdf_hf.data.dataset import load_domain
@@ -62,3 +63,15 @@ def test_a_frames_own_number_decides_how_it_is_changed(tmp_path):
     assert torch.equal(torch.stack(images), torch.stack(again))
     assert sum(not torch.equal(image, plain[0, 0, 2]["pixel_values"]) for image in images) >= 5
     assert not all(torch.equal(image, images[0]) for image in images)
+
+
+def test_a_long_caption_is_cut_and_not_the_sentence_behind_it():
+    """Else real and fake become the same sentence, and every probability 0.5."""
+    encode = caption_encoder(str(TINY_CLIP))
+    long, short = encode(["a man with a hat " * 100, "a man"])
+    assert not torch.equal(long[0], long[1])
+    tokenizer = AutoTokenizer.from_pretrained(TINY_CLIP)
+    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in long]
+    assert texts[0].strip().endswith("a photo of real face") and texts[1].strip().endswith("a photo of fake face")
+    expected = tokenizer(["a man A photo of real face", "a man A photo of fake face"], padding=True)["input_ids"]
+    assert short[:, : len(expected[0])].tolist() == expected

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gmdf_hf.modeling.images_gmdf import ImageError
 from gmdf_hf.preparation.crops import (
     CropSettings,
+    Lost,
     frame_numbers,
     make_crops,
     perceptual_hash,
@@ -18,6 +18,7 @@ from gmdf_hf.preparation.crops import (
 from gmdf_hf.preparation.detectors import whole_picture
 from gmdf_hf.preparation.faces import Face
 from gmdf_hf.preparation.sources.record import Record
+from gmdf_hf.preparation.video import Frame
 from tests.media import number_of, numbered, write_video
 
 
@@ -47,12 +48,13 @@ def test_videos_folders_and_images_are_read_alike(tmp_path):
     from_video = list(read_pictures(record(video), 20))
     from_frames = list(read_pictures(record(tmp_path / "frames", [f"{n}.png" for n in range(20)]), 20))
     for n in range(20):
-        assert from_video[n][0] == from_frames[n][0] == n
+        assert from_video[n].number == from_frames[n].number == n
+        assert from_video[n].seconds == pytest.approx(n / 25)
         if n != 7:
-            assert number_of(from_frames[n][1]) == n
-    assert isinstance(from_frames[7][1], ImageError)
-    ((number, pixels),) = read_pictures(record(tmp_path / "frames/3.png"), 20)
-    assert number == 0 and number_of(pixels) == 3
+            assert number_of(from_frames[n].pixels) == n and from_frames[n].seconds is None
+    assert isinstance(from_frames[7], Lost) and "7.png" in from_frames[7].reason
+    (frame,) = read_pictures(record(tmp_path / "frames/3.png"), 20)
+    assert (frame.number, frame.seconds, number_of(frame.pixels)) == (0, 0.0, 3)
 
 
 def test_archive_is_read_once_and_gives_whole_records(tmp_path):
@@ -63,7 +65,9 @@ def test_archive_is_read_once_and_gives_whole_records(tmp_path):
             Image.fromarray(pixels).save(buffer, "PNG")
             archive.writestr(f"{'ab'[n % 2]}/{n}.png", buffer.getvalue())
     records = [record(path, [f"{'ab'[k]}/{n}.png" for n in range(k, 12, 2)]) for k in (0, 1)]
-    read = {r.members[0]: [(n, number_of(p)) for n, p in pictures] for r, pictures in read_archive(records, 3)}
+    read = {
+        r.members[0]: [(p.number, number_of(p.pixels)) for p in pictures] for r, pictures in read_archive(records, 3)
+    }
     assert read == {"a/0.png": [(0, 0), (4, 4), (10, 10)], "b/1.png": [(1, 1), (5, 5), (11, 11)]}
 
 
@@ -74,30 +78,31 @@ def test_crop_is_the_followed_face_at_full_resolution():
     for n in range(8):
         pixels = np.zeros((900, 1600, 3), np.uint8)
         pixels[300:500, 400 + 10 * n : 600 + 10 * n] = texture
-        pictures.append((n, pixels))
+        pictures.append(Frame(n, n / 25, pixels))
 
     def detector(pixels):
         rows, columns = np.nonzero(pixels.sum(axis=2) > 30)
         box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
         return [Face(tuple(map(float, box)), np.array(box, float)[[0, 1, 2, 1, 0, 3, 2, 3, 0, 1]].reshape(5, 2), 0.9)]
 
-    crops = make_crops([*pictures, (8, ImageError("x.png: broken"))], detector, CropSettings(size=260, format="png"))
-    assert [frame for frame, _, _ in crops.rows] == list(range(8))
+    crops = make_crops([*pictures, Lost(8, "x.png: broken")], detector, CropSettings(size=260, format="png"))
+    assert [row.frame for row in crops.rows] == list(range(8))
     assert crops.lost == [(8, "x.png: broken")]
-    crop = np.asarray(Image.open(io.BytesIO(crops.rows[3][1])), int)
+    crop = np.asarray(Image.open(io.BytesIO(crops.rows[3].image)), int)
     assert crop.shape == (260, 260, 3)
     assert np.abs(crop[40:220, 40:220] - texture[10:190, 10:190]).mean() < 12  # up to the detector's own resolution
 
 
 def test_no_face_is_said_per_frame():
-    assert make_crops([(0, np.zeros((50, 50, 3), np.uint8))], lambda _: [], CropSettings()).lost == [(0, "no face")]
+    frame = Frame(0, 0.0, np.zeros((50, 50, 3), np.uint8))
+    assert make_crops([frame], lambda _: [], CropSettings()).lost == [(0, "no face")]
 
 
 def test_crops_of_the_data_set_are_kept_whatever_their_size():
-    pictures = [(n, np.full((50 + 40 * n, 60, 3), 99, np.uint8)) for n in range(4)]
+    pictures = [Frame(n, None, np.full((50 + 40 * n, 60, 3), 99, np.uint8)) for n in range(4)]
     crops = make_crops(pictures, whole_picture, CropSettings(size=32))
     assert len(crops.rows) == 4
-    assert Image.open(io.BytesIO(crops.rows[0][1])).size == (32, 32)
+    assert Image.open(io.BytesIO(crops.rows[0].image)).size == (32, 32)
 
 
 def test_perceptual_hash_survives_compression_and_scale():
@@ -108,3 +113,53 @@ def test_perceptual_hash_survives_compression_and_scale():
     other = Image.fromarray(rng.integers(0, 255, (9, 9, 3), np.uint8)).resize((224, 224))
     distance = lambda a, b: (perceptual_hash(a) ^ perceptual_hash(b)).bit_count()  # noqa: E731
     assert distance(image, Image.open(buffer)) <= 3 and distance(image, other) > 12
+
+
+def two_squares(number):
+    """Two textured faces, the left one larger; and the places that `sees_both` finds."""
+    pixels = np.full((120, 200, 3), 90, np.uint8)
+    rng = np.random.default_rng(0)
+    pixels[20:80, 10:70] = rng.integers(0, 255, (60, 60, 3))
+    pixels[30:70, 130:170] = rng.integers(0, 255, (40, 40, 3))
+    return Frame(number, number / 10, pixels)
+
+
+def sees_both(pixels):
+    return [Face((130.0, 30.0, 170.0, 70.0), None, 0.9), Face((10.0, 20.0, 70.0, 80.0), None, 0.9)]
+
+
+@pytest.mark.parametrize("masked", [None, (130, 30, 170, 70), (0, 0, 5, 5)])
+def test_the_face_that_the_mask_covers_is_taken(masked):
+    frames = [two_squares(number) for number in range(8)]
+    masks = None
+    if masked is not None:
+        mask = np.zeros((120, 200), np.uint8)
+        mask[masked[1] : masked[3], masked[0] : masked[2]] = 255
+        masks = iter([(number, mask) for number in range(2, 8)])  # the first frames have none
+    crops = make_crops(frames, sees_both, CropSettings(size=64, format="png"), masks)
+    assert crops.people == 2
+    if masked == (0, 0, 5, 5):
+        assert not crops.rows and {reason for _, reason in crops.lost} == {"no face meets the mask of what was forged"}
+        return
+    assert len(crops.rows) == 8
+    if masked is None:
+        assert all(row.mask is None for row in crops.rows)
+    else:
+        assert [row.mask is None for row in crops.rows] == [True, True] + [False] * 6
+        cut = np.asarray(Image.open(io.BytesIO(crops.rows[4].mask)))
+        assert cut.shape == (64, 64) and cut[32, 32] == 255 and cut[0, 0] == 0
+        assert (cut > 127).mean() == pytest.approx(1 / 1.3**2, abs=0.05)  # the box is widened 1.3 times
+
+
+def test_who_is_seen_in_a_tenth_of_the_frames_is_a_subject():
+    def sees_sometimes(pixels):
+        return sees_both(pixels)[:1] if pixels[0, 0, 0] else []
+
+    for seen, found in ((3, False), (4, True)):
+        frames = [two_squares(number) for number in range(32)]
+        for number in range(seen, 32):
+            frames[number].pixels[0, 0] = 0
+        crops = make_crops(frames, sees_sometimes, CropSettings(size=32))
+        assert bool(crops.rows) is found and len(crops.rows) + len(crops.lost) == 32
+        if not found:
+            assert (0, "nobody is seen in 10% of the frames, the most in 3") in crops.lost

@@ -31,7 +31,7 @@ def yunet(real_data):
 
 
 def test_yunet_finds_the_face_and_its_landmarks(yunet, real_data):
-    ((_, pixels),) = read_frames(real_data / "data/videos/real/ffpp_c23_634.mp4", 1)
+    pixels = next(read_frames(real_data / "data/videos/real/ffpp_c23_634.mp4", 1)).pixels
     (face,) = yunet(pixels)
     assert face.score > 0.9 and 150 < face.side < 300
     eye, other_eye, nose, mouth, other_mouth = face.landmarks
@@ -62,7 +62,7 @@ def test_fixed_size_export_is_padded(yunet, real_data):
     fixed = object.__new__(detectors.YuNet)
     fixed.model, fixed.fixed = Fixed(), True
     for name in ("ffpp_c23_634", "dfdc_lynaeydofd"):
-        ((_, pixels),) = read_frames(real_data / f"data/videos/real/{name}.mp4", 1)
+        pixels = next(read_frames(real_data / f"data/videos/real/{name}.mp4", 1)).pixels
         (free,), (padded,) = yunet(pixels), fixed(pixels)
         np.testing.assert_allclose(padded.box, free.box, atol=0.12 * free.side)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 import gmdf_hf.preparation.prepare
 import gmdf_hf.preparation.workers
-from gmdf_hf.common.columns import FEATURES
+from gmdf_hf.common.columns import prepared_features
 from gmdf_hf.common.errors import SourceError, UserError, WorkError
 from gmdf_hf.common.locks import locked_folder
 from gmdf_hf.preparation.crops import CropSettings
@@ -58,12 +58,12 @@ def test_domain_loads_as_folder_and_as_parquet(domain):
     loaded = load_dataset(str(output))
     assert set(loaded) == {"train", "validation", "test"}
     for split, table in loaded.items():
-        assert table.features == FEATURES
+        assert table.features == prepared_features(masks=False)
         assert len(table) == summary["splits"][split]["rows"] == 2 * (3 * 5 + 3)
     parquet = load_dataset("parquet", data_files={"test": str(output / "data/test-*.parquet")})["test"]
-    assert parquet.features == FEATURES and parquet[0]["image"].size == (32, 32)
+    assert parquet.features == prepared_features(masks=False) and parquet[0]["image"].size == (32, 32)
     streamed = load_dataset(str(output), split="test", streaming=True)
-    assert streamed.features == FEATURES
+    assert streamed.features == prepared_features(masks=False)
     assert [row["video_id"] for row in streamed] == loaded["test"]["video_id"][:]
 
 

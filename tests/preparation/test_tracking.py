@@ -1,9 +1,8 @@
 import numpy as np
-import pytest
 from PIL import Image
 
 from gmdf_hf.preparation.faces import Face
-from gmdf_hf.preparation.tracking import Candidate, follow, is_cut, look, scene
+from gmdf_hf.preparation.tracking import Candidate, follow, follow_all, is_cut, look, scene
 
 
 def picture(seed, size=64, noise=0):
@@ -81,10 +80,51 @@ def test_no_hop_to_a_larger_neighbour():
     assert {candidate.face.center[0] for candidate in chosen} == {150}
 
 
-@pytest.mark.parametrize(("seen", "found"), [(3, False), (4, True)])
-def test_seen_in_too_few_frames_is_a_false_hit(seen, found):
-    frames = [[face(1, 100, moment=n)] if n < seen else [] for n in range(32)]
-    assert any(follow(frames, [STUDIO] * 32)) is found
+def test_everybody_is_followed_one_after_the_other():
+    frames = [[face(2, 300, side=40, moment=n), face(1, 100, side=80, moment=n)] for n in range(10)]
+    frames[4].append(face(3, 500, side=20, moment=4))
+    found = follow_all(frames, [STUDIO] * 10)
+    assert [people(chosen, frames) for chosen in found] == [[1] * 10, [0] * 10, [None] * 4 + [2] + [None] * 5]
+    assert follow_all([], []) == [] and follow_all([[]], [STUDIO]) == []
+
+
+def test_people_of_different_shots_are_different():
+    """Behind a cut somebody sits in the same place, before a background of the same layout."""
+    frames = [[face(n // 3, 100, moment=n)] for n in range(12)]
+    bright = np.asarray(picture(100), int)
+    tints = [Image.fromarray(np.clip(bright * scale, 0, 255).astype(np.uint8)) for scale in (1, 0.3, 0.8, 0.15)]
+    scenes = [scene(tints[n // 3]) for n in range(12)]
+    assert scenes[0].look @ scenes[3].look > 0.9 and len(follow_all(frames, scenes)) == 4
+
+
+def test_following_is_that_of_a_plain_loop():
+    """Against every pair of detections, one at a time."""
+    rng = np.random.default_rng(3)
+    frames = [
+        [face(int(p), 100 + 60 * int(p) + rng.integers(-20, 20), side=60 + int(rng.integers(0, 30)), moment=n)
+         for p in rng.permutation(3)[: rng.integers(0, 4)]]
+        for n in range(14)
+    ]  # fmt: skip
+    nodes = [(time, candidate) for time, found in enumerate(frames) for candidate in found]
+    totals, previous = [], []
+    for time, candidate in nodes:
+        best, source = 0.0, None
+        for index, (earlier, other) in enumerate(nodes[: len(totals)]):
+            shift = np.linalg.norm(other.face.center - candidate.face.center)
+            shift /= 0.5 * (other.face.side + candidate.face.side)
+            sides = sorted([other.face.side, candidate.face.side])
+            if earlier < time and shift <= 0.8 and sides[1] <= 1.6 * sides[0] and other.look @ candidate.look >= 0.35:
+                value = totals[index] - 0.5 * shift * candidate.face.side
+                if value > best:
+                    best, source = value, index
+        totals.append(best + candidate.weight)
+        previous.append(source)
+    expected = [None] * len(frames)
+    index = int(np.argmax(totals))
+    while index is not None:
+        expected[nodes[index][0]] = nodes[index][1]
+        index = previous[index]
+    assert follow(frames, [STUDIO] * 14) == expected
 
 
 def test_images_and_nothing():

@@ -34,24 +34,26 @@ def test_frames_are_the_ones_asked_for(tmp_path, name, codec, options):
     path = write_video(tmp_path / name, numbered(97), codec=codec, options=options)
     assert len(frame_times(path)) == 97
     read = list(read_frames(path, 9))
-    assert [index for index, _ in read] == [0, 12, 24, 36, 48, 60, 72, 84, 96]
-    np.testing.assert_allclose([number_of(pixels) for _, pixels in read], [index for index, _ in read], atol=1)
-    assert read[0][1].shape == (64, 96, 3)
+    numbers = [frame.number for frame in read]
+    assert numbers == [0, 12, 24, 36, 48, 60, 72, 84, 96]
+    np.testing.assert_allclose([number_of(frame.pixels) for frame in read], numbers, atol=1)
+    np.testing.assert_allclose([frame.seconds for frame in read], np.array(numbers) / 25, atol=1e-3)
+    assert read[0].pixels.shape == (64, 96, 3)
 
 
 def test_skipping_unwanted_frames_changes_no_pixel(tmp_path):
     rng = np.random.default_rng(0)
     moving = (np.roll(rng.integers(0, 255, (64, 96, 3), np.uint8), 3 * n, axis=1) for n in range(60))
     path = write_video(tmp_path / "a.mp4", moving, options={"bf": "3"})
-    every = dict(read_frames(path, 60))
+    every = {frame.number: frame.pixels for frame in read_frames(path, 60)}
     assert len(every) == 60
-    for index, pixels in read_frames(path, 7):
-        np.testing.assert_array_equal(pixels, every[index])
+    for frame in read_frames(path, 7):
+        np.testing.assert_array_equal(frame.pixels, every[frame.number])
 
 
 def test_short_video_gives_all_it_has(tmp_path):
-    assert [index for index, _ in read_frames(write_video(tmp_path / "a.mp4", numbered(3)), 32)] == [0, 1, 2]
-    assert [index for index, _ in read_frames(write_video(tmp_path / "b.mp4", numbered(1)), 32)] == [0]
+    assert [frame.number for frame in read_frames(write_video(tmp_path / "a.mp4", numbered(3)), 32)] == [0, 1, 2]
+    assert [frame.number for frame in read_frames(write_video(tmp_path / "b.mp4", numbered(1)), 32)] == [0]
 
 
 @pytest.mark.parametrize(("degrees", "a", "b", "c", "d"), [(90, 0, 1, -1, 0), (180, -1, 0, 0, -1), (270, 0, -1, 1, 0)])
@@ -63,7 +65,7 @@ def test_rotation_metadata_is_applied(tmp_path, degrees, a, b, c, d):
     start = content.index(b"tkhd") + 4 + 40  # the 3x3 matrix of the track header, 16.16 fixed point
     matrix = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
     path.write_bytes(content[:start] + matrix + content[start + 36 :])
-    (_, upright), *_ = read_frames(path, 1)
+    upright = next(read_frames(path, 1)).pixels
     expected = np.rot90(pixels, -degrees // 90)  # shown turned clockwise
     assert upright.shape == expected.shape
     assert np.abs(upright.astype(int) - expected).mean() < 12

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -17,6 +16,7 @@ from transformers import AutoTokenizer, ViTConfig, ViTForImageClassification, Vi
 from gmdf_hf import TINY_CLIP, GMDFModel
 from gmdf_hf.common.errors import UserError
 from gmdf_hf.common.locks import locked_folder
+from gmdf_hf.common.options import parse_options
 from gmdf_hf.data.dataset import load_domain
 from gmdf_hf.data.frames import caption_encoder
 from gmdf_hf.evaluation import score_parts
@@ -50,7 +50,15 @@ def own_cache(tmp_path, monkeypatch):
 def evaluation(folder: Path, output: Path, **fields) -> evaluate.Evaluation:
     domains = {name: DomainSource(path=str(folder / name)) for name in ("z", "c")}
     settings = {"batch_size": 3, "replicates": 20, "output_dir": output} | fields
-    return evaluate.Evaluation(str(folder / "run" / "model"), domains, **settings)
+    return evaluate.Evaluation(model=str(folder / "run" / "model"), domains=domains, **settings)
+
+
+def replace(options: evaluate.Evaluation, **changes) -> evaluate.Evaluation:
+    return options.model_copy(update=changes)
+
+
+def parse(arguments: list[str]) -> evaluate.Evaluation:
+    return parse_options(evaluate.Evaluation, arguments, None)
 
 
 @pytest.fixture
@@ -246,16 +254,16 @@ def test_captions_need_the_tokenizer_beside_the_model(folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--domains", "x"], "--domains takes name=path pairs, each name once, found 'x'"),
-        ([], "Nothing to score: name domains with --domains or --recipe"),
-        (["--recipe", "no.yaml"], "The recipe no.yaml cannot be read"),
+        (["--domains", "x"], "--domains takes name=value pairs, each name once, found 'x'"),
+        ([], "nothing to score: name domains with --domains or --recipe"),
+        (["--recipe", "no.yaml"], "the recipe no.yaml cannot be read"),
         (["--domains", "x=${NO_SUCH_VARIABLE}/x"], "needs the environment variable NO_SUCH_VARIABLE"),
     ],
 )
-def test_a_users_mistake_is_one_sentence(arguments, message):
-    with pytest.raises(UserError) as raised:
-        evaluate.parse_command_line(["--model", "m", *arguments])
-    assert message in str(raised.value)
+def test_a_wrong_command_line_is_one_sentence(capsys, arguments, message):
+    with pytest.raises(SystemExit) as raised:
+        parse(["--model", "m", *arguments])
+    assert raised.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_a_model_that_is_none_is_one_sentence(folder, tmp_path):
@@ -265,13 +273,13 @@ def test_a_model_that_is_none_is_one_sentence(folder, tmp_path):
 
 def test_a_recipe_names_domains():
     recipe = ROOT / "scripts" / "recipes" / "drawn.yaml"
-    found = evaluate.parse_command_line(["--model", "m", "--recipe", str(recipe), "--domains", "more=drawn:swap"])
+    found = parse(["--model", "m", "--recipe", str(recipe), "--domains", "more=drawn:swap"])
     assert list(found.domains) == ["swap", "reenact", "upsample", "inpaint", "compress", "more"]
 
 
 def test_every_option_of_the_command_line_is_a_field():
-    found = evaluate.parse_command_line(["--model", "m", "--domains", "x=drawn:swap", "--threads", "3"])
-    assert found == evaluate.Evaluation("m", {"x": DomainSource(path="drawn:swap")}, threads=3)
+    found = parse(["--model", "m", "--domains", "x=drawn:swap", "--threads", "3"])
+    assert found == evaluate.Evaluation(model="m", domains={"x": DomainSource(path="drawn:swap")}, threads=3)
 
 
 def test_nan_is_null_in_json():

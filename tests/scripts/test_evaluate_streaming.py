@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -50,7 +49,12 @@ def own_cache(tmp_path, monkeypatch):
 def evaluation(folder: Path, output: Path, *names: str, **fields) -> evaluate.Evaluation:
     domains = {name: DomainSource(path=str(folder / name)) for name in names}
     settings = {"batch_size": 4, "replicates": 20, "streaming": True} | fields
-    return evaluate.Evaluation(str(folder / "model"), domains, output, **settings)
+    model = str(folder / "model")
+    return evaluate.Evaluation(model=model, domains=domains, output_dir=output, **settings)
+
+
+def replace(options: evaluate.Evaluation, **changes) -> evaluate.Evaluation:
+    return options.model_copy(update=changes)
 
 
 def test_sorted_data_have_the_same_scores_to_the_last_bit(folder, tmp_path):
@@ -191,7 +195,7 @@ class Mean(torch.nn.Linear):
 
 evaluate.load_detector = lambda evaluation: (Mean(1, 1), GMDFImageProcessor.of_size(8), 1)
 domains = {"x": DomainSource(path=sys.argv[1])}
-evaluate.main(evaluate.Evaluation("mean", domains, Path(sys.argv[2]), streaming=True, replicates=2))
+evaluate.main(evaluate.Evaluation(model="mean", domains=domains, output_dir=sys.argv[2], streaming=True, replicates=2))
 print("peak", re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 """
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import datasets
 import pytest
+from pydantic import ValidationError
 
 from gmdf_hf.common.errors import UserError
+from gmdf_hf.common.options import parse_options
 from gmdf_hf.evaluation.intervals import measure
 from gmdf_hf.evaluation.tables import percent
 from gmdf_hf.modeling import GMDFImageProcessor
@@ -26,7 +28,10 @@ def evaluated(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     domains = {name: DomainSource(path=write_domain(tmp_path / name, seed)) for seed, name in enumerate("xy")}
     save_model(tmp_path / "model", tiny_model(), GMDFImageProcessor.of_size(32))
-    evaluate.main(evaluate.Evaluation(str(tmp_path / "model"), domains, tmp_path / "scores<1>", replicates=20))
+    asked = evaluate.Evaluation(
+        model=str(tmp_path / "model"), domains=domains, output_dir=tmp_path / "scores<1>", replicates=20
+    )
+    evaluate.main(asked)
     return tmp_path / "scores<1>"
 
 
@@ -45,11 +50,11 @@ class Page(HTMLParser):
 
 
 def test_a_page_is_one_file_and_says_what_the_scores_say(evaluated, tmp_path):
-    runs, folder, faces = report.parse_command_line(
-        [f"ours={evaluated}", str(evaluated), "--output_dir", str(tmp_path / "report"), "--replicates", "20"]
-    )
+    words = [f"ours={evaluated}", str(evaluated), "--output_dir", str(tmp_path / "report"), "--replicates", "20"]
+    options = parse_options(report.ReportOptions, words, None)
+    runs = options.scored()
     assert [run.label for run in runs] == ["ours", "scores<1>"]
-    path = report.main(runs, folder, faces)
+    path = report.main(runs, options.output_dir, not options.no_faces)
     page = Page(path.read_text())
     assert all(source.startswith(("data:image/", "#")) for source in page.sources)
     pictures = [base64.b64decode(source.split(",")[1]) for source in page.sources if source.startswith("data:")]
@@ -95,8 +100,8 @@ def test_a_run_of_the_training_script_is_shown_too(tmp_path, monkeypatch):
 def test_a_folder_without_scores_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="holds no scores"):
         report.main([report.Scored("x", tmp_path)], tmp_path / "report")
-    with pytest.raises(UserError, match="a label of its own, found a, a"):
-        report.parse_command_line(["a=x", "a=y"])
+    with pytest.raises(ValidationError, match="a label of its own, found a, a"):
+        report.ReportOptions(runs=("a=x", "a=y"))
 
 
 def test_forgeries_have_figures_and_mistakes_of_their_own(tmp_path, monkeypatch):
@@ -104,7 +109,10 @@ def test_forgeries_have_figures_and_mistakes_of_their_own(tmp_path, monkeypatch)
     sources = {"ff": write_methods(tmp_path / "ff"), "x": write_domain(tmp_path / "x", 0)}
     domains = {name: DomainSource(path=path) for name, path in sources.items()}
     save_model(tmp_path / "model", tiny_model(), GMDFImageProcessor.of_size(32))
-    evaluate.main(evaluate.Evaluation(str(tmp_path / "model"), domains, tmp_path / "scores", replicates=20))
+    asked = evaluate.Evaluation(
+        model=str(tmp_path / "model"), domains=domains, output_dir=tmp_path / "scores", replicates=20
+    )
+    evaluate.main(asked)
     run = report.Scored("ours", tmp_path / "scores", 20)
     rows = report.method_table(run.results)
     assert [row[:2] for row in rows[1:]] == [["ff", "Deepfakes"], ["ff", "FaceSwap"]]

@@ -1,8 +1,10 @@
 """Fetching addresses from a server of the test's own, and not fetching those of the machine's network."""
 
+import re
 import socket
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -121,6 +123,76 @@ def test_size_and_time_are_bounded(server, monkeypatch):
     with pytest.raises(DownloadError, match=r"not there after 0\.3 seconds"):
         fetch(f"{server}/slow", private=True)
     assert time.monotonic() - started < 2
+
+
+@pytest.fixture
+def raw_server():
+    """A server that sends given pieces, one every 20 ms, whatever it is asked; called with the pieces."""
+    listeners = []
+
+    def serve(pieces) -> str:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listeners.append(listener)
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                connection.recv(1000)
+                for piece in pieces:
+                    connection.sendall(piece)
+                    time.sleep(0.02)
+
+        threading.Thread(target=answer, daemon=True).start()
+        return f"http://127.0.0.1:{listener.getsockname()[1]}/face.png"
+
+    yield serve
+    for listener in listeners:
+        listener.close()
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+DRIPS = {
+    "status_line": [b"H"] * 500,
+    "headers": [OK, *[b"X-A: b\r\n"] * 500],
+    "continue": [b"HTTP/1.1 100 Continue\r\n\r\n"] * 500,
+    "chunk_sizes": [OK + b"Transfer-Encoding: chunked\r\n\r\n", *[b"0"] * 500],
+    "body": [OK + b"Content-Length: 500\r\n\r\n", *[b"x"] * 500],
+}
+
+
+@pytest.mark.parametrize("pieces", DRIPS.values(), ids=DRIPS)
+def test_the_time_bounds_the_whole_exchange(raw_server, monkeypatch, pieces):
+    monkeypatch.setattr(download, "MAX_SECONDS", 0.5)
+    started = time.monotonic()
+    with pytest.raises(DownloadError, match=r"not there after 0\.5 seconds"):
+        fetch(raw_server(pieces), private=True)
+    assert time.monotonic() - started < 3
+
+
+def test_a_download_shorter_than_its_length_is_an_error(raw_server):
+    with pytest.raises(DownloadError, match="cut short, 7 bytes are missing"):
+        fetch(raw_server([OK + b"Content-Length: 10\r\n\r\nxxx"]), private=True)
+
+
+INSIDE = """::127.0.0.1 ::10.0.0.1 64:ff9b::a9fe:a9fe 64:ff9b::7f00:1 64:ff9b:1::1 2002:7f00:1:: ::ffff:0:127.0.0.1
+fec0::1 fe80::1%eth0 fc00::1 ::1 :: ::ffff:169.254.169.254 2001:0:7f00:1::80ff:fffe ff02::1
+224.0.0.1 100.64.0.1 2001:db8::1"""
+
+
+@pytest.mark.parametrize("ip", INSIDE.split())
+def test_no_form_of_an_address_inside_of_a_network_is_public(ip):
+    assert not download.is_public(ip)
+
+
+@pytest.mark.parametrize("ip", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+def test_public_addresses_are_public(ip):
+    assert download.is_public(ip)
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://[", "http://]/x.png", "https://[v1.x]/"])
+def test_an_address_that_is_none_is_named(url):
+    with pytest.raises(DownloadError, match=re.escape(url)):
+        fetch(url)
 
 
 def test_what_the_server_says_is_told(server):

@@ -106,8 +106,9 @@ def test_the_script_lists_everything_and_sends_nothing_unless_told_to(run, tmp_p
         result = launch(hub, tmp_path, "--run", str(run), "--repo", "user/name", "--yes")
         assert result.returncode == 1
         assert "Traceback" not in result.stderr
-        last = result.stderr.strip().splitlines()[-1]
-        assert last.startswith("publish.py: Nothing was published to user/name. Log in with a token that may write")
+        message, hint = result.stderr.strip().splitlines()[-2:]
+        assert message.startswith("publish.py: Nothing was published to user/name. Log in with a token that may write")
+        assert hint.startswith("hint: ")
 
 
 @pytest.fixture

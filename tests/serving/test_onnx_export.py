@@ -86,8 +86,8 @@ def test_parity_on_real_faces(exported, real_data):
 def test_the_script_measures_what_it_writes(exported, tmp_path, capsys):
     from gmdf_hf.scripts import export
 
-    options = ["--model", str(exported / "model"), "--output", str(tmp_path), "--int8", "--domain", "drawn:swap"]
-    rows = export.main([*options, "--batch_size", "4"])
+    settings = {"model": str(exported / "model"), "output": tmp_path, "int8": True, "domain": "drawn:swap"}
+    rows = export.main(export.ExportOptions(**settings, batch_size=4))
     assert [row["variant"] for row in rows] == ["PyTorch", "ONNX", "ONNX int8"]
     assert rows[1]["difference"] <= 1e-4 < rows[2]["difference"]
     assert rows[1]["auc"] == pytest.approx(rows[0]["auc"], abs=1e-3)

@@ -104,9 +104,9 @@ def test_a_heatmap_covers_the_crop_and_changes_no_score(detect):
     assert not np.allclose(*maps)
 
 
-def find_nobody(pictures):
-    list(pictures)
-    return []
+def find_nobody(media):
+    hits = [{"frame": frame.number, "box": [0.0, 0.0, 9.0, 9.0]} for frame in media.read(None)]
+    return [], {"frames_read": len(hits), "unassigned_faces": hits}
 
 
 def test_no_face_is_no_verdict(detect, monkeypatch):
@@ -115,7 +115,8 @@ def test_no_face_is_no_verdict(detect, monkeypatch):
         assert result["face_found"] is False
         assert result["label"] is None and result["score"] is None
         assert result["faces"] == [] and result["persons"] == [] and result["expert_weights"] == {}
-        assert result["frames_read"] == 1
+        assert result["frames_read"] == result["faces_found"] == 1 and result["faces_scored"] == 0
+        assert result["unassigned_faces"] == [{"frame": 0, "box": [0.0, 0.0, 9.0, 9.0]}]
 
 
 def test_a_broken_input_is_named_or_returned(detect, tmp_path):

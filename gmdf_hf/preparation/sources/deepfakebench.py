@@ -63,11 +63,15 @@ def list_records(
                 raise SourceError(f"{index}: split {split!r}, expected one of {', '.join(SPLIT_NAMES)}.")
             frames = [_relative(name, index) for name in entry.get("frames", [])]
             there = [name for name in frames if (root / name).is_file()]
+            masks = {PurePosixPath(name).stem: _relative(name, index) for name in entry.get("masks", [])}
+            masks = {frame: name for frame, name in masks.items() if (root / name).is_file()}
             absent += [name for name in frames if name not in set(there)]
             if not there:
                 listing.left_out.append((f"{label}/{video}", "none of its frames is on disk"))
                 continue
             read_as[label] = label_of(label, labels)
+            members = tuple(sorted(there, key=natural))
+            own = tuple(masks.get(PurePosixPath(name).stem, "") for name in members)
             listing.records.append(
                 Record(
                     root,
@@ -76,7 +80,8 @@ def list_records(
                     f"{label}/{video}",  # FF++ gives videos of different methods the same name
                     groups[video],
                     SPLIT_NAMES[split],
-                    tuple(sorted(there, key=natural)),
+                    members,
+                    mask_members=own if any(own) and read_as[label] == FAKE else (),
                 )
             )
     if not listing.records:
@@ -143,6 +148,8 @@ def write_index(
         videos = videos if compression is None else videos.setdefault(compression, {})
         name = record.video_id.split("/")[-1] if unique else record.video_id.replace("/", "_")
         videos[name] = {"label": label, "frames": list(record.members)}
+        if record.mask_members:
+            videos[name]["masks"] = [mask for mask in record.mask_members if mask]
     Path(path).write_text(json.dumps({dataset: content}, indent=1))
 
 

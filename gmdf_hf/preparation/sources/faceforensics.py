@@ -1,8 +1,8 @@
 """FaceForensics++, with FaceShifter and Google's DeepFakeDetection (DFD).
 
 Layout: `original_sequences/{youtube,actors}/<compression>/videos/*.mp4` and
-`manipulated_sequences/<method>/<compression>/videos/*.mp4`; the official `train.json, val.json, test.json` (lists of
-pairs) at the root, in `splits/` or in `dataset/splits/`.
+`manipulated_sequences/<method>/{<compression>,masks}/videos/*.mp4`; the official `train.json, val.json, test.json`
+(lists of pairs) at the root, in `splits/` or in `dataset/splits/`.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def list_records(root: str | Path, methods: Sequence[str] = METHODS[:4], compres
         _list_dfd(root, compression, listing)
     if not listing.records:
         raise EmptySourceError(f"No video found, expected e.g. {_videos(root, methods[0], compression)}/*.mp4.")
+    _note_masks(listing)
     return listing
 
 
@@ -61,6 +62,22 @@ def _videos(root: Path, method: str, compression: str) -> Path:
     found = root / folder / compression / "videos"
     old = root / folder / "c0" / "videos"  # what `raw` was called first
     return old if compression == "raw" and not found.is_dir() and old.is_dir() else found
+
+
+def _mask(root: Path, method: str, video: Path) -> Path | None:
+    """Video of what was forged; the masks have no compression level."""
+    mask = root / "manipulated_sequences" / method / "masks" / "videos" / video.name
+    return mask if mask.is_file() else None
+
+
+def _note_masks(listing: Listing) -> None:
+    fakes = [record for record in listing.records if record.label == FAKE]
+    without = sum(not record.has_mask for record in fakes)
+    if 0 < without < len(fakes):
+        listing.notes.append(
+            f"{without} of {len(fakes)} fake videos have no mask: where one shows several people, it is not known "
+            "whose face is forged."
+        )
 
 
 def _list_pairs(root: Path, methods: Sequence[str], compression: str, listing: Listing) -> None:
@@ -76,7 +93,9 @@ def _list_pairs(root: Path, methods: Sequence[str], compression: str, listing: L
             }
             label = REAL if method == REAL_METHOD else FAKE
             listing.records += [
-                Record(there[name], label, method, f"{method}/{name}", group, split)
+                Record(
+                    there[name], label, method, f"{method}/{name}", group, split, mask=_mask(root, method, there[name])
+                )
                 for name, group in sorted(wanted.items())
                 if name in there
             ]
@@ -117,4 +136,5 @@ def _list_dfd(root: Path, compression: str, listing: Listing) -> None:
             group = f"actor_{shown[1]}"
             name = "DeepFakeDetection" if label else REAL_METHOD
             video_id = f"DeepFakeDetection/{path.stem}"
-            listing.records.append(Record(path, label, name, video_id, group, hash_split(group)))
+            mask = _mask(root, method, path)
+            listing.records.append(Record(path, label, name, video_id, group, hash_split(group), mask=mask))

@@ -26,6 +26,8 @@ class Record:
         group: Leak unit: what shares it must stand in one split.
         split: One of `SPLITS`.
         members: Frames in order of time, as names below `path`; empty if `path` is the video or image itself.
+        mask: Video of what was forged, white on black, frame by frame; None if there is none.
+        mask_members: The same as a name for each member, empty for one without; `()` if there are none.
 
     Ids and groups are kept as text that can be written, whatever bytes the file's name has.
     """
@@ -37,6 +39,13 @@ class Record:
     group: str
     split: str
     members: tuple[str, ...] = ()
+    mask: Path | None = None
+    mask_members: tuple[str, ...] = ()
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether the data set says what was forged in it."""
+        return self.mask is not None or any(self.mask_members)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "video_id", readable(self.video_id))

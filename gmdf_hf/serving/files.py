@@ -1,0 +1,26 @@
+"""The files that a command line names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+
+def list_files(sources: Iterable[str]) -> Iterator[str]:
+    """Yield addresses and files as they are, and the files of folders in order, hidden ones left out.
+
+    Linked folders are followed; a folder that is reached twice, or that holds itself, is listed once.
+    """
+    seen: set[tuple[int, int]] = set()
+    for source in sources:
+        if not os.path.isdir(source):
+            yield source
+            continue
+        for folder, folders, names in os.walk(source, followlinks=True):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            yield from (os.path.join(folder, name) for name in sorted(names) if not name.startswith("."))

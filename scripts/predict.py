@@ -1,0 +1,184 @@
+"""Score pictures and videos: are their faces forged?
+
+gmdf predict photo.jpg --model runs/drawn/model
+gmdf predict videos/ --model user/name --csv --output verdicts.csv     # the same command continues after a stop
+gmdf predict crops/ --detector none --model user/name@v1 --json
+gmdf predict photo.jpg --model user/name --heatmaps maps/
+
+The score is the probability of fake of the most suspicious person. A file without a face has no score.
+
+Exit status: 0 every file was read, 1 the model or the output cannot be used, 2 wrong command line, 3 some files could
+not be read (they are named; the others have their results), 6 there are no files, 8 the face detector cannot be used,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+from pydantic import Field, model_validator
+
+from gmdf_hf.common.errors import EmptySourceError, exit_on_error
+from gmdf_hf.common.options import Argument, Options, parse_options
+
+UNREADABLE = 3
+
+
+class PredictOptions(Options):
+    """What to score, and where the results go."""
+
+    sources: Annotated[tuple[str, ...], Argument("FILE|FOLDER|URL", positional=True)] = Field(
+        description="Pictures and videos; folders are searched, linked ones too, each once."
+    )
+    model: str = Field(description="Folder of a detector, or its name on the hub (user/name@v1 for a revision).")
+    revision: str | None = Field(None, description="Commit, branch or tag of a model on the hub.")
+    as_json: bool = Field(False, alias="json", description="Write a line of JSON a file, with every face.")
+    as_csv: bool = Field(False, alias="csv", description="Write a row a file.")
+    output: Path | None = Field(
+        None,
+        description="File to write. If it exists, the same command continues: files with a result are left out, files "
+        "with an error are tried again.",
+    )
+    heatmaps: Path | None = Field(None, description="Folder for a map over each person's most suspicious face.")
+    detector: Literal["yunet", "retinaface", "haar", "none"] = Field(
+        "yunet", description="Face detector; none: files are crops of one face."
+    )
+    detector_weights: str | None = Field(
+        None, description="Local weights of the face detector (default: the pinned ones of the hub)."
+    )
+    frames: int = Field(32, ge=1, description="Frames of a video to score.")
+    threshold: float | None = Field(
+        None, ge=0, le=1, description="Call scores of at least this fake (default: the model's own threshold)."
+    )
+    batch_size: int = Field(16, ge=1, description="Faces at a time.")
+    device: str | None = Field(None, description="cpu, cuda, cuda:1, mps (default: the first accelerator).")
+
+    @model_validator(mode="after")
+    def _check_form(self) -> PredictOptions:
+        if self.as_json and self.as_csv:
+            raise ValueError("take --json or --csv, not both")
+        if self.output is not None and not (self.as_json or self.as_csv):
+            raise ValueError("--output needs --json or --csv")
+        return self
+
+    @property
+    def form(self) -> Literal["json", "csv", "text"]:
+        """How results are written."""
+        return "json" if self.as_json else "csv" if self.as_csv else "text"
+
+
+def main(options: PredictOptions) -> int:
+    """Score every file.
+
+    Returns:
+        Exit status: 0, or `UNREADABLE`.
+
+    Raises:
+        UserError: If the model or the output cannot be used.
+        EmptySourceError: If there are no files.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from gmdf_hf.common.locks import locked_folder
+    from gmdf_hf.serving.files import list_files
+    from gmdf_hf.serving.loading import load_pipeline
+    from gmdf_hf.serving.results import ResultFile, settings_of, verdict
+
+    listed = list(dict.fromkeys(list_files(options.sources)))
+    if not listed:
+        raise EmptySourceError(
+            f"No files found in {', '.join(options.sources)}.", "Name pictures, videos, or folders that hold some."
+        )
+    console = Console(stderr=True)
+    with ExitStack() as stack:
+        if options.output is not None:
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked_folder(options.output.parent, f"-{options.output.name}"))
+        detect = load_pipeline(
+            options.model,
+            options.detector,
+            options.detector_weights,
+            options.batch_size,
+            options.device,
+            options.revision,
+        )
+        threshold = detect.model.config.threshold if options.threshold is None else options.threshold
+        settings = settings_of(detect.model, threshold, options.detector, options.frames)
+        results = ResultFile(options.output, options.form, settings)
+        files = [file for file in listed if not results.has(file)]
+        counts: Counter[str] = Counter()
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+        )
+        stack.enter_context(results)
+        bar = stack.enter_context(Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=True))
+        task = bar.add_task("", total=len(listed), completed=len(listed) - len(files))
+        found = detect(
+            (file for file in files),
+            num_frames=options.frames,
+            threshold=threshold,
+            on_error="return",
+            return_heatmap=options.heatmaps is not None,
+        )
+        for result in found:
+            counts[verdict(result)] += 1
+            if options.heatmaps is not None:
+                save_heatmaps(options.heatmaps, result)
+            results.write(result)
+            bar.update(task, advance=1, description=", ".join(f"{n} {name}" for name, n in counts.items()))
+    words = ", ".join(f"{counts[name]} {name}" for name in ("fake", "real", "no face", "error") if counts[name])
+    earlier = f"; {len(listed) - len(files)} more were done before" if len(files) < len(listed) else ""
+    console.print(f"{sum(counts.values())} files: {words or 'nothing to do'}{earlier}.", highlight=False)
+    return UNREADABLE if counts["error"] else 0
+
+
+def save_heatmaps(folder: Path, result: dict[str, Any]) -> None:
+    """Save the map over each person's most suspicious face; the file's name tells source, person and frame."""
+    import hashlib
+
+    from gmdf_hf.serving.overlays import overlay
+
+    folder.mkdir(parents=True, exist_ok=True)
+    source = result["source"]
+    digest = hashlib.sha256(source.encode(errors="surrogateescape")).hexdigest()
+    name = f"{re.sub(r'[^A-Za-z0-9.-]+', '_', Path(source).name)[:80]}-{digest[:8]}"
+    for person in result["persons"]:
+        faces = [face for face in result["faces"] if face["person"] == person["person"]]
+        face = max(faces, key=lambda face: face["score"])
+        picture = overlay(face["crop"], face["heatmap"])
+        picture.save(folder / f"{name}-person{face['person']}-frame{face['frame']}.png")
+
+
+def run(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
+    """Score what the command line names."""
+    import warnings
+
+    options = parse_options(PredictOptions, arguments, __doc__, program)
+    warnings.filterwarnings("ignore", module="PIL")  # of damaged files, which have their own line
+    with exit_on_error(program or "predict.py"):
+        status = main(options)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    run()
