@@ -1,5 +1,6 @@
 """What the weights of GM-DF need to be rebuilt."""
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, cast
@@ -15,18 +16,14 @@ if not Version(TRANSFORMERS[0]) <= Version(transformers.__version__) < Version(T
     raise ImportError(f"GM-DF needs {needed}, found {transformers.__version__}: pip install '{needed}'")
 
 from huggingface_hub.dataclasses import strict  # noqa: E402
-from transformers import (  # noqa: E402
-    CLIPConfig,
-    CLIPTextConfig,
-    CLIPVisionConfig,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, CLIPConfig, PreTrainedConfig, PreTrainedTokenizerBase  # noqa: E402
 from transformers.configuration_utils import SubConfigSpec  # noqa: E402
 
 DIL_VARIANTS = ("affine", "affine_bias", "cross_attention")
 AGGREGATIONS = ("sum", "mean")
 MASK_STRATEGIES = ("random", "block")
+CLIP_VISION = "clip_vision_model"
+TEXT_TOWERS = ("clip_text_model", "siglip_text_model", "siglip2_text_model")
 EXPERT_SCALE = 64.0  # of new detectors; docs/evidence.md has what other values gave
 
 # Table 6 of the paper: the sentence for a real and for a fake face. P3 puts a caption of the image before the sentence;
@@ -50,8 +47,10 @@ class GMDFConfig(PreTrainedConfig):
     `GMDFModel.from_clip`, and neutral ids inside the vocabulary otherwise.
 
     Args:
-        vision_config: CLIP vision tower, as a `CLIPVisionConfig` or a dict of its fields.
-        text_config: CLIP text tower, as a `CLIPTextConfig` or a dict of its fields.
+        vision_config: Image backbone (decision D20): CLIP's vision tower, or any other one of transformers, timm's
+            included, as a configuration or a dict of its fields with `model_type`, without which it is CLIP's.
+        text_config: Text tower of CLIP or SigLIP, in the same form; None with another backbone: the class features are
+            then learned vectors.
         projection_dim: Width P of the space image and text share.
         logit_scale_init_value: Start of the learned log temperature, as in CLIP.
         initializer_factor: Factor on the spread of randomly initialised CLIP weights, as in CLIP.
@@ -73,6 +72,12 @@ class GMDFConfig(PreTrainedConfig):
             source domains' validation videos.
         expert_effect: Share of the decision that `experts` and `text` affine make on images of `known` and `unknown`
             domains, as training measured it; None where it did not.
+        backbone_image_size: Side in pixels of the images of a backbone other than CLIP; None for the backbone's own.
+        backbone_patch_size: Side in pixels of its patches, or of what a position of its last map stands for; found when
+            the model is made.
+        backbone_pooler: Whether its own pooler makes the image features; False takes its class token, for checkpoints
+            that hold no pooler.
+        freeze_batch_norm: Whether its batch normalisation keeps the statistics it was loaded with, in training too.
         slim: Whether text tower and masked-image head are left out: what classification does not need.
 
     Raises:
@@ -90,12 +95,12 @@ class GMDFConfig(PreTrainedConfig):
         "expert_weights",
     ]
     sub_configs_defaults = {  # noqa: RUF012
-        "vision_config": SubConfigSpec(CLIPVisionConfig),
-        "text_config": SubConfigSpec(CLIPTextConfig),
+        "vision_config": SubConfigSpec(AutoConfig, model_type="clip_vision_model"),
+        "text_config": SubConfigSpec(AutoConfig, model_type="clip_text_model", optional=True),
     }
 
-    vision_config: dict | CLIPVisionConfig | None = None
-    text_config: dict | CLIPTextConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
     projection_dim: int = 512
     logit_scale_init_value: float | int = 2.6592
     initializer_factor: float | int = 1.0
@@ -114,6 +119,10 @@ class GMDFConfig(PreTrainedConfig):
     codebook_size: int = 512
     threshold: float | int = 0.5
     expert_effect: dict[str, dict[str, float]] | None = None
+    backbone_image_size: int | None = None
+    backbone_patch_size: int | None = None
+    backbone_pooler: bool = True
+    freeze_batch_norm: bool = True
     slim: bool = False
 
     def __post_init__(self, **kwargs):
@@ -124,12 +133,19 @@ class GMDFConfig(PreTrainedConfig):
         if not type(self).__module__.startswith("transformers_modules."):
             # The package registers its own pipeline, which needs no trust in a saved folder's.
             kwargs.pop("custom_pipelines", None)
+        if self.text_config is None and _model_type(self.vision_config) == CLIP_VISION:
+            self.text_config = {}
         super().__post_init__(**kwargs)  # turns the sub-configs into objects
         self.domains = list(self.domains)
-        if self.prompt_ids is None:
+        if not self.is_clip and self.backbone_image_size is None:
+            self.backbone_image_size = image_size_of(self.vision)
+        if self.prompt_ids is None and self.text_config is not None:
             # Two sentences that differ, for a model made without a tokenizer: start, word, end.
             start, end = self.text.bos_token_id, self.text.eos_token_id
-            self.prompt_ids = [[cast(int, start), word, cast(int, end)] for word in (0, 1)]
+            if self.is_clip:
+                self.prompt_ids = [[start, word, end] for word in (0, 1)]
+            else:  # SigLIP's own ends lie outside of small vocabularies
+                self.prompt_ids = [[word] for word in (0, 1)]
 
     def validate_architecture(self):
         """Check the fields against each other (called by `strict`)."""
@@ -165,19 +181,35 @@ class GMDFConfig(PreTrainedConfig):
             raise ValueError(f"`mask_ratio` must lie between 0 and 1, found {self.mask_ratio}.")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"`threshold` must lie in [0, 1], found {self.threshold}.")
-        labels, rows = self.id2label or {}, self.prompt_ids or []
+        labels = self.id2label or {}
         if len(labels) != 2:
             raise ValueError(f"GM-DF has two classes, real and fake; found {len(labels)} labels.")
-        if len(rows) != 2 or len({len(ids) for ids in rows}) != 1:
-            raise ValueError(f"`prompt_ids` must be two rows of equal length, found {rows}.")
-        if rows[0] == rows[1]:
+        self._validate_towers()
+        if self.prompt_ids is None:
+            return
+        if len(self.prompt_ids) != 2 or len({len(ids) for ids in self.prompt_ids}) != 1:
+            raise ValueError(f"`prompt_ids` must be two rows of equal length, found {self.prompt_ids}.")
+        if self.prompt_ids[0] == self.prompt_ids[1]:
             raise ValueError(
                 f"`prompt_ids` must be two different sentences, one of real and one of fake; both are "
-                f"{rows[0]}: every image would get the probability 0.5."
+                f"{self.prompt_ids[0]}: every image would get the probability 0.5."
             )
         vocab_size = self.text.vocab_size
-        if not all(0 <= token < vocab_size for row in rows for token in row):
-            raise ValueError(f"`prompt_ids` must lie in [0, {vocab_size}), found {rows}.")
+        if not all(0 <= token < vocab_size for row in self.prompt_ids for token in row):
+            raise ValueError(f"`prompt_ids` must lie in [0, {vocab_size}), found {self.prompt_ids}.")
+
+    def _validate_towers(self) -> None:
+        text = None if self.text_config is None else self.text.model_type
+        if text is not None and text not in TEXT_TOWERS:
+            raise ValueError(f"`text_config` must be one of {list(TEXT_TOWERS)}, found {text!r}.")
+        if self.is_clip != (text == TEXT_TOWERS[0]):
+            raise ValueError(
+                f"CLIP's towers go together: found {self.vision.model_type!r} with the text tower {text!r}."
+            )
+        if self.text_config is None and self.prompt_ids is not None:
+            raise ValueError("`prompt_ids` need a text tower, which this backbone has not: leave them out.")
+        if self.prompt == "P3" and not self.is_clip:
+            raise ValueError("The captions of prompt P3 need CLIP's text tower: choose another prompt.")
 
     @classmethod
     def from_clip(cls, clip: CLIPConfig, domains: Sequence[str], **fields) -> "GMDFConfig":
@@ -187,40 +219,90 @@ class GMDFConfig(PreTrainedConfig):
             "logit_scale_init_value": clip.logit_scale_init_value,
             "expert_scale": EXPERT_SCALE,
         }
-        vision, text = cast(CLIPVisionConfig, clip.vision_config), cast(CLIPTextConfig, clip.text_config)
+        vision, text = cast(PreTrainedConfig, clip.vision_config), cast(PreTrainedConfig, clip.text_config)
         start |= {"vision_config": vision.to_dict(), "text_config": text.to_dict(), "domains": list(domains)}
         return cls(**start | fields)
+
+    @classmethod
+    def from_backbone(cls, backbone: PreTrainedConfig, domains: Sequence[str], **fields) -> "GMDFConfig":
+        """Configuration of a detector that starts as a given backbone; `fields` are those of this class.
+
+        Raises:
+            ValueError: If it consists of parts other than those of SigLIP.
+        """
+        start: dict = {"expert_scale": EXPERT_SCALE, "text_shift_scale": math.exp(-cls.logit_scale_init_value)}
+        vision = backbone
+        if backbone.model_type in ("siglip", "siglip2"):
+            vision = backbone.vision_config
+            start |= {"text_config": backbone.text_config.to_dict(), "projection_dim": vision.hidden_size}
+        elif backbone.sub_configs:
+            raise ValueError(
+                f"GM-DF starts from CLIP, SigLIP or an image backbone; the model type {backbone.model_type!r} has the "
+                f"parts {sorted(backbone.sub_configs)}."
+            )
+        vision_fields = vision.to_dict()
+        if vision.model_type == "timm_wrapper":  # else a thousand names of classes, which the backbone has not
+            vision_fields |= {"num_labels": 2, "num_classes": 0, "label_names": []}
+        return cls(vision_config=vision_fields, domains=list(domains), **start | fields)
 
     def set_prompts(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Fill `prompt_ids` with the template's sentences; P3's without a caption, for those come with a batch."""
         sentences = [text.replace("{caption} ", "") for text in PROMPT_TEMPLATES[self.prompt]]
-        self.prompt_ids = tokenizer(sentences, padding=True)["input_ids"]
+        # SigLIP reads its features off the last place, to which it was trained to pad.
+        length = {} if self.is_clip else {"max_length": self.text.max_position_embeddings}
+        self.prompt_ids = tokenizer(sentences, padding="max_length" if length else True, **length)["input_ids"]
         self.validate_architecture()
 
     @property
-    def vision(self) -> CLIPVisionConfig:
-        """`vision_config` as the object that every instance holds."""
-        return cast(CLIPVisionConfig, self.vision_config)
+    def vision(self) -> Any:
+        """`vision_config` as the object that every instance holds; its fields are those of its own class."""
+        return self.vision_config
 
     @property
-    def text(self) -> CLIPTextConfig:
-        """`text_config` as the object that every instance holds."""
-        return cast(CLIPTextConfig, self.text_config)
-
-    @property
-    def image_size(self) -> int:
-        """Side of the images in pixels."""
-        return cast(int, self.vision.image_size)
-
-    @property
-    def patch_size(self) -> int:
-        """Side of a patch in pixels."""
-        return cast(int, self.vision.patch_size)
+    def text(self) -> Any:
+        """`text_config` as the object that an instance with a text tower holds."""
+        return self.text_config
 
     @property
     def num_experts(self) -> int:
         """Number of source domains E."""
         return len(self.domains)
+
+    @property
+    def is_clip(self) -> bool:
+        """Whether the image backbone is CLIP's vision tower, whose experts are part of its blocks."""
+        return self.vision.model_type == CLIP_VISION
+
+    @property
+    def has_siglip_text(self) -> bool:
+        """Whether class sentences are those of SigLIP's text tower, which brings a bias of the logits."""
+        return self.text_config is not None and not self.is_clip
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return self.vision.image_size if self.is_clip else cast(int, self.backbone_image_size)
+
+    @property
+    def patch_size(self) -> int | None:
+        """Side in pixels of the patches that L_mim hides; None where the backbone has no place for it."""
+        return self.vision.patch_size if self.is_clip else self.backbone_patch_size
+
+
+def _model_type(vision_config: dict | PreTrainedConfig | None) -> str:
+    """Model type of an image backbone's configuration; CLIP's where it says none."""
+    if isinstance(vision_config, PreTrainedConfig):
+        return vision_config.model_type
+    return (vision_config or {}).get("model_type", CLIP_VISION)
+
+
+def image_size_of(vision_config: PreTrainedConfig) -> int:
+    """Side in pixels of the images that a backbone was trained on; 224 where its configuration does not say."""
+    if vision_config.model_type == "siglip2_vision_model":
+        return math.isqrt(vision_config.num_patches) * vision_config.patch_size
+    size: Any = (getattr(vision_config, "pretrained_cfg", None) or {}).get("input_size")
+    size = size[-1] if size else getattr(vision_config, "image_size", 224)
+    return size if isinstance(size, int) else size[0]
 
 
 __all__ = ["GMDFConfig"]

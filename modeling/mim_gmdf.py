@@ -14,11 +14,12 @@ class MaskedImageHead(nn.Module):
         codebook_size: Number of codes T.
         patch_size: Side of a patch in pixels.
         eps: Of the LayerNorm before both predictors.
+        mask_size: Size of the mask token, if not D: 3 for a pixel, where patches are hidden in the image itself.
     """
 
-    def __init__(self, hidden_size: int, codebook_size: int, patch_size: int, eps: float):
+    def __init__(self, hidden_size: int, codebook_size: int, patch_size: int, eps: float, mask_size: int | None = None):
         super().__init__()
-        self.mask_token = nn.Parameter(torch.empty(hidden_size))
+        self.mask_token = nn.Parameter(torch.empty(mask_size or hidden_size))
         self.layer_norm = nn.LayerNorm(hidden_size, eps=eps)
         self.code_classifier = nn.Linear(hidden_size, codebook_size)
         self.pixel_predictor = nn.Linear(hidden_size, 3 * patch_size**2)

@@ -8,30 +8,31 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
-from transformers import AutoConfig, AutoTokenizer, CLIPTextModel, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from transformers import initialization as init
 from transformers.models.clip.modeling_clip import CLIPPreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
+from .backbone_mixin_gmdf import LOADING_OPTIONS, ImageBackboneMixin
 from .configuration_gmdf import GMDFConfig
-from .experts_gmdf import check_routing
+from .experts_gmdf import DomainExperts, DomainInformationLayer, check_routing
 from .mim_gmdf import MaskedImageHead
 from .outputs_gmdf import GMDFOutput
-from .text_gmdf import ClassSentencesMixin, DomainTextAffine, at_least_single, mark_stale
-from .vision_gmdf import GMDFVisionModel
+from .text_gmdf import TEXT_TOWERS, ClassSentencesMixin, DomainTextAffine, at_least_single, mark_stale
+from .vision_gmdf import initialize_experts
 
 # theta_E of Algorithm 1: what the inner step trains. All else is theta_O.
 EXPERT_PARAMETERS = (".experts.", "domain_prompts", "text_affine.")
 TRAINING_ONLY = ("text_model.", "text_projection.", "mim_head.")  # what the slim form leaves out
 FORWARD_OPTIONS = {"output_hidden_states", "output_attentions", "output_expert_weights", "return_dict"}
-LOADING_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "subfolder", "dtype", "attn_implementation")
 
 
-class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
+class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):  # type: ignore[misc]
     """One detector for many deepfake domains (GM-DF, arXiv 2406.20078).
 
     A model fresh from `from_clip` *is* CLIP: its features and zero-shot logits are `CLIPModel`'s on every route, for
-    all that GM-DF adds starts at zero effect. Parameter names are CLIP's, so a CLIP checkpoint loads as it is.
+    all that GM-DF adds starts at zero effect. Parameter names are CLIP's, so a CLIP checkpoint loads as it is. A model
+    fresh from `from_backbone` has the pooled features of that backbone, on every route.
 
     Decisions the paper leaves open: D4, class features depend on sentences and domain prompts only (template P3
     aside), so they are computed once and kept in the buffer `prompt_embeds`; D6, the temperature multiplies cosines;
@@ -50,30 +51,30 @@ class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
 
     def __init__(self, config: GMDFConfig):
         super().__init__(config)
-        vision, text = config.vision, config.text
-        self.vision_model = GMDFVisionModel._from_config(
-            vision,
-            num_experts=config.num_experts,
-            bottleneck_size=config.expert_bottleneck_size,
-            prompt_size=config.prompt_size,
-            dil=config.dil,
-            num_prompt_tokens=config.num_prompt_tokens,
-            aggregation=config.aggregation,
-            scale=config.expert_scale,
-        )
-        self.visual_projection = nn.Linear(vision.hidden_size, config.projection_dim, bias=False)
+        feature_size, state_size = self._make_backbone(config)
+        self.visual_projection = nn.Linear(feature_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.domain_prompts = nn.Parameter(torch.empty(config.num_experts, config.prompt_size))
         sizes = (config.projection_dim, config.num_experts, config.prompt_size)
         self.text_affine = DomainTextAffine(*sizes, shift_scale=config.text_shift_scale)
-        self.register_buffer("prompt_embeds", torch.zeros(2, config.projection_dim))
-        if not config.slim:
-            self.text_model = CLIPTextModel._from_config(text)
-            self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
-            sizes = (vision.hidden_size, config.codebook_size, config.patch_size)
-            self.mim_head = MaskedImageHead(*sizes, eps=vision.layer_norm_eps)
-            self._freeze_text_tower()
-        self._prompt_embeds_stale = not config.slim
+        prompt_embeds = torch.zeros(2, config.projection_dim)
+        if config.text_config is None:
+            self.prompt_embeds = nn.Parameter(prompt_embeds)  # learned: there are no sentences to encode
+        else:
+            self.register_buffer("prompt_embeds", prompt_embeds)
+        if config.has_siglip_text:
+            self.logit_bias = nn.Parameter(torch.zeros(()))
+        if self.has_text_tower:
+            self.text_model = TEXT_TOWERS[config.text.model_type]._from_config(config.text)
+            self.text_projection: nn.Module = nn.Identity()
+            if config.is_clip:
+                self.text_projection = nn.Linear(config.text.hidden_size, config.projection_dim, bias=False)
+        if not config.slim and config.patch_size is not None:
+            eps = getattr(config.vision_config, "layer_norm_eps", 1e-6)
+            mask_size = state_size if config.is_clip or self.backbone_experts.is_transformer else 3
+            self.mim_head = MaskedImageHead(state_size, config.codebook_size, config.patch_size, eps, mask_size)
+        self._freeze_text_tower()
+        self._prompt_embeds_stale = self.has_text_tower
         self.register_load_state_dict_post_hook(mark_stale)
         self.post_init()
 
@@ -82,14 +83,22 @@ class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, GMDFModel):
             factor = self.config.initializer_factor
-            projections = [module.visual_projection]
-            if not self.config.slim:
-                projections.append(cast(nn.Linear, module.text_projection))
-            for projection in projections:
+            if self.config.has_siglip_text:  # its pooled features are compared with text as they are
+                init.copy_(module.visual_projection.weight, torch.eye(*module.visual_projection.weight.shape))
+                init.zeros_(module.logit_bias)
+            else:
+                init.normal_(module.visual_projection.weight, std=module.visual_projection.in_features**-0.5 * factor)
+            if self.config.is_clip and module.has_text_tower:
+                projection = cast(nn.Linear, module.text_projection)
                 init.normal_(projection.weight, std=projection.in_features**-0.5 * factor)
             init.constant_(module.logit_scale, float(self.config.logit_scale_init_value))
             init.normal_(module.domain_prompts, std=self.config.prompt_size**-0.5)
-            init.zeros_(module.prompt_embeds)
+            if self.config.text_config is None:
+                init.normal_(module.prompt_embeds, std=self.config.projection_dim**-0.5)
+            else:
+                init.zeros_(module.prompt_embeds)
+        elif isinstance(module, (DomainExperts, DomainInformationLayer)):
+            initialize_experts(module)
         elif isinstance(module, DomainTextAffine):
             init.zeros_(module.gain_weight)
             init.zeros_(module.shift_weight)
@@ -117,7 +126,8 @@ class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
             if found != GMDFConfig.model_type:
                 raise ValueError(
                     f"{pretrained_model_name_or_path} is no GM-DF checkpoint: expected the model type "
-                    f"{GMDFConfig.model_type!r}, found {found!r}; `GMDFModel.from_clip` starts from a CLIP."
+                    f"{GMDFConfig.model_type!r}, found {found!r}; "
+                    "`GMDFModel.from_backbone` starts from a CLIP or another image backbone."
                 )
         loaded = super().from_pretrained(
             pretrained_model_name_or_path, *args, config=config, use_safetensors=True, **kwargs
@@ -128,7 +138,7 @@ class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
 
     def _freeze_text_tower(self) -> None:
         """The text tower is CLIP's and stays so unless a user thaws it (decision D4)."""
-        for part in () if self.config.slim else (self.text_model, self.text_projection):
+        for part in (self.text_model, self.text_projection) if self.has_text_tower else ():
             part.requires_grad_(False)
 
     @classmethod
@@ -174,10 +184,6 @@ class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
             model.vision_model.resize_images(image_size)
         model.update_prompt_embeds()
         return model
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The patch embedding, which quantisation at load asks for."""
-        return self.vision_model.embeddings.patch_embedding
 
     def expert_parameters(self) -> dict[str, nn.Parameter]:
         """theta_E of Algorithm 1 by name: experts, their DILs and alphas, prompt vectors, text affines."""
@@ -230,15 +236,7 @@ class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
         check_routing(self.config.domains, pixel_values.shape[0], domain_ids, active_experts)
         if bool_masked_pos is not None and self.config.slim:
             raise ValueError("The slim form of a checkpoint has no masked-image head: load the full form for masks.")
-        vision = self.vision_model(
-            pixel_values,
-            domain_prompts=self.domain_prompts,
-            bool_masked_pos=bool_masked_pos,
-            mask_token=None if bool_masked_pos is None else self.mim_head.mask_token,
-            domain_ids=domain_ids,
-            active_experts=active_experts,
-            **kwargs,
-        )
+        vision, patches = self.encode_images(pixel_values, bool_masked_pos, domain_ids, active_experts, **kwargs)
         projected = self.visual_projection(vision.pooler_output)
         sentences = self.class_features() if prompt_ids is None else self.encode_prompts(prompt_ids)
         # Decision D19: in half precision, cosines and temperature would round many images to the same score.
@@ -248,10 +246,12 @@ class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
             text_embeds = text_embeds.expand(len(image_embeds), -1, -1)
             cosines = torch.einsum("bp,bcp->bc", image_embeds, text_embeds)
             logits = at_least_single(self.logit_scale).exp() * cosines
+            if self.config.has_siglip_text:
+                logits = logits + at_least_single(self.logit_bias)
         codes, pixels = None, None
-        if bool_masked_pos is not None:
+        if patches is not None and bool_masked_pos is not None:
             hidden = bool_masked_pos.flatten().nonzero().flatten().to(pixel_values.device, non_blocking=True)
-            codes, pixels = self.mim_head(vision.last_hidden_state[:, 1:].flatten(0, 1)[hidden])
+            codes, pixels = self.mim_head(patches.flatten(0, 1)[hidden])
         return GMDFOutput(
             loss=None if labels is None else cross_entropy(logits, labels),
             logits=logits,
@@ -259,8 +259,8 @@ class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
             text_embeds=text_embeds,
             mim_code_logits=codes,
             mim_pixels=pixels,
-            hidden_states=vision.hidden_states,
-            attentions=vision.attentions,
+            hidden_states=vision.get("hidden_states"),
+            attentions=vision.get("attentions"),
             expert_weights=vision.get("expert_weights"),
         )
 

@@ -179,7 +179,7 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
             pixels = cast(Callable, self.image_processor)(images=face["crop"], return_tensors="pt")["pixel_values"]
             yield {"pixel_values": pixels, "face": face, "note": note, "is_last": position == len(faces) - 1}
         if not faces:
-            side = self.model.config.vision_config.image_size
+            side = self.model.config.image_size
             yield {"pixel_values": torch.zeros(1, 3, side, side), "face": None, "note": note, "is_last": True}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]

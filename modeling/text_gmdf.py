@@ -8,6 +8,14 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from torch.nn.functional import normalize
+from transformers import CLIPTextModel, PreTrainedModel, Siglip2TextModel, SiglipTextModel
+
+# AutoModel does not know all of them.
+TEXT_TOWERS: dict[str, type[PreTrainedModel]] = {
+    "clip_text_model": CLIPTextModel,
+    "siglip_text_model": SiglipTextModel,
+    "siglip2_text_model": Siglip2TextModel,
+}
 
 
 class DomainTextAffine(nn.Module):
@@ -76,6 +84,11 @@ class ClassSentencesMixin:
     prompt_embeds: torch.Tensor
     _prompt_embeds_stale: bool
 
+    @property
+    def has_text_tower(self) -> bool:
+        """Whether class sentences can be encoded: not in the slim form, nor with a backbone of images alone."""
+        return self.config.text_config is not None and not self.config.slim
+
     def encode_prompts(self, prompt_ids: torch.Tensor) -> torch.Tensor:
         """Unit features of class sentences, through the text tower.
 
@@ -88,6 +101,8 @@ class ClassSentencesMixin:
         Raises:
             ValueError: If this is the slim form, which has no text tower.
         """
+        if self.config.text_config is None:
+            raise ValueError("This backbone has no text tower: its class features are learned, not encoded.")
         if self.config.slim:
             raise ValueError("The slim form of a checkpoint has no text tower: load the full form to encode prompts.")
         pooled = self.text_model(prompt_ids.flatten(0, -2)).pooler_output
@@ -102,12 +117,14 @@ class ClassSentencesMixin:
 
     def train(self: T, mode: bool = True) -> T:
         """Switch between training and evaluation; the class features are computed anew at the next use."""
-        self._prompt_embeds_stale = not self.config.slim
+        self._prompt_embeds_stale = self.has_text_tower
         return super().train(mode)  # type: ignore[misc]
 
     def class_features(self) -> torch.Tensor:
         """Unit features of the two class sentences, shape `(2, P)`: kept ones, or with gradient if the tower trains."""
-        if not self.config.slim:
+        if self.config.text_config is None:
+            return normalize(self.prompt_embeds, dim=-1)
+        if self.has_text_tower:
             # Any weight of the tower: it may be thawed in part, or adapted by LoRA.
             if torch.is_grad_enabled() and any(
                 parameter.requires_grad
@@ -122,7 +139,7 @@ class ClassSentencesMixin:
 
 def mark_stale(model: ClassSentencesMixin, *_: object) -> None:
     """Hook after new weights: the kept class features are those of the old ones. A function, so that it pickles."""
-    model._prompt_embeds_stale = not model.config.slim
+    model._prompt_embeds_stale = model.has_text_tower
 
 
 def at_least_single(tensor: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,21 @@ def _draw_once(parameter: torch.Tensor, std: float) -> None:
     init.copy_(parameter, (torch.randn_like(parameter[0]) * std).expand_as(parameter))
 
 
+def initialize_experts(module: nn.Module) -> None:
+    """Initialise a module if it is one of the experts': they start at zero effect, all of a block's from one draw."""
+    if isinstance(module, DomainExperts):
+        for weight in (module.down_weight, module.up_weight):
+            _draw_once(weight, std=weight.shape[-1] ** -0.5)
+        for parameter in (module.down_bias, module.up_bias, module.alpha):
+            init.zeros_(parameter)
+    elif isinstance(module, DomainInformationLayer):
+        for name, parameter in module.named_parameters(recurse=False):
+            if name.endswith("_weight"):
+                _draw_once(parameter, std=parameter.shape[-1] ** -0.5 if name == "query_weight" else DIL_STD)
+            else:
+                init.zeros_(parameter)
+
+
 class GMDFVisionEmbeddings(CLIPVisionEmbeddings):
     """CLIP's patch, class and position embeddings; hidden patches become the mask token (decision D7)."""
 
@@ -183,17 +198,7 @@ class GMDFVisionModel(CLIPPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, DomainExperts):
-            for weight in (module.down_weight, module.up_weight):
-                _draw_once(weight, std=weight.shape[-1] ** -0.5)
-            for parameter in (module.down_bias, module.up_bias, module.alpha):
-                init.zeros_(parameter)
-        elif isinstance(module, DomainInformationLayer):
-            for name, parameter in module.named_parameters(recurse=False):
-                if name.endswith("_weight"):
-                    _draw_once(parameter, std=parameter.shape[-1] ** -0.5 if name == "query_weight" else DIL_STD)
-                else:
-                    init.zeros_(parameter)
+        initialize_experts(module)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # For code outside of transformers, modules without parameters of their own are passed over; CLIP initialises

@@ -77,7 +77,7 @@ def main(options: BenchmarkOptions) -> dict[str, float]:
         Faces a second by variant, and `videos_per_minute` if there were videos.
     """
     model, console = load_model(options.model), Console(width=100)
-    side = model.config.vision_config.image_size
+    side = model.config.image_size
     pixels = torch.randn(options.batch_size, 3, side, side, generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory() as folder:
         exact, small = Path(folder) / "model.onnx", Path(folder) / "model.int8.onnx"

@@ -66,7 +66,7 @@ def main(options: ExportOptions) -> list[dict]:
         quantize(options.output / "model.onnx", options.output / "model.int8.onnx")
         variants["ONNX int8"] = (OnnxDetector(options.output / "model.int8.onnx"), options.output / "model.int8.onnx")
     domain = load_domain("test", "test", options.domain) if options.domain else None
-    side = model.config.vision_config.image_size
+    side = model.config.image_size
     pixels = torch.randn(options.batch_size, 3, side, side, generator=torch.Generator().manual_seed(0))
     rows = []
     for name, (variant, file) in variants.items():

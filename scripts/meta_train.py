@@ -62,7 +62,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
         DomainError: If a domain cannot be used.
         Stopped: After SIGTERM.
     """
-    check_method(config.backbone, config.method, config.train_tower)
+    check_method(config.backbone, config.method, config.train_tower, config.baseline_model)
     run, fields = config.output_dir, config.model_dump(mode="json", exclude={"resume"})
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,

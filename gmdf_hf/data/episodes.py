@@ -253,6 +253,7 @@ def hidden_patches(chances: Sequence[int], config: GMDFConfig) -> torch.Tensor:
     Returns:
         True where a patch is hidden, shape `(len(chances), patches)`.
     """
+    assert config.patch_size is not None  # what makes visual codes refuses a backbone without patches
     grid = config.image_size // config.patch_size
     generators = [torch.Generator().manual_seed(chance) for chance in chances]
     return torch.cat([draw_mask(1, grid, config.mask_ratio, config.mask_strategy, each) for each in generators])

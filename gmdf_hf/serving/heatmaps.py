@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.nn.functional import interpolate
 
@@ -16,8 +18,8 @@ def evidence_map(hidden_states: torch.Tensor, logits: torch.Tensor) -> torch.Ten
     attention carries, gives the same map for a real and a fake verdict, and needs the slower `eager` attention.
 
     Args:
-        hidden_states: Input of the last block, class token first, shape `(B, 1 + patches, D)`, in the graph of
-            `logits`.
+        hidden_states: Input of the last block, patches last, shape `(B, 1 + patches, D)`, or map of a convolutional
+            network, `(B, D, side, side)`, in the graph of `logits`.
         logits: Of real and fake, shape `(B, 2)`.
 
     Returns:
@@ -25,9 +27,11 @@ def evidence_map(hidden_states: torch.Tensor, logits: torch.Tensor) -> torch.Ten
         rest of the crop.
     """
     (gradient,) = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), hidden_states)
-    tokens = hidden_states[:, 1:]
-    patches = (gradient[:, 1:] * (tokens - tokens.mean(1, keepdim=True))).sum(-1).detach().float()
-    side = round(patches.shape[1] ** 0.5)
+    if hidden_states.ndim == 4:
+        gradient, hidden_states = (states.flatten(2).transpose(1, 2) for states in (gradient, hidden_states))
+    side = math.isqrt(hidden_states.shape[1])
+    tokens, gradient = hidden_states[:, -(side**2) :], gradient[:, -(side**2) :]  # without class and register tokens
+    patches = (gradient * (tokens - tokens.mean(1, keepdim=True))).sum(-1).detach().float()
     return patches.unflatten(1, (side, side))
 
 

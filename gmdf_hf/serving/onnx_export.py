@@ -32,17 +32,17 @@ class AggregatedRoute(nn.Module):
 
     def __init__(self, model: GMDFModel) -> None:
         super().__init__()
-        self.vision_model, self.visual_projection = model.vision_model, model.visual_projection
-        self.domain_prompts = model.domain_prompts
+        self.model = model
         side = model.config.image_size
         with torch.no_grad():
             text = model(torch.zeros(1, 3, side, side, dtype=model.dtype)).text_embeds[0]
             self.classes = nn.Buffer((model.logit_scale.exp() * text).T.contiguous())  # (P, 2)
+        self.bias = model.logit_bias.item() if model.config.has_siglip_text else 0.0
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Logits of real and fake, shape `(B, 2)`, of images of shape `(B, 3, side, side)`."""
-        pooled = self.vision_model(pixel_values, domain_prompts=self.domain_prompts).pooler_output
-        return normalize(self.visual_projection(pooled), dim=-1) @ self.classes
+        vision, _ = self.model.encode_images(pixel_values)
+        return normalize(self.model.visual_projection(vision.pooler_output), dim=-1) @ self.classes + self.bias
 
 
 def export_program(model: GMDFModel) -> torch.export.ExportedProgram:

@@ -21,6 +21,7 @@ from gmdf_hf.modeling import GMDFModel
 
 CLASSIFIER_METHODS = ("direct_merge", "balanced_erm", "linear_probe")  # the others need what only a GM-DF has
 # `num_labels` as well: timm's configurations carry their own number of classes, which wins over the names.
+NORMS = (torch.nn.LayerNorm, torch.nn.modules.batchnorm._BatchNorm)
 CLASSES = {"id2label": {0: "real", 1: "fake"}, "label2id": {"real": 0, "fake": 1}, "num_labels": 2}
 
 
@@ -126,13 +127,18 @@ def check_size(model: PreTrainedModel, image_size: int) -> None:
 def head_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """By name: what a linear probe trains, everything else being frozen.
 
-    For a GM-DF or CLIP these are the projection of the image features and the temperature: real and fake are then told
+    For a GM-DF or CLIP these are the projection of the image features and the temperature, and class features that are
+    learned: real and fake are then told
     apart by the sign of a linear function of the frozen features, and training starts at CLIP's own zero-shot decision.
 
     Raises:
         ValueError: If the model has no head of a known name.
     """
-    names = ("visual_projection.", "logit_scale") if isinstance(model, GMDFModel) else ("classifier.", "head.", "fc.")
+    names = (
+        ("visual_projection.", "logit_scale", "prompt_embeds")
+        if isinstance(model, GMDFModel)
+        else ("classifier.", "head.", "fc.")
+    )
     parts = tuple(f".{name}" for name in names)
     found = {
         name: parameter
@@ -160,7 +166,7 @@ def freeze_tower(model: GMDFModel, but_layer_norms: bool) -> None:
         model: The detector.
         but_layer_norms: Let the gains and biases of the tower's layer normalisations train, as GenD does.
     """
-    norms = (module for module in model.vision_model.modules() if isinstance(module, torch.nn.LayerNorm))
+    norms = (module for module in model.vision_model.modules() if isinstance(module, NORMS))
     spared = {id(parameter) for norm in norms for parameter in norm.parameters()} if but_layer_norms else set()
     for name, parameter in model.shared_parameters().items():
         if name.startswith("vision_model.") and id(parameter) not in spared:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from gmdf_hf.common.errors import UserError
 from gmdf_hf.common.options import add_yaml_options, first_problem
 from gmdf_hf.common.schema import check_name
+from gmdf_hf.training.domain_source import DomainSource
 
 MethodName = Literal["gmdf", "direct_merge", "balanced_erm", "merged_losses", "mldg", "linear_probe", "add_domain"]
 # Fields of GMDFConfig that a recipe may set; the rest follows from backbone and domains.
@@ -28,44 +27,9 @@ MODEL_FIELDS = (
     "mask_ratio",
     "mask_strategy",
     "codebook_size",
+    "projection_dim",
+    "freeze_batch_norm",
 )
-
-
-class DomainSource(BaseModel):
-    """Where a domain's frames come from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: str = Field(description="Hub id, local folder or Parquet file, or `drawn:<domain>`.")
-    subset: str | None = Field(None, description="Configuration of the hub data set.")
-    revision: str | None = Field(None, description="Commit, branch or tag of the hub data set.")
-    columns: dict[str, str | None] = Field(
-        {},
-        description="Our column name to the data set's; null where a column of that name means something else there.",
-    )
-    splits: dict[str, str] = Field({}, description="Our split name (train, validation, test) to the data set's.")
-    max_videos: int | None = Field(None, ge=1, description="Read at most so many videos of each class and split.")
-    labels: dict[str, Literal["real", "fake"]] = Field(
-        {}, description="`real` or `fake` for the data set's own class names that do not say it: `{ai_art: fake}`."
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _accept_a_bare_path(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _names_are_texts(cls, labels: Any) -> Any:
-        return {str(name): label for name, label in labels.items()} if isinstance(labels, dict) else labels
-
-    @field_validator("path")
-    @classmethod
-    def _expand(cls, path: str) -> str:
-        expanded = os.path.expanduser(os.path.expandvars(path))
-        if unset := re.search(r"\$\{?(\w+)", expanded):
-            raise ValueError(f"the path {path!r} needs the environment variable {unset[1]}, which is not set")
-        return expanded
 
 
 class TrainConfig(BaseModel):
@@ -78,8 +42,8 @@ class TrainConfig(BaseModel):
     hold_out: tuple[str, ...] = Field((), description="Source domains to treat as unseen instead.")
     backbone: str = Field(
         "openai/clip-vit-base-patch16",
-        description="Hub id or folder of a CLIP checkpoint; `tiny_clip` is the one in this package. Or of any other "
-        "image classifier of transformers, as a baseline: its own configuration says what it is.",
+        description="Hub id or folder of a CLIP checkpoint; `tiny_clip` is the one in this package. Or of another "
+        "image backbone of transformers, timm's included: its own configuration says what it is.",
     )
     image_size: int | None = Field(
         None, ge=8, description="Side of the images in pixels, if other than the backbone's."
@@ -93,6 +57,11 @@ class TrainConfig(BaseModel):
         "`balanced_erm`, `merged_losses`, `mldg`, `linear_probe`, of which another image classifier can have the first "
         "two and the last; or `add_domain`: the backbone is a trained detector, which learns one more domain, all it "
         "knew being untouched.",
+    )
+    baseline_model: Literal["classifier", "gmdf"] = Field(
+        "classifier",
+        description="What `direct_merge`, `balanced_erm` and `linear_probe` train on a backbone other than CLIP: its "
+        "own image `classifier`, or a `gmdf` whose experts stay at zero effect, as on CLIP.",
     )
     epochs: int = Field(40, ge=1, description="Passes over the videos of the largest domain.")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many meta-iterations.")

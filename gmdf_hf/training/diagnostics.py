@@ -20,6 +20,7 @@ from gmdf_hf.common.processes import process_index
 from gmdf_hf.data.episodes import Episode
 from gmdf_hf.data.frames import FrameReader, collate
 from gmdf_hf.modeling import GMDFModel
+from gmdf_hf.modeling.experts_gmdf import DomainExperts
 
 EFFECT_GOAL = 0.1  # expert effect from which ablations of experts count (decision D17)
 
@@ -108,7 +109,7 @@ def expert_state(model: GMDFModel, frames: FrameReader, images: int = 32) -> dic
             shares = torch.stack(output.expert_weights).float().mean((0, 1))
             use[domain.name] = dict(zip(model.config.domains, shares.tolist(), strict=True))
             batches.append((pixel_values, torch.full((len(pixel_values),), number, device=model.device)))
-    layers = [layer.experts for layer in model.vision_model.encoder.layers]
+    layers = expert_layers(model)
     alphas = torch.stack([experts.alpha for experts in layers]).T
     state: dict[str, Any] = {"alpha": dict(zip(model.config.domains, alphas.tolist(), strict=True))}
     if model.config.dil != "cross_attention":
@@ -116,6 +117,11 @@ def expert_state(model: GMDFModel, frames: FrameReader, images: int = 32) -> dic
         state["dil_change"] = float(torch.stack(changes).mean())
     effect = {part: effect_of(model, batches, part) for part in ("experts", "text")}
     return state | {"expert_use": use, "expert_effect": effect}
+
+
+def expert_layers(model: GMDFModel) -> list[DomainExperts]:
+    """The experts of every block or stage, in order."""
+    return [module for module in model.modules() if isinstance(module, DomainExperts)]
 
 
 def effect_of(
@@ -155,7 +161,7 @@ def margins(model: GMDFModel, batches: Sequence[tuple[torch.Tensor, torch.Tensor
 def silenced(model: GMDFModel, part: Literal["experts", "text"]) -> Iterator[None]:
     """Set all vision experts, or the text affine, to zero effect."""
     if part == "experts":
-        tensors = [layer.experts.alpha for layer in model.vision_model.encoder.layers]
+        tensors = [experts.alpha for experts in expert_layers(model)]
     else:
         tensors = list(model.text_affine.parameters())
     before = [tensor.detach().clone() for tensor in tensors]

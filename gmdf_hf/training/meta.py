@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch.func import functional_call
@@ -147,7 +148,7 @@ def outer_losses(
     if image_tokenizer is not None and episode.mask is not None:
         hidden = episode.mask.flatten().nonzero().flatten().to(images.device, non_blocking=True)
         codes = image_tokenizer.encode(images).flatten()[hidden]
-        patches = patchify(images, model.config.patch_size).flatten(0, 1)[hidden]
+        patches = patchify(images, cast(int, model.config.patch_size)).flatten(0, 1)[hidden]
         # Every image has as many hidden patches, so this process's share of them is its share of the images.
         losses["masked_image"] = weights.sum() * masked_image_loss(
             output.mim_code_logits, output.mim_pixels, codes, patches

@@ -165,32 +165,36 @@ def backbone_path(backbone: str) -> str:
     return str(gmdf_hf.TINY_CLIP) if backbone == "tiny_clip" else backbone
 
 
-def check_method(backbone: str, method: str, train_tower: str) -> None:
+def check_method(backbone: str, method: str, train_tower: str, baseline_model: str = "classifier") -> None:
     """Make sure that a backbone can be trained as asked, before anything else is loaded, drawn or removed.
 
     Args:
-        backbone: Hub id or folder of a CLIP, a trained GM-DF or another image classifier, or `tiny_clip`.
+        backbone: Hub id or folder of a CLIP, another image backbone or a trained GM-DF, or `tiny_clip`.
         method: As in `TrainConfig`.
         train_tower: As in `TrainConfig`.
+        baseline_model: As in `TrainConfig`.
 
     Raises:
         UserError: If it cannot, or its configuration cannot be read.
     """
     found = backbone_type(backbone)
-    if found == "clip":
-        possible = tuple(name for name in get_args(MethodName) if name != "add_domain")
-    else:
-        possible = ("add_domain",) if found == GMDFConfig.model_type else CLASSIFIER_METHODS
+    is_detector = found == GMDFConfig.model_type
+    possible = [name for name in get_args(MethodName) if (name == "add_domain") == is_detector]
     if method not in possible:
         raise UserError(
             f"The backbone {backbone!r} has the model type {found!r}, which trains with {', '.join(possible)}; found "
             f"the method {method!r}."
         )
-    if found != "clip" and train_tower != "all":
+    if train_tower != "all" and not trains_gmdf(found, method, baseline_model):
         raise UserError(
-            f"train_tower chooses parts of CLIP's tower; the backbone {backbone!r} has the model type {found!r}, and "
-            f"trains with `all`; found {train_tower!r}."
+            f"train_tower chooses parts of a GM-DF's tower; the backbone {backbone!r} has the model type {found!r}, and"
+            f" {method!r} trains its own classifier with `all`; found {train_tower!r}."
         )
+
+
+def trains_gmdf(model_type: str, method: str, baseline_model: str) -> bool:
+    """Whether a method trains a `GMDFModel` on a backbone, and not the backbone's own image classifier."""
+    return model_type in ("clip", "gmdf") or method not in CLASSIFIER_METHODS or baseline_model == "gmdf"
 
 
 def backbone_type(backbone: str) -> str:
@@ -215,29 +219,46 @@ def make_model(config: TrainConfig, domains: Sequence[str]) -> tuple[PreTrainedM
         UserError: If the backbone cannot be used.
     """
     size, attention = config.image_size, config.attn_implementation
+    found = backbone_type(config.backbone)
+    if not trains_gmdf(found, config.method, config.baseline_model):
+        return load_classifier(config.backbone, domains, size, attention)
     if config.method == "add_domain":
         model = grown_model(config.backbone, domains[0], attention)
-    elif backbone_type(config.backbone) == "clip":
+    else:
         fields = config.model | {"image_size": size, "attn_implementation": attention}
         model = start_model(config.backbone, domains, fields)
-    else:
-        return load_classifier(config.backbone, domains, size, attention)
-    return model, GMDFImageProcessor.of_size(model.config.image_size)
+    return model, image_processor(config.backbone, found, model.config.image_size)
+
+
+def image_processor(backbone: str, model_type: str, image_size: int) -> GMDFImageProcessor:
+    """The image processor of a detector: a trained one's own, CLIP's, or that of another backbone at a size.
+
+    Raises:
+        UserError: If a backbone says nothing of its pixels.
+    """
+    if model_type == "clip":
+        return GMDFImageProcessor.of_size(image_size)
+    try:
+        if model_type == GMDFConfig.model_type:
+            return GMDFImageProcessor.from_pretrained(backbone)
+        return GMDFImageProcessor.of_backbone(backbone, image_size)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"The backbone {backbone!r} cannot be used: {' '.join(str(error).split())}") from error
 
 
 def start_model(backbone: str, domains: Sequence[str], fields: dict[str, Any]) -> GMDFModel:
-    """Make a detector that starts as a pre-trained CLIP.
+    """Make a detector that starts as a pre-trained CLIP or another image backbone.
 
     Args:
-        backbone: Hub id or folder of a CLIP checkpoint, or `tiny_clip`.
+        backbone: Hub id or folder of the checkpoint, or `tiny_clip`.
         domains: Names of the source domains.
-        fields: Further arguments of `GMDFModel.from_clip`.
+        fields: Further arguments of `GMDFModel.from_backbone`.
 
     Raises:
         UserError: If the backbone cannot be used.
     """
     try:
-        return GMDFModel.from_clip(backbone_path(backbone), domains=domains, **fields)
+        return GMDFModel.from_backbone(backbone_path(backbone), domains=domains, **fields)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"The backbone {backbone!r} cannot be used: {' '.join(str(error).split())}") from error
 

@@ -88,6 +88,11 @@ def make_image_tokenizer(
     Raises:
         UserError: If the tokenizer does not fit the detector.
     """
+    if config.patch_size is None or config.image_size % config.patch_size:
+        raise UserError(
+            f"L_mim hides patches of {config.patch_size} pixels in images of {config.image_size}: choose an image_size "
+            "that is a multiple of it, or set mim_weight to 0."
+        )
     source = str(folder) if source == "train" and folder.exists() else source
     if source == "dalle":
         codebook = FlavaImageCodebook.from_pretrained(DALLE_CODEBOOK, use_safetensors=True)
