@@ -16,6 +16,7 @@ from transformers.utils.generic import can_return_tuple
 from .backbone_mixin_gmdf import LOADING_OPTIONS, ImageBackboneMixin
 from .configuration_gmdf import GMDFConfig
 from .experts_gmdf import DomainExperts, DomainInformationLayer, check_routing
+from .loading_gmdf import check_config, check_files, check_weights, refusing_damage
 from .mim_gmdf import MaskedImageHead
 from .outputs_gmdf import GMDFOutput
 from .text_gmdf import TEXT_TOWERS, ClassSentencesMixin, DomainTextAffine, at_least_single, mark_stale
@@ -117,24 +118,29 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):  
         Raises:
             ValueError: If `use_safetensors` is False, or the checkpoint is not a GM-DF and no `config` says how to
                 read it: transformers would make up the missing fields.
+            BrokenModelError: If the files are damaged, or weights are missing, unexpected or not finite.
         """
         if use_safetensors is False:
             raise ValueError("GM-DF loads safetensors only: leave `use_safetensors` out, found False.")
-        if config is None:
+        name, wants_report = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
+        with refusing_damage(name):
             hub = {key: kwargs[key] for key in LOADING_OPTIONS[:5] if key in kwargs}
-            found = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)[0].get("model_type")
-            if found != GMDFConfig.model_type:
-                raise ValueError(
-                    f"{pretrained_model_name_or_path} is no GM-DF checkpoint: expected the model type "
-                    f"{GMDFConfig.model_type!r}, found {found!r}; "
-                    "`GMDFModel.from_backbone` starts from a CLIP or another image backbone."
-                )
-        loaded = super().from_pretrained(
-            pretrained_model_name_or_path, *args, config=config, use_safetensors=True, **kwargs
-        )
-        # Loading makes parameters anew, all of them trainable. (With `output_loading_info` there is more than a model.)
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze_text_tower()
-        return loaded
+            if config is None:
+                fields = PreTrainedConfig.get_config_dict(name, **hub)[0]
+                check_config(fields, name)
+                if (found := fields.get("model_type")) != GMDFConfig.model_type:
+                    raise ValueError(
+                        f"{name} is no GM-DF checkpoint: expected the model type {GMDFConfig.model_type!r}, "
+                        f"found {found!r}; `GMDFModel.from_backbone` starts from a CLIP or another image backbone."
+                    )
+            check_files(name)
+            model, report = super().from_pretrained(
+                name, *args, config=config, use_safetensors=True, output_loading_info=True, **kwargs
+            )
+            if not wants_report:  # who asks for the report judges it: a CLIP lacks the experts
+                check_weights(model, report, name)
+        model._freeze_text_tower()  # loading makes parameters anew, all of them trainable
+        return (model, report) if wants_report else model
 
     def _freeze_text_tower(self) -> None:
         """The text tower is CLIP's and stays so unless a user thaws it (decision D4)."""

@@ -13,6 +13,7 @@ from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
 
 from .images_gmdf import ImageError, open_image, upright_rgb
+from .loading_gmdf import check_processor
 
 TASK = "deepfake-detection"
 # What a saved model's config says, so that the model alone is enough for the task.
@@ -131,6 +132,7 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("batch_size", BATCH_SIZE)
         super().__init__(*args, **kwargs)
+        check_processor(self.image_processor, self.model.config.name_or_path)
 
     def _sanitize_parameters(  # type: ignore[override]
         self, detector: str | None = None, threshold: float | None = None, on_error: str | None = None
@@ -191,10 +193,10 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
     ) -> dict[str, Any]:
         """Put the faces of one input together."""
         threshold = self.model.config.threshold if threshold is None else threshold
-        domains, names = self.model.config.domains, cast(dict[int, str], self.model.config.id2label)
+        domains = self.model.config.domains
 
         def label(score: float) -> str:
-            return names[int(score >= threshold)]
+            return "fake" if score >= threshold else "real"  # whatever the configuration calls the classes
 
         faces = []
         for output in model_outputs:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from gmdf_hf.common.errors import DomainError, UserError
+from gmdf_hf.common.resume import begin, unit_file, unit_files, write_unit, write_whole_text
 from gmdf_hf.data.frames import Frame, Skipped
 from gmdf_hf.evaluation.scoring import Batch, FrameBatches, ScoredBatch, score_rows
 
@@ -34,20 +35,12 @@ def claim_folder(folder: Path, request: dict) -> None:
     Raises:
         UserError: If the folder holds another evaluation.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "request.json"
-    request = json.loads(json.dumps(request))
-    if path.exists():
-        found = json.loads(path.read_text())
-        found.setdefault("data", request.get("data"))  # evaluations of earlier versions do not say
-        if differing := [key for key in request if found.get(key) != request[key]]:
-            key = differing[0]
-            raise UserError(
-                f"{folder} holds an evaluation with another {key}: found {found.get(key)!r}, expected "
-                f"{request[key]!r}. Choose another output_dir, or delete that one."
-            )
-        return
-    _write_whole(path, lambda new: new.write_text(json.dumps(request, indent=2) + "\n"))
+    # Evaluations of earlier versions do not say of which files their data were.
+    for each in begin(folder / "request.json", request, ["data"]):
+        raise UserError(
+            f"{folder} holds an evaluation with another {each.name}: found {each.found!r}, expected "
+            f"{each.expected!r}. Choose another output_dir, or delete that one."
+        )
 
 
 def frames_digest(frames: Iterable[Frame]) -> str:
@@ -74,7 +67,7 @@ class BatchQueue:
         self.source, self.folder, self.frames = source, folder, 0
         folder.mkdir(parents=True, exist_ok=True)
         self._note = folder / "frames.json"  # number of frames, written by the first process that reaches the end
-        columns = [pd.read_parquet(path, columns=["batch", "digest"]) for path in sorted(folder.glob("*.parquet"))]
+        columns = [pd.read_parquet(path, columns=["batch", "digest"]) for path in unit_files(folder)]
         self._done: dict[int, str] = (
             dict(pd.concat(columns).drop_duplicates().itertuples(index=False)) if columns else {}
         )
@@ -103,7 +96,7 @@ class BatchQueue:
             raise DomainError(f"Domain {self.source.name!r} has no frames.")
         if self._noted() not in (None, self.frames):
             self._refuse(f"found {self.frames} frames, expected {self._noted()}")
-        _write_whole(self._note, lambda new: new.write_text(json.dumps(self.frames)))
+        write_whole_text(self._note, json.dumps(self.frames))
 
     def _noted(self) -> int | None:
         return json.loads(self._note.read_text()) if self._note.exists() else None
@@ -127,8 +120,8 @@ def write_parts(folder: Path, scored: Iterable[ScoredBatch]) -> None:
     def flush() -> None:
         if part:
             table = pd.concat(part, ignore_index=True)
-            path = folder / f"{table['batch'].iloc[0]:08}-{table['batch'].iloc[-1]:08}.parquet"
-            _write_whole(path, table.to_parquet)
+            path = unit_file(folder, table["batch"].iloc[0], table["batch"].iloc[-1])
+            write_unit(path, pa.Table.from_pandas(table))
             part.clear()
 
     for number, frames, scores, reasons in scored:
@@ -151,7 +144,7 @@ def join_parts(folder: Path, name: str, frames: int) -> tuple[pd.DataFrame, list
     Raises:
         UserError: If a frame is missing or duplicated.
     """
-    parts = pd.concat([pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))], ignore_index=True)
+    parts = pd.concat([pd.read_parquet(path) for path in unit_files(folder)], ignore_index=True)
     if not np.array_equal(np.sort(parts["row"].to_numpy()), np.arange(frames)):
         raise UserError(
             f"{folder} must hold each of the {frames} frames of domain {name!r} once, found "
@@ -164,10 +157,3 @@ def join_parts(folder: Path, name: str, frames: int) -> tuple[pd.DataFrame, list
     table = parts[~unread].sort_values("batch", kind="stable")
     table = table.sort_values([column for column in ORDER if column in table.columns], kind="stable")
     return table.drop(columns=["row", "batch", "digest", "reason"]).reset_index(drop=True), skipped
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write to a temporary name, then rename: a killed run leaves no partial file."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    write(new)
-    new.replace(path)

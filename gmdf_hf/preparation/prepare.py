@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from gmdf_hf.common.errors import WorkError
 from gmdf_hf.common.files import file_stamp, readable
 from gmdf_hf.common.locks import locked_folder
+from gmdf_hf.common.resume import begin, differences, write_whole, write_whole_text
 from gmdf_hf.common.schema import SPLITS
 from gmdf_hf.preparation.crops import CropSettings
 from gmdf_hf.preparation.dataset_card import domain_card
@@ -147,28 +149,27 @@ def _begin(output: Path, tag: str, state: dict[str, Any]) -> dict[str, Any] | No
     """Open or create the output folder; return the summary if the work was finished before."""
     summary, work = output / f"summary{tag}.json", output / f".work{tag}"
     begun = work / "settings.json"
-    for file in (summary, begun):
-        if file.is_file():
-            found = json.loads(file.read_text())
-            found = found.get("settings", found)
+    if summary.is_file() or begun.is_file():
+        if summary.is_file():
             # Domains of earlier versions know nothing of their files.
-            found.setdefault("files_sha256", state["files_sha256"])
-            changed = [f"{key} {found.get(key)!r}, now {state[key]!r}" for key in state if found.get(key) != state[key]]
-            if changed and all(text.startswith("files_sha256") for text in changed):
-                raise WorkError(
-                    f"Files of the data set were replaced since {output} was begun: their sizes or times of change "
-                    "differ. Choose another output folder, or delete that one to prepare them anew."
-                )
-            if changed:
-                raise WorkError(f"{output} holds or is becoming another domain: it was begun with {some(changed)}.")
+            unknown = {"files_sha256": state["files_sha256"]}
+            changed = differences(unknown | json.loads(summary.read_text(encoding="utf-8"))["settings"], state)
+        else:
+            changed = begin(begun, state, ["files_sha256"])
+        if [difference.name for difference in changed] == ["files_sha256"]:
+            raise WorkError(
+                f"Files of the data set were replaced since {output} was begun: their sizes or times of change "
+                "differ. Choose another output folder, or delete that one to prepare them anew."
+            )
+        if changed:
+            words = some([f"{each.name} {each.found!r}, now {each.expected!r}" for each in changed])
+            raise WorkError(f"{output} holds or is becoming another domain: it was begun with {words}.")
     if summary.is_file():
         shutil.rmtree(work, ignore_errors=True)  # a run that was stopped while cleaning up
         return json.loads(summary.read_text())
     if not work.exists() and any((output / "data").glob("*" if not tag else f"*{tag}-*")):
         raise WorkError(f"{output / 'data'} has files that no run of this program is finishing; choose another folder.")
-    work.mkdir(parents=True, exist_ok=True)
-    if not begun.is_file():
-        _write(begun, json.dumps(state))
+    begin(begun, state)
     return None
 
 
@@ -252,8 +253,10 @@ def _finish(
         "near_duplicate_videos": {f"{one} and {two}": len(found) for (one, two), found in duplicates.items()},
         "notes": listing.notes,
     }
-    _write(output / "README.md", domain_card(summary, list(data.glob("*.parquet"))))  # other machines' files, too
-    _write(output / f"summary{tag}.json", json.dumps(summary, indent=1))
+    write_whole_text(
+        output / "README.md", domain_card(summary, list(data.glob("*.parquet")))
+    )  # other machines' files, too
+    write_whole_text(output / f"summary{tag}.json", json.dumps(summary, indent=1))
     shutil.rmtree(work)
     return summary
 
@@ -299,13 +302,6 @@ def _write_skipped(path: Path, skipped: list[Skip], listing: Listing) -> None:
 
 
 def _write_csv(path: Path, header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *rows])
-    temporary.replace(path)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([header, *rows])
+    write_whole(path, lambda new: new.write_bytes(text.getvalue().encode()))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from gmdf_hf.common.resume import write_unit
 
 # The columns of a prepared domain (see `common.columns`) and a perceptual hash of each crop.
 SCHEMA = pa.schema(
@@ -72,10 +73,7 @@ def write_part(path: Path, rows: list[dict[str, object]], skipped: list[Skip], d
         _DOUBTFUL: json.dumps(doubtful),
     }
     table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(notes))
-    # The process number keeps a run that was killed and one that goes on from writing to the same file.
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    pq.write_table(table, temporary, compression="none")
-    temporary.replace(path)
+    write_unit(path, table)
 
 
 def read_part(path: Path) -> Part:

@@ -17,6 +17,7 @@ import cv2
 
 from gmdf_hf.common.errors import ArchiveError, WorkError
 from gmdf_hf.common.files import readable
+from gmdf_hf.common.resume import unit_file
 from gmdf_hf.common.schema import FAKE, SPLITS
 from gmdf_hf.modeling import images_gmdf as images
 from gmdf_hf.preparation.archives import is_archive
@@ -58,7 +59,7 @@ class Unit:
 
     def part(self, job: Job) -> Path:
         """Return the file that the unit leaves."""
-        return job.folder / f"{self.index:07}.parquet"
+        return unit_file(job.folder, self.index)
 
 
 def make_units(records: list[Record]) -> list[Unit]:

@@ -88,7 +88,9 @@ def test_loading_on_the_meta_device_initialises_everything(clip_folder):
     models = []
     for _ in range(2):
         torch.manual_seed(7)
-        models.append(GMDFModel.from_pretrained(clip_folder, config=tiny_config(dil="affine_bias")))
+        models.append(
+            GMDFModel.from_pretrained(clip_folder, config=tiny_config(dil="affine_bias"), output_loading_info=True)[0]
+        )
     first, second = (model.state_dict() for model in models)
     for name, value in first.items():
         assert value.device.type == "cpu"

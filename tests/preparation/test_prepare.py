@@ -231,7 +231,7 @@ def test_part_is_not_made_twice(data, tmp_path):
     first = run_unit(unit, job)
     before = first.path.stat().st_mtime_ns
     assert run_unit(unit, job) == first and first.path.stat().st_mtime_ns == before
-    assert [path.name for path in tmp_path.iterdir()] == ["0000000.parquet"]
+    assert [path.name for path in tmp_path.iterdir()] == ["00000000.parquet"]
 
 
 def test_arguments_are_checked(data, tmp_path):
