@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -27,7 +28,7 @@ TRAINING_ONLY = ("text_model.", "text_projection.", "mim_head.")  # what the sli
 FORWARD_OPTIONS = {"output_hidden_states", "output_attentions", "output_expert_weights", "return_dict"}
 
 
-class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):
+class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):  # type: ignore[misc]
     """One detector for many deepfake domains (GM-DF, arXiv 2406.20078).
 
     A model fresh from `from_clip` *is* CLIP: its features and zero-shot logits are `CLIPModel`'s on every route, for
@@ -42,10 +43,10 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):
         config: See `GMDFConfig`.
     """
 
-    config: GMDFConfig
+    config: GMDFConfig  # type: ignore[assignment]  # the base class names CLIP's
     base_model_prefix = "gmdf"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]
     # `Trainer` then divides the loss by the steps of gradient accumulation, as this loss is a mean over a batch.
     accepts_loss_kwargs = False
 
@@ -65,10 +66,10 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):
         if config.has_siglip_text:
             self.logit_bias = nn.Parameter(torch.zeros(()))
         if self.has_text_tower:
-            self.text_model = TEXT_TOWERS[config.text_config.model_type]._from_config(config.text_config)
+            self.text_model = TEXT_TOWERS[config.text.model_type]._from_config(config.text)
             self.text_projection: nn.Module = nn.Identity()
             if config.is_clip:
-                self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
+                self.text_projection = nn.Linear(config.text.hidden_size, config.projection_dim, bias=False)
         if not config.slim and config.patch_size is not None:
             eps = getattr(config.vision_config, "layer_norm_eps", 1e-6)
             mask_size = state_size if config.is_clip or self.backbone_experts.is_transformer else 3
@@ -89,7 +90,8 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):
             else:
                 init.normal_(module.visual_projection.weight, std=module.visual_projection.in_features**-0.5 * factor)
             if self.config.is_clip and module.has_text_tower:
-                init.normal_(module.text_projection.weight, std=module.text_projection.in_features**-0.5 * factor)
+                projection = cast(nn.Linear, module.text_projection)
+                init.normal_(projection.weight, std=projection.in_features**-0.5 * factor)
             init.constant_(module.logit_scale, float(self.config.logit_scale_init_value))
             init.normal_(module.domain_prompts, std=self.config.prompt_size**-0.5)
             if self.config.text_config is None:
@@ -108,9 +110,9 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):
                 init.zeros_(linear.bias)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # transformers declares more names, which pass through `kwargs`
         cls, pretrained_model_name_or_path: str | os.PathLike, *args, config=None, use_safetensors=True, **kwargs
-    ) -> "GMDFModel":
+    ) -> Any:
         """Load a saved detector, as `PreTrainedModel.from_pretrained`; safetensors only.
 
         Raises:
@@ -126,15 +128,16 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):
             if config is None:
                 fields = PreTrainedConfig.get_config_dict(name, **hub)[0]
                 check_config(fields, name)
-                if (found := fields.get("model_type")) != cls.config_class.model_type:
+                if (found := fields.get("model_type")) != GMDFConfig.model_type:
                     raise ValueError(
-                        f"{name} is no GM-DF checkpoint: expected the model type {cls.config_class.model_type!r}, "
+                        f"{name} is no GM-DF checkpoint: expected the model type {GMDFConfig.model_type!r}, "
                         f"found {found!r}; `GMDFModel.from_backbone` starts from a CLIP or another image backbone."
                     )
             check_files(name)
-            model, report = super().from_pretrained(
+            pair: Any = super().from_pretrained(
                 name, *args, config=config, use_safetensors=True, output_loading_info=True, **kwargs
             )
+            model, report = pair
             if not wants_report:  # who asks for the report judges it: a CLIP lacks the experts
                 check_weights(model, report, name)
         model._freeze_text_tower()  # loading makes parameters anew, all of them trainable
@@ -184,7 +187,7 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):
         if "text_shift_scale" not in kwargs:
             config.text_shift_scale = model.config.text_shift_scale = math.exp(-model.logit_scale.item())
             model.text_affine.shift_scale = config.text_shift_scale
-        if image_size is not None and image_size != config.vision_config.image_size:
+        if image_size is not None and image_size != config.image_size:
             model.vision_model.resize_images(image_size)
         model.update_prompt_embeds()
         return model
@@ -208,10 +211,10 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):
     def forward(
         self,
         pixel_values: torch.Tensor,
-        domain_ids: torch.LongTensor | None = None,
-        labels: torch.LongTensor | None = None,
-        bool_masked_pos: torch.BoolTensor | None = None,
-        prompt_ids: torch.LongTensor | None = None,
+        domain_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
+        prompt_ids: torch.Tensor | None = None,
         active_experts: Sequence[int] | None = None,
         **kwargs,
     ) -> GMDFOutput:
@@ -268,7 +271,9 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):
             expert_weights=vision.get("expert_weights"),
         )
 
-    def save_pretrained(self, save_directory: str | os.PathLike, slim: bool = False, **kwargs) -> None:
+    def save_pretrained(  # type: ignore[override]  # `slim` is ours; the others pass through `kwargs`
+        self, save_directory: str | os.PathLike, slim: bool = False, **kwargs
+    ) -> None:
         """Save weights, config and the code that loads them anywhere.
 
         Args:

@@ -30,15 +30,13 @@ class AggregatedRoute(nn.Module):
         model: Detector, in evaluation mode.
     """
 
-    classes: torch.Tensor  # a buffer
-
     def __init__(self, model: GMDFModel) -> None:
         super().__init__()
         self.model = model
         side = model.config.image_size
         with torch.no_grad():
             text = model(torch.zeros(1, 3, side, side, dtype=model.dtype)).text_embeds[0]
-            self.register_buffer("classes", (model.logit_scale.exp() * text).T.contiguous())  # (P, 2)
+            self.classes = nn.Buffer((model.logit_scale.exp() * text).T.contiguous())  # (P, 2)
         self.bias = model.logit_bias.item() if model.config.has_siglip_text else 0.0
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -68,7 +66,8 @@ def export_onnx(model: GMDFModel, processor: GMDFImageProcessor, path: Path) -> 
     program = torch.onnx.export(
         export_program(model), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
     )
-    assert program is not None  # it is one with `dynamo`
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program.")
     program.save(path)
     written = onnx.load(path)
     facts = {
