@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from .backbones_gmdf import BackboneExperts, Route, recomputation_contexts
 from .configuration_gmdf import GMDFConfig
 from .vision_gmdf import GMDFVisionModel
 
+T = TypeVar("T", bound="ImageBackboneMixin")
 LOADING_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "subfolder", "dtype", "attn_implementation")
 
 
@@ -45,7 +46,7 @@ class ImageBackboneMixin:
             "aggregation": config.aggregation,
             "scale": config.expert_scale,
         }
-        vision = config.vision_config
+        vision = config.vision
         if config.is_clip:
             self.vision_model = GMDFVisionModel._from_config(vision, **settings)
             return vision.hidden_size, vision.hidden_size
@@ -58,8 +59,8 @@ class ImageBackboneMixin:
 
     @classmethod
     def from_backbone(
-        cls, name_or_path: str | os.PathLike, domains: Sequence[str], image_size: int | None = None, **kwargs
-    ) -> Self:
+        cls: type[T], name_or_path: str | os.PathLike, domains: Sequence[str], image_size: int | None = None, **kwargs
+    ) -> T:
         """Make a detector that starts as a pre-trained image backbone.
 
         A CLIP is loaded by `from_clip`. SigLIP and SigLIP 2 bring text tower, temperature and bias; any other backbone
@@ -135,8 +136,8 @@ class ImageBackboneMixin:
     def encode_images(
         self,
         pixel_values: torch.Tensor,
-        bool_masked_pos: torch.BoolTensor | None = None,
-        domain_ids: torch.LongTensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
+        domain_ids: torch.Tensor | None = None,
         active_experts: Sequence[int] | None = None,
         **kwargs,
     ) -> tuple[BaseModelOutputWithPooling, torch.Tensor | None]:
@@ -145,7 +146,7 @@ class ImageBackboneMixin:
         Returns:
             What the backbone returns, and the last states of all patches, `(B, patches, D)`, where some are hidden.
         """
-        mask_token = None if bool_masked_pos is None else self.mim_head.mask_token
+        mask_token: Any = None if bool_masked_pos is None else self.mim_head.mask_token
         if self.config.is_clip:
             vision = self.vision_model(
                 pixel_values,
@@ -172,7 +173,7 @@ class ImageBackboneMixin:
             return self.vision_model.embeddings.patch_embedding
         return self.vision_model.get_input_embeddings()
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self: T, mode: bool = True) -> T:
         """Switch between training and evaluation; frozen batch normalisation stays in evaluation."""
         super().train(mode)  # type: ignore[misc]
         if self.config.freeze_batch_norm:

@@ -114,8 +114,9 @@ class BackboneExperts(nn.Module):
             else:
                 site.module.register_forward_hook(partial(self._after_feed_forward, number))
                 site.block.register_forward_pre_hook(_keep_input, with_kwargs=True)
-        if self.is_transformer:
-            sites[-1].block.register_forward_hook(_keep_output)
+        last = sites[-1].block
+        if last is not None:
+            last.register_forward_hook(_keep_output)
         embedding = patch_embedding(backbone) if self.is_transformer else None
         if embedding is not None:
             embedding.register_forward_hook(_hide_patches)
@@ -151,7 +152,7 @@ class BackboneExperts(nn.Module):
                 )
             route.mask = route.mask.to(pixel_values.device, non_blocking=True)
             patches = height * width
-            if not self.is_transformer:
+            if not self.is_transformer and route.mask_token is not None:
                 hidden = route.mask.view(-1, 1, height, width).repeat_interleave(self.patch_size, 2)
                 hidden = hidden.repeat_interleave(self.patch_size, 3)
                 pixel_values = torch.where(hidden, route.mask_token.view(3, 1, 1).to(pixel_values), pixel_values)
@@ -217,7 +218,7 @@ def _keep_output(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
 def _hide_patches(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
     """Hook behind a patch embedding: `(B, D, H, W)`, or `(B, patches, D)` where it is a linear map."""
     route = _ROUTE.get()
-    if route is None or route.mask is None:
+    if route is None or route.mask is None or route.mask_token is None:
         return None
     token = route.mask_token.to(output)
     if output.ndim == 4:

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from typing import Any, cast
 
 import transformers
 from packaging.version import Version
@@ -137,10 +138,10 @@ class GMDFConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)  # turns the sub-configs into objects
         self.domains = list(self.domains)
         if not self.is_clip and self.backbone_image_size is None:
-            self.backbone_image_size = image_size_of(self.vision_config)
+            self.backbone_image_size = image_size_of(self.vision)
         if self.prompt_ids is None and self.text_config is not None:
             # Two sentences that differ, for a model made without a tokenizer: start, word, end.
-            start, end = self.text_config.bos_token_id, self.text_config.eos_token_id
+            start, end = self.text.bos_token_id, self.text.eos_token_id
             if self.is_clip:
                 self.prompt_ids = [[start, word, end] for word in (0, 1)]
             else:  # SigLIP's own ends lie outside of small vocabularies
@@ -180,8 +181,9 @@ class GMDFConfig(PreTrainedConfig):
             raise ValueError(f"`mask_ratio` must lie between 0 and 1, found {self.mask_ratio}.")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"`threshold` must lie in [0, 1], found {self.threshold}.")
-        if len(self.id2label) != 2:
-            raise ValueError(f"GM-DF has two classes, real and fake; found {len(self.id2label)} labels.")
+        labels = self.id2label or {}
+        if len(labels) != 2:
+            raise ValueError(f"GM-DF has two classes, real and fake; found {len(labels)} labels.")
         self._validate_towers()
         if self.prompt_ids is None:
             return
@@ -192,17 +194,17 @@ class GMDFConfig(PreTrainedConfig):
                 f"`prompt_ids` must be two different sentences, one of real and one of fake; both are "
                 f"{self.prompt_ids[0]}: every image would get the probability 0.5."
             )
-        vocab_size = self.text_config.vocab_size
+        vocab_size = self.text.vocab_size
         if not all(0 <= token < vocab_size for row in self.prompt_ids for token in row):
             raise ValueError(f"`prompt_ids` must lie in [0, {vocab_size}), found {self.prompt_ids}.")
 
     def _validate_towers(self) -> None:
-        text = None if self.text_config is None else self.text_config.model_type
+        text = None if self.text_config is None else self.text.model_type
         if text is not None and text not in TEXT_TOWERS:
             raise ValueError(f"`text_config` must be one of {list(TEXT_TOWERS)}, found {text!r}.")
         if self.is_clip != (text == TEXT_TOWERS[0]):
             raise ValueError(
-                f"CLIP's towers go together: found {self.vision_config.model_type!r} with the text tower {text!r}."
+                f"CLIP's towers go together: found {self.vision.model_type!r} with the text tower {text!r}."
             )
         if self.text_config is None and self.prompt_ids is not None:
             raise ValueError("`prompt_ids` need a text tower, which this backbone has not: leave them out.")
@@ -212,13 +214,14 @@ class GMDFConfig(PreTrainedConfig):
     @classmethod
     def from_clip(cls, clip: CLIPConfig, domains: Sequence[str], **fields) -> "GMDFConfig":
         """Configuration of a detector that starts as a given CLIP; `fields` are those of this class."""
-        start = {
+        start: dict[str, Any] = {
             "projection_dim": clip.projection_dim,
             "logit_scale_init_value": clip.logit_scale_init_value,
             "expert_scale": EXPERT_SCALE,
         }
-        towers = {"vision_config": clip.vision_config.to_dict(), "text_config": clip.text_config.to_dict()}
-        return cls(**towers, domains=list(domains), **start | fields)
+        vision, text = cast(PreTrainedConfig, clip.vision_config), cast(PreTrainedConfig, clip.text_config)
+        start |= {"vision_config": vision.to_dict(), "text_config": text.to_dict(), "domains": list(domains)}
+        return cls(**start | fields)
 
     @classmethod
     def from_backbone(cls, backbone: PreTrainedConfig, domains: Sequence[str], **fields) -> "GMDFConfig":
@@ -246,9 +249,19 @@ class GMDFConfig(PreTrainedConfig):
         """Fill `prompt_ids` with the template's sentences; P3's without a caption, for those come with a batch."""
         sentences = [text.replace("{caption} ", "") for text in PROMPT_TEMPLATES[self.prompt]]
         # SigLIP reads its features off the last place, to which it was trained to pad.
-        length = {} if self.is_clip else {"max_length": self.text_config.max_position_embeddings}
+        length = {} if self.is_clip else {"max_length": self.text.max_position_embeddings}
         self.prompt_ids = tokenizer(sentences, padding="max_length" if length else True, **length)["input_ids"]
         self.validate_architecture()
+
+    @property
+    def vision(self) -> Any:
+        """`vision_config` as the object that every instance holds; its fields are those of its own class."""
+        return self.vision_config
+
+    @property
+    def text(self) -> Any:
+        """`text_config` as the object that an instance with a text tower holds."""
+        return self.text_config
 
     @property
     def num_experts(self) -> int:
@@ -258,7 +271,7 @@ class GMDFConfig(PreTrainedConfig):
     @property
     def is_clip(self) -> bool:
         """Whether the image backbone is CLIP's vision tower, whose experts are part of its blocks."""
-        return self.vision_config.model_type == CLIP_VISION
+        return self.vision.model_type == CLIP_VISION
 
     @property
     def has_siglip_text(self) -> bool:
@@ -268,12 +281,12 @@ class GMDFConfig(PreTrainedConfig):
     @property
     def image_size(self) -> int:
         """Side of the images in pixels."""
-        return self.vision_config.image_size if self.is_clip else self.backbone_image_size
+        return self.vision.image_size if self.is_clip else cast(int, self.backbone_image_size)
 
     @property
     def patch_size(self) -> int | None:
         """Side in pixels of the patches that L_mim hides; None where the backbone has no place for it."""
-        return self.vision_config.patch_size if self.is_clip else self.backbone_patch_size
+        return self.vision.patch_size if self.is_clip else self.backbone_patch_size
 
 
 def _model_type(vision_config: dict | PreTrainedConfig | None) -> str:
@@ -287,7 +300,7 @@ def image_size_of(vision_config: PreTrainedConfig) -> int:
     """Side in pixels of the images that a backbone was trained on; 224 where its configuration does not say."""
     if vision_config.model_type == "siglip2_vision_model":
         return math.isqrt(vision_config.num_patches) * vision_config.patch_size
-    size = (getattr(vision_config, "pretrained_cfg", None) or {}).get("input_size")
+    size: Any = (getattr(vision_config, "pretrained_cfg", None) or {}).get("input_size")
     size = size[-1] if size else getattr(vision_config, "image_size", 224)
     return size if isinstance(size, int) else size[0]
 

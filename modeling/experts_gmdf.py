@@ -156,7 +156,7 @@ class DomainExperts(nn.Module):
         normed: torch.Tensor,
         norm_bias: torch.Tensor,
         prompts: torch.Tensor,
-        domain_ids: torch.LongTensor | None = None,
+        domain_ids: torch.Tensor | None = None,
         active_experts: Sequence[int] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the experts' part of the block's output, and how much each expert gave.
@@ -253,7 +253,7 @@ class DomainExperts(nn.Module):
 def check_routing(
     domains: Sequence[str],
     batch_size: int,
-    domain_ids: torch.LongTensor | None,
+    domain_ids: torch.Tensor | None,
     active_experts: Sequence[int] | None,
 ) -> None:
     """Refuse domain ids or experts that a model does not have.

@@ -13,7 +13,7 @@ MAX_BYTES = 256 * 2**20
 
 # What photographs and frames come in. Pillow reads more, some of it by starting other programs (EPS) or by decoding
 # before the size can be checked (ICO): none of that is worth opening untrusted files for.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm"),
     *(".pgm", ".heic", ".heif"),
@@ -127,7 +127,7 @@ def check_size(image: Image.Image, name: str, max_pixels: int = MAX_PIXELS) -> N
 
 def _upright(image: Image.Image) -> Image.Image:
     # After `load`: Pillow turns TIFF files by itself there, and then no longer reports an orientation.
-    operation = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG))
+    operation = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
     return image if operation is None else image.transpose(operation)
 
 

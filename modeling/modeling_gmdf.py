@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from transformers.utils.generic import can_return_tuple
 from .backbone_mixin_gmdf import LOADING_OPTIONS, ImageBackboneMixin
 from .configuration_gmdf import GMDFConfig
 from .experts_gmdf import DomainExperts, DomainInformationLayer, check_routing
+from .loading_gmdf import check_config, check_files, check_weights, refusing_damage
 from .mim_gmdf import MaskedImageHead
 from .outputs_gmdf import GMDFOutput
 from .text_gmdf import TEXT_TOWERS, ClassSentencesMixin, DomainTextAffine, at_least_single, mark_stale
@@ -26,7 +28,7 @@ TRAINING_ONLY = ("text_model.", "text_projection.", "mim_head.")  # what the sli
 FORWARD_OPTIONS = {"output_hidden_states", "output_attentions", "output_expert_weights", "return_dict"}
 
 
-class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):
+class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):  # type: ignore[misc]
     """One detector for many deepfake domains (GM-DF, arXiv 2406.20078).
 
     A model fresh from `from_clip` *is* CLIP: its features and zero-shot logits are `CLIPModel`'s on every route, for
@@ -41,10 +43,10 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):
         config: See `GMDFConfig`.
     """
 
-    config: GMDFConfig
+    config: GMDFConfig  # type: ignore[assignment]  # the base class names CLIP's
     base_model_prefix = "gmdf"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]
     # `Trainer` then divides the loss by the steps of gradient accumulation, as this loss is a mean over a batch.
     accepts_loss_kwargs = False
 
@@ -64,10 +66,10 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):
         if config.has_siglip_text:
             self.logit_bias = nn.Parameter(torch.zeros(()))
         if self.has_text_tower:
-            self.text_model = TEXT_TOWERS[config.text_config.model_type]._from_config(config.text_config)
+            self.text_model = TEXT_TOWERS[config.text.model_type]._from_config(config.text)
             self.text_projection: nn.Module = nn.Identity()
             if config.is_clip:
-                self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
+                self.text_projection = nn.Linear(config.text.hidden_size, config.projection_dim, bias=False)
         if not config.slim and config.patch_size is not None:
             eps = getattr(config.vision_config, "layer_norm_eps", 1e-6)
             mask_size = state_size if config.is_clip or self.backbone_experts.is_transformer else 3
@@ -88,7 +90,8 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):
             else:
                 init.normal_(module.visual_projection.weight, std=module.visual_projection.in_features**-0.5 * factor)
             if self.config.is_clip and module.has_text_tower:
-                init.normal_(module.text_projection.weight, std=module.text_projection.in_features**-0.5 * factor)
+                projection = cast(nn.Linear, module.text_projection)
+                init.normal_(projection.weight, std=projection.in_features**-0.5 * factor)
             init.constant_(module.logit_scale, float(self.config.logit_scale_init_value))
             init.normal_(module.domain_prompts, std=self.config.prompt_size**-0.5)
             if self.config.text_config is None:
@@ -107,32 +110,37 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):
                 init.zeros_(linear.bias)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # transformers declares more names, which pass through `kwargs`
         cls, pretrained_model_name_or_path: str | os.PathLike, *args, config=None, use_safetensors=True, **kwargs
-    ) -> "GMDFModel":
+    ) -> Any:
         """Load a saved detector, as `PreTrainedModel.from_pretrained`; safetensors only.
 
         Raises:
             ValueError: If `use_safetensors` is False, or the checkpoint is not a GM-DF and no `config` says how to
                 read it: transformers would make up the missing fields.
+            BrokenModelError: If the files are damaged, or weights are missing, unexpected or not finite.
         """
         if use_safetensors is False:
             raise ValueError("GM-DF loads safetensors only: leave `use_safetensors` out, found False.")
-        if config is None:
+        name, wants_report = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
+        with refusing_damage(name):
             hub = {key: kwargs[key] for key in LOADING_OPTIONS[:5] if key in kwargs}
-            found = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)[0].get("model_type")
-            if found != cls.config_class.model_type:
-                raise ValueError(
-                    f"{pretrained_model_name_or_path} is no GM-DF checkpoint: expected the model type "
-                    f"{cls.config_class.model_type!r}, found {found!r}; "
-                    "`GMDFModel.from_backbone` starts from a CLIP or another image backbone."
-                )
-        loaded = super().from_pretrained(
-            pretrained_model_name_or_path, *args, config=config, use_safetensors=True, **kwargs
-        )
-        # Loading makes parameters anew, all of them trainable. (With `output_loading_info` there is more than a model.)
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze_text_tower()
-        return loaded
+            if config is None:
+                fields = PreTrainedConfig.get_config_dict(name, **hub)[0]
+                check_config(fields, name)
+                if (found := fields.get("model_type")) != GMDFConfig.model_type:
+                    raise ValueError(
+                        f"{name} is no GM-DF checkpoint: expected the model type {GMDFConfig.model_type!r}, "
+                        f"found {found!r}; `GMDFModel.from_backbone` starts from a CLIP or another image backbone."
+                    )
+            check_files(name)
+            model, report = super().from_pretrained(
+                name, *args, config=config, use_safetensors=True, output_loading_info=True, **kwargs
+            )
+            if not wants_report:  # who asks for the report judges it: a CLIP lacks the experts
+                check_weights(model, report, name)
+        model._freeze_text_tower()  # loading makes parameters anew, all of them trainable
+        return (model, report) if wants_report else model
 
     def _freeze_text_tower(self) -> None:
         """The text tower is CLIP's and stays so unless a user thaws it (decision D4)."""
@@ -178,7 +186,7 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):
         if "text_shift_scale" not in kwargs:
             config.text_shift_scale = model.config.text_shift_scale = math.exp(-model.logit_scale.item())
             model.text_affine.shift_scale = config.text_shift_scale
-        if image_size is not None and image_size != config.vision_config.image_size:
+        if image_size is not None and image_size != config.image_size:
             model.vision_model.resize_images(image_size)
         model.update_prompt_embeds()
         return model
@@ -202,10 +210,10 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):
     def forward(
         self,
         pixel_values: torch.Tensor,
-        domain_ids: torch.LongTensor | None = None,
-        labels: torch.LongTensor | None = None,
-        bool_masked_pos: torch.BoolTensor | None = None,
-        prompt_ids: torch.LongTensor | None = None,
+        domain_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
+        prompt_ids: torch.Tensor | None = None,
         active_experts: Sequence[int] | None = None,
         **kwargs,
     ) -> GMDFOutput:
@@ -262,7 +270,9 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):
             expert_weights=vision.get("expert_weights"),
         )
 
-    def save_pretrained(self, save_directory: str | os.PathLike, slim: bool = False, **kwargs) -> None:
+    def save_pretrained(  # type: ignore[override]  # `slim` is ours; the others pass through `kwargs`
+        self, save_directory: str | os.PathLike, slim: bool = False, **kwargs
+    ) -> None:
         """Save weights, config and the code that loads them anywhere.
 
         Args:

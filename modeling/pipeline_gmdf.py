@@ -3,7 +3,8 @@
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
 
 from .images_gmdf import ImageError, open_image, upright_rgb
+from .loading_gmdf import check_processor
 
 TASK = "deepfake-detection"
 # What a saved model's config says, so that the model alone is enough for the task.
@@ -44,7 +46,7 @@ def picture_of(source: object) -> np.ndarray:
         ImageError: If the picture cannot be read, or the source is nothing of the above.
     """
     if isinstance(source, (str, os.PathLike)):
-        return np.asarray(open_image(source))
+        return np.asarray(open_image(Path(source)))
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] != 3):
             raise ImageError(
@@ -120,17 +122,19 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
         batch_size: Faces at a time; 16.
     """
 
-    _load_processor = False
-    _load_image_processor = True
-    _load_feature_extractor = False
-    _load_tokenizer = False
+    # transformers declares these as None.
+    _load_processor = False  # type: ignore[assignment]
+    _load_image_processor = True  # type: ignore[assignment]
+    _load_feature_extractor = False  # type: ignore[assignment]
+    _load_tokenizer = False  # type: ignore[assignment]
     input_errors: tuple[type[Exception], ...] = (ImageError,)  # what may be wrong with one input
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("batch_size", BATCH_SIZE)
         super().__init__(*args, **kwargs)
+        check_processor(self.image_processor, self.model.config.name_or_path)
 
-    def _sanitize_parameters(
+    def _sanitize_parameters(  # type: ignore[override]
         self, detector: str | None = None, threshold: float | None = None, on_error: str | None = None
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if threshold is not None and not 0 <= threshold <= 1:
@@ -141,7 +145,9 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
         after = {"threshold": threshold, "on_error": on_error}
         return {k: v for k, v in before.items() if v is not None}, {}, {k: v for k, v in after.items() if v is not None}
 
-    def preprocess(self, source: Any, detector: str | None = None, on_error: str = "raise") -> Iterator[dict[str, Any]]:
+    def preprocess(  # type: ignore[override]
+        self, source: Any, detector: str | None = None, on_error: str = "raise"
+    ) -> Iterator[dict[str, Any]]:
         """Yield the faces of one input, one at a time."""
         if detector is None:
             logger.warning_once(f"Every picture is taken for the crop of one face. {NEEDS_PACKAGE}")
@@ -172,17 +178,17 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
                 raise
             note["error"] = str(problem)
         for position, face in enumerate(faces):
-            pixels = self.image_processor(images=face["crop"], return_tensors="pt")["pixel_values"]
+            pixels = cast(Callable, self.image_processor)(images=face["crop"], return_tensors="pt")["pixel_values"]
             yield {"pixel_values": pixels, "face": face, "note": note, "is_last": position == len(faces) - 1}
         if not faces:
             side = self.model.config.image_size
             yield {"pixel_values": torch.zeros(1, 3, side, side), "face": None, "note": note, "is_last": True}
 
-    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         pixels = model_inputs.pop("pixel_values").to(self.model.dtype)
         return scores_of(self.model(pixels, output_expert_weights=True)) | model_inputs
 
-    def postprocess(
+    def postprocess(  # type: ignore[override]
         self, model_outputs: list[dict[str, Any]], threshold: float | None = None, on_error: str = "raise"
     ) -> dict[str, Any]:
         """Put the faces of one input together."""
@@ -190,7 +196,7 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
         domains = self.model.config.domains
 
         def label(score: float) -> str:
-            return self.model.config.id2label[int(score >= threshold)]
+            return "fake" if score >= threshold else "real"  # whatever the configuration calls the classes
 
         faces = []
         for output in model_outputs:

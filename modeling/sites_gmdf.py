@@ -42,7 +42,7 @@ def transformer_sites(backbone: nn.Module) -> list[Site]:
         for block in blocks:
             children = dict(block.named_children())
             module = next((children[name] for name in FEED_FORWARD if name in children), None)
-            norms = [child for name, child in children.items() if "norm" in name and hasattr(child, "weight")]
+            norms: list[Any] = [c for name, c in children.items() if "norm" in name and hasattr(c, "weight")]
             if module is not None and norms and any(name in children for name in ATTENTION):
                 sites.append(Site(module, norms[-1].weight.numel(), block, norms[-1]))
     return sites
@@ -71,7 +71,7 @@ def patch_embedding(backbone: nn.Module) -> nn.Module | None:
     return None
 
 
-def patch_size_of(backbone: PreTrainedModel, embedding: nn.Module | None, is_transformer: bool) -> int | None:
+def patch_size_of(backbone: PreTrainedModel, embedding: Any, is_transformer: bool) -> int | None:
     """Side in pixels of what one token or position of the last map stands for; None where L_mim has no place."""
     if isinstance(embedding, nn.Conv2d):
         return embedding.kernel_size[0]
@@ -97,7 +97,8 @@ def backbone_inputs(backbone: PreTrainedModel, pixel_values: torch.Tensor) -> di
         return {
             "pixel_values": patches.reshape(batch, rows * columns, -1),
             "pixel_attention_mask": torch.ones(batch, rows * columns, dtype=torch.int64, device=pixel_values.device),
-            "spatial_shapes": torch.tensor([[rows, columns]]).expand(batch, 2),
+            # Of one image: the positions are then made once for all, and any number of images can be exported.
+            "spatial_shapes": torch.tensor([[rows, columns]]),
         }
     inputs: dict[str, Any] = {"pixel_values": pixel_values}
     if "interpolate_pos_encoding" in signature(backbone.forward).parameters:

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from torch.nn.functional import normalize
-from transformers import CLIPTextModel, Siglip2TextModel, SiglipTextModel
+from transformers import CLIPTextModel, PreTrainedModel, Siglip2TextModel, SiglipTextModel
 
 # AutoModel does not know all of them.
-TEXT_TOWERS = {
+TEXT_TOWERS: dict[str, type[PreTrainedModel]] = {
     "clip_text_model": CLIPTextModel,
     "siglip_text_model": SiglipTextModel,
     "siglip2_text_model": Siglip2TextModel,
@@ -45,7 +45,7 @@ class DomainTextAffine(nn.Module):
         self,
         text_embeds: torch.Tensor,
         prompts: torch.Tensor,
-        domain_ids: torch.LongTensor | None = None,
+        domain_ids: torch.Tensor | None = None,
         active_experts: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """The class features that images are compared with, in single precision at least (decision D19).
@@ -89,7 +89,7 @@ class ClassSentencesMixin:
         """Whether class sentences can be encoded: not in the slim form, nor with a backbone of images alone."""
         return self.config.text_config is not None and not self.config.slim
 
-    def encode_prompts(self, prompt_ids: torch.LongTensor) -> torch.Tensor:
+    def encode_prompts(self, prompt_ids: torch.Tensor) -> torch.Tensor:
         """Unit features of class sentences, through the text tower.
 
         Args:

@@ -1,6 +1,7 @@
 """CLIP's vision tower with a layer of domain experts in the feed-forward half of every block."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -49,7 +50,7 @@ class GMDFVisionEmbeddings(CLIPVisionEmbeddings):
     def forward(
         self,
         pixel_values: torch.Tensor,
-        bool_masked_pos: torch.BoolTensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
         mask_token: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Embed images.
@@ -63,7 +64,7 @@ class GMDFVisionEmbeddings(CLIPVisionEmbeddings):
             Tokens of shape `(B, 1 + patches, D)`, the class token first.
 
         Raises:
-            ValueError: If images or mask have a shape other than the model's.
+            ValueError: If images or mask have a shape other than the model's, or the mask comes without a mask token.
         """
         expected = (3, self.image_size, self.image_size)
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
@@ -73,6 +74,8 @@ class GMDFVisionEmbeddings(CLIPVisionEmbeddings):
             )
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
         if bool_masked_pos is not None:
+            if mask_token is None:
+                raise ValueError("`bool_masked_pos` needs `mask_token`, found None.")
             if bool_masked_pos.shape != patches.shape[:2]:
                 raise ValueError(
                     f"`bool_masked_pos` must have shape {tuple(patches.shape[:2])}, "
@@ -87,7 +90,7 @@ class GMDFVisionEmbeddings(CLIPVisionEmbeddings):
 class LayerNormWithBias(nn.LayerNorm):
     """A LayerNorm that also returns its bias, which a model in parts on several devices holds only in this call."""
 
-    def forward(self, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
         """Normalise tokens of shape `(B, T, D)`; the bias has shape `(D,)`."""
         return super().forward(input), self.bias
 
@@ -111,7 +114,7 @@ class GMDFVisionLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         domain_prompts: torch.Tensor | None = None,
-        domain_ids: torch.LongTensor | None = None,
+        domain_ids: torch.Tensor | None = None,
         active_experts: Sequence[int] | None = None,
         **kwargs,
     ) -> torch.Tensor:
@@ -148,10 +151,10 @@ class GMDFVisionModel(CLIPPreTrainedModel):
             `DomainExperts`.
     """
 
-    config: CLIPVisionConfig
+    config: CLIPVisionConfig  # type: ignore[assignment]  # the base class names the whole CLIP's
     base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]
     _input_embed_layer = "patch_embedding"
     _no_split_modules = ["GMDFVisionLayer", "GMDFVisionEmbeddings"]  # noqa: RUF012
     _can_record_outputs = {  # noqa: RUF012
@@ -178,16 +181,17 @@ class GMDFVisionModel(CLIPPreTrainedModel):
         Raises:
             ValueError: If it is not a multiple of the patch size.
         """
-        embeddings, patch_size = self.embeddings, self.config.patch_size
+        embeddings, patch_size = self.embeddings, cast(int, self.config.patch_size)
         if image_size % patch_size:
             raise ValueError(f"`image_size` must be a multiple of the patch size {patch_size}, found {image_size}.")
         weight = embeddings.position_embedding.weight
-        old, new = embeddings.image_size // patch_size, image_size // patch_size
+        old, new = cast(int, embeddings.image_size) // patch_size, image_size // patch_size
         grid = weight[1:].T.reshape(1, -1, old, old)
         grid = interpolate(grid.float(), size=(new, new), mode="bicubic", align_corners=False).to(weight.dtype)
         positions = torch.cat([weight[:1], grid.flatten(2)[0].T])
         embeddings.position_embedding = nn.Embedding.from_pretrained(positions, freeze=False)
-        embeddings.position_ids = torch.arange(len(positions), device=weight.device).expand(1, -1)
+        position_ids = torch.arange(len(positions), device=weight.device).expand(1, -1)
+        embeddings.position_ids = nn.Buffer(position_ids, persistent=False)
         embeddings.num_patches, embeddings.num_positions = new**2, len(positions)
         embeddings.image_size = self.config.image_size = image_size
 
@@ -207,7 +211,7 @@ class GMDFVisionModel(CLIPPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         domain_prompts: torch.Tensor,
-        bool_masked_pos: torch.BoolTensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
         mask_token: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:

@@ -46,6 +46,7 @@ from gmdf_hf.evaluation.score_parts import BatchQueue, claim_folder, frames_dige
 from gmdf_hf.evaluation.score_table import write_scores
 from gmdf_hf.evaluation.scoring import Encoder, batch_domain, batch_stream, fake_class, score_batches
 from gmdf_hf.evaluation.tables import domain_table, rich_table
+from gmdf_hf.modeling.loading_gmdf import check_processor, check_weights
 from gmdf_hf.training.checkpoint import environment, write_skipped
 from gmdf_hf.training.config import DomainSource
 
@@ -156,8 +157,12 @@ def load_detector(evaluation: Evaluation) -> tuple[torch.nn.Module, Any, int]:
     """
     options = {"revision": evaluation.revision, "trust_remote_code": evaluation.trust_remote_code}
     try:
-        model = AutoModelForImageClassification.from_pretrained(evaluation.model, **options)
+        model, report = AutoModelForImageClassification.from_pretrained(
+            evaluation.model, output_loading_info=True, **options
+        )
+        check_weights(model, report, evaluation.model)
         processor = AutoImageProcessor.from_pretrained(evaluation.model, **options)
+        check_processor(processor, evaluation.model)
         return model, processor, fake_class(model.config.id2label, evaluation.fake_label)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"The model {evaluation.model!r} cannot be used: {' '.join(str(error).split())}") from error

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -38,6 +38,7 @@ from gmdf_hf.evaluation.metrics import domain_metrics
 from gmdf_hf.evaluation.report import print_results, write_model_card
 from gmdf_hf.evaluation.score_table import write_scores
 from gmdf_hf.evaluation.selection import select
+from gmdf_hf.modeling import GMDFModel
 from gmdf_hf.serving.hub import publish, published_files
 from gmdf_hf.training.adapters import save_expert
 from gmdf_hf.training.checkpoint import environment, save_model, write_skipped
@@ -181,7 +182,7 @@ def choose(config: TrainConfig, setup: Setup, progress: Progress, history: Histo
     mean_auc, threshold = select(scores, [domain.name for domain in setup.validation])
     record = {"step": progress.step, "epoch": progress.epoch, "validation_auc": mean_auc}
     if config.method == "gmdf":
-        record |= expert_state(setup.model, FrameReader(setup.validation, setup.processor))
+        record |= expert_state(cast(GMDFModel, setup.model), FrameReader(setup.validation, setup.processor))
     history.add(record)
     setup.accelerator.log({"validation_auc": mean_auc}, step=progress.step)
     if mean_auc > progress.best:
@@ -193,7 +194,7 @@ def choose(config: TrainConfig, setup: Setup, progress: Progress, history: Histo
         if setup.accelerator.is_main_process:
             save_model(config.output_dir / "model", setup.model, setup.processor, **setup.save_options)
             if config.method == "add_domain":
-                save_expert(setup.model, setup.train[0].name, config.output_dir / "expert")
+                save_expert(cast(GMDFModel, setup.model), setup.train[0].name, config.output_dir / "expert")
 
 
 def evaluate(config: TrainConfig, setup: Setup, progress: Progress) -> dict[str, Any]:

@@ -21,6 +21,12 @@ def readable(path: str | os.PathLike[str]) -> str:
         return text.encode("utf-8", "backslashreplace").decode()
 
 
+def printable(text: str) -> str:
+    """Text without control characters, which could forge a line or steer a terminal; they are escaped."""
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in readable(text))
+    return "".join(escaped)
+
+
 def replace_folder(new: Path, place: Path) -> None:
     """Rename a complete folder to its place, its files being on the disk before it is seen there."""
     for path in [*new.rglob("*"), new]:

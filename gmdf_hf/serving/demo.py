@@ -105,25 +105,21 @@ def timeline(faces: Sequence[dict[str, Any]], threshold: float) -> str:
     width, height, margin = 640, 160, 24
     last = max(max(face["frame"] for face in faces), 1)
 
-    def place(frame: float, score: float) -> str:
-        return (
-            f"{margin + frame / last * (width - 2 * margin):.1f},{height - margin - score * (height - 2 * margin):.1f}"
-        )
+    def place(frame: float, score: float) -> tuple[str, str]:
+        x, y = margin + frame / last * (width - 2 * margin), height - margin - score * (height - 2 * margin)
+        return f"{x:.1f}", f"{y:.1f}"
 
     lines = []
     for person in sorted({face["person"] for face in faces}):
         own = sorted((face["frame"], face["score"]) for face in faces if face["person"] == person)
         color = f"hsl({person * 67 % 360} 70% 40%)"
-        lines.append(
-            f"<polyline fill='none' stroke='{color}' stroke-width='2' points='{' '.join(place(*p) for p in own)}'/>"
-        )
-        lines += [
-            "<circle r='3' fill='{}' cx='{}' cy='{}'><title>frame {}: {:.2f}</title></circle>".format(
-                color, *place(*point).split(","), *point
-            )
-            for point in own
-        ]
-    dashed = f"points='{place(0, threshold)} {place(last, threshold)}'"
+        points = " ".join(",".join(place(*point)) for point in own)
+        lines.append(f"<polyline fill='none' stroke='{color}' stroke-width='2' points='{points}'/>")
+        for frame, score in own:
+            x, y = place(frame, score)
+            title = f"<title>frame {frame}: {score:.2f}</title>"
+            lines.append(f"<circle r='3' fill='{color}' cx='{x}' cy='{y}'>{title}</circle>")
+    dashed = f"points='{','.join(place(0, threshold))} {','.join(place(last, threshold))}'"
     return (
         f"<svg viewBox='0 0 {width} {height}' width='100%' role='img' aria-label='scores of the frames'>"
         f"<rect width='{width}' height='{height}' fill='white'/>"

@@ -93,8 +93,9 @@ def expert_files(folder: Path, repo: str) -> dict[str, Path | bytes]:
         UserError: If the folder holds no expert, or the name cannot be one.
     """
     _check_name(repo)
-    files: dict[str, Path | bytes] = {name: folder / name for name in (DESCRIPTION_NAME, WEIGHTS_NAME)}
-    if missing := [name for name, file in files.items() if not file.is_file()]:
+    names = (DESCRIPTION_NAME, WEIGHTS_NAME)
+    files: dict[str, Path | bytes] = {name: folder / name for name in names}
+    if missing := [name for name in names if not (folder / name).is_file()]:
         raise UserError(f"{folder} holds no expert: it lacks {', '.join(missing)}.")
     description = json.loads((folder / DESCRIPTION_NAME).read_text())
     base = description["base"]

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmdf_hf.common.errors import UserError
+from gmdf_hf.common.files import printable
+from gmdf_hf.common.labels import class_of
 
 if TYPE_CHECKING:
     from gmdf_hf.modeling.auto_gmdf import GMDFModel
@@ -46,7 +48,11 @@ def load_model(model: str, revision: str | None = None) -> GMDFModel:
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        return GMDFModel.from_pretrained(name, revision=revision or "main").eval()
+        loaded = GMDFModel.from_pretrained(name, revision=revision or "main").eval()
+        names = [str(loaded.config.id2label[number]) for number in (0, 1)]
+        if [class_of(name) for name in names] != [0, 1]:
+            raise ValueError(f"its classes are {printable(', '.join(names))}, expected names of real and fake")
+        return loaded
     except (ImportError, OSError, ValueError) as error:
         raise UserError(f"The model {model!r} cannot be used: {' '.join(str(error).split())}") from error
 
@@ -68,13 +74,16 @@ def load_pipeline(
     loaded = load_model(model, revision)
     name, revision = split_revision(model, revision)
     from gmdf_hf.modeling.auto_gmdf import GMDFImageProcessor
+    from gmdf_hf.modeling.loading_gmdf import check_processor
     from gmdf_hf.serving.pipeline import DeepfakeDetectionPipeline, load_finder
 
     try:
-        load_finder(detector, detector_weights, loaded.config.vision_config.image_size)  # before the first file
+        processor = GMDFImageProcessor.from_pretrained(name, revision=revision or "main")
+        check_processor(processor, model)
+        load_finder(detector, detector_weights, processor.crop_size["height"])  # before the first file
         return DeepfakeDetectionPipeline(
             model=loaded,
-            image_processor=GMDFImageProcessor.from_pretrained(name, revision=revision or "main"),
+            image_processor=processor,
             detector=detector,
             detector_weights=detector_weights,
             batch_size=batch_size,

@@ -14,9 +14,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 from torch.nn.functional import normalize
-from transformers.image_processing_utils import BaseImageProcessor
 
-from gmdf_hf.modeling import GMDFModel
+from gmdf_hf.modeling import GMDFImageProcessor, GMDFModel
 
 INPUT, OUTPUT = "pixel_values", "logits"
 
@@ -37,7 +36,7 @@ class AggregatedRoute(nn.Module):
         side = model.config.image_size
         with torch.no_grad():
             text = model(torch.zeros(1, 3, side, side, dtype=model.dtype)).text_embeds[0]
-            self.register_buffer("classes", (model.logit_scale.exp() * text).T.contiguous())  # (P, 2)
+            self.classes = nn.Buffer((model.logit_scale.exp() * text).T.contiguous())  # (P, 2)
         self.bias = model.logit_bias.item() if model.config.has_siglip_text else 0.0
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -55,7 +54,7 @@ def export_program(model: GMDFModel) -> torch.export.ExportedProgram:
     )
 
 
-def export_onnx(model: GMDFModel, processor: BaseImageProcessor, path: Path) -> None:
+def export_onnx(model: GMDFModel, processor: GMDFImageProcessor, path: Path) -> None:
     """Write a detector as one ONNX file, which also holds threshold, domains and how pixels are normalised.
 
     Args:
@@ -67,6 +66,8 @@ def export_onnx(model: GMDFModel, processor: BaseImageProcessor, path: Path) -> 
     program = torch.onnx.export(
         export_program(model), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
     )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program.")
     program.save(path)
     written = onnx.load(path)
     facts = {

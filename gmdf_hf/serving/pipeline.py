@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoModelForImageClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import gmdf_hf.modeling.auto_gmdf  # noqa: F401  registers the model with the auto classes
-from gmdf_hf.modeling import pipeline_gmdf
+from gmdf_hf.modeling import GMDFImageProcessor, pipeline_gmdf
 from gmdf_hf.preparation.media import Media, open_media
 from gmdf_hf.serving.heatmaps import evidence_map, heatmap
 from gmdf_hf.serving.inputs import INPUT_ERRORS, open_input
@@ -53,7 +53,7 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         self._finders: dict[tuple[str, str | None], FaceFinder] = {}
         super().__init__(*args, **kwargs)
 
-    def _sanitize_parameters(
+    def _sanitize_parameters(  # type: ignore[override]  # further options, all by name
         self,
         detector_weights: str | None = None,
         num_frames: int | None = None,
@@ -74,7 +74,7 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         before |= {name: value for name, value in reading.items() if value is not None}
         return before, during if return_heatmap is None else {"return_heatmap": return_heatmap}, after
 
-    def preprocess(
+    def preprocess(  # type: ignore[override]
         self,
         source: Any,
         detector: str | None = None,
@@ -93,12 +93,18 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
 
         yield from self.inputs_of(source, look, on_error)
 
+    @property
+    def _side(self) -> int:
+        return cast(GMDFImageProcessor, self.image_processor).crop_size["height"]
+
     def _finder(self, detector: str, weights: str | None) -> FaceFinder:
         if (detector, weights) not in self._finders:
-            self._finders[detector, weights] = load_finder(detector, weights, self.image_processor.crop_size["height"])
+            self._finders[detector, weights] = load_finder(detector, weights, self._side)
         return self._finders[detector, weights]
 
-    def _forward(self, model_inputs: dict[str, Any], return_heatmap: bool = False) -> dict[str, Any]:
+    def _forward(  # type: ignore[override]
+        self, model_inputs: dict[str, Any], return_heatmap: bool = False
+    ) -> dict[str, Any]:
         if not return_heatmap:
             return super()._forward(model_inputs)
         with torch.enable_grad():
@@ -106,13 +112,13 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
             pixels = model_inputs.pop("pixel_values").to(self.model.dtype).requires_grad_()
             output = self.model(pixels, output_expert_weights=True, output_hidden_states=True)
             maps = evidence_map(output.hidden_states[-2], output.logits)
-        found = {"heatmap": heatmap(maps, self.image_processor.crop_size["height"])}
+        found = {"heatmap": heatmap(maps, self._side)}
         return pipeline_gmdf.scores_of(output) | found | model_inputs
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save model and image processor; the folder's own code is the pipeline of face crops."""
         self.model.save_pretrained(save_directory, **kwargs)
-        self.image_processor.save_pretrained(save_directory)
+        cast(GMDFImageProcessor, self.image_processor).save_pretrained(save_directory)
 
 
 def load_finder(detector: str, weights: str | None, size: int) -> FaceFinder:

@@ -15,7 +15,7 @@ from typing import IO, Any, Literal
 import torch
 
 from gmdf_hf.common.errors import UserError
-from gmdf_hf.common.files import readable, write_json
+from gmdf_hf.common.files import printable, write_json
 from gmdf_hf.common.schema import SCHEMA_VERSION
 
 COLUMNS = (
@@ -23,12 +23,6 @@ COLUMNS = (
     *("faces_found", "notes", "schema_version", "model", "revision"),
 )
 Form = Literal["json", "csv", "text"]
-
-
-def printable(text: str) -> str:
-    """Text without control characters, which could forge a line or steer a terminal; they are escaped."""
-    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in readable(text))
-    return "".join(escaped)
 
 
 def csv_cell(text: str | None) -> str:

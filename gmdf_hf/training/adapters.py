@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from gmdf_hf.modeling import GMDFModel
 
@@ -76,12 +77,14 @@ def train_only_domain(model: GMDFModel, domain: str) -> dict[str, nn.Parameter]:
         kept[index] = gradient[index]
         return kept
 
-    for hook in getattr(model, "_own_row_hooks", ()):  # of a domain trained before
+    hooks: list[RemovableHandle] = getattr(model, "_own_row_hooks", [])  # of a domain trained before
+    for hook in hooks:
         hook.remove()
     parameters = model.expert_parameters()
     for parameter in parameters.values():
         parameter.requires_grad_(True)
-    model._own_row_hooks = [parameter.register_hook(own_row) for parameter in parameters.values()]
+    hooks = [parameter.register_hook(own_row) for parameter in parameters.values()]
+    model.__dict__["_own_row_hooks"] = hooks  # a list, which `nn.Module` does not expect as an attribute
     return parameters
 
 
@@ -93,7 +96,7 @@ def base_digest(model: GMDFModel) -> str:
         if name not in experts and not name.startswith(("text_model.", "text_projection.", "mim_head.")):
             data = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
             digest.update(name.encode())
-            digest.update(data.numpy())
+            digest.update(data.numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -111,7 +114,7 @@ def save_expert(model: GMDFModel, domain: str, save_directory: str | os.PathLike
     index, folder = model.domain_id(domain), Path(save_directory)
     folder.mkdir(parents=True, exist_ok=True)
     rows = {name: value.detach()[index].cpu().clone() for name, value in model.expert_parameters().items()}
-    name = model.config.name_or_path
+    name = str(model.config.name_or_path)
     description = {
         "domain": domain,
         "base": {
@@ -145,8 +148,8 @@ def load_expert(
     files = [Path(name_or_path) / name for name in (DESCRIPTION_NAME, WEIGHTS_NAME)]
     if not os.path.isdir(name_or_path):
         names = (DESCRIPTION_NAME, WEIGHTS_NAME)
-        files = [hf_hub_download(str(name_or_path), name, revision=revision, token=token) for name in names]
-    description = json.loads(Path(files[0]).read_text())
+        files = [Path(hf_hub_download(str(name_or_path), name, revision=revision, token=token)) for name in names]
+    description = json.loads(files[0].read_text())
     domain, base = description["domain"], description["base"]
     digest = base_digest(model)
     if digest != base["sha256"]:

@@ -61,8 +61,8 @@ def load_classifier(
         absent = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])} - head.keys()
         # Old checkpoints lack the number of batches behind running statistics, which nothing depends on.
         needed = {name for name in model.state_dict() if not name.endswith("num_batches_tracked")}
-        if absent := sorted(absent & needed):
-            raise ValueError(f"it lacks weights, or has them in another shape: {', '.join(absent[:5])}.")
+        if lacking := sorted(absent & needed):
+            raise ValueError(f"it lacks weights, or has them in another shape: {', '.join(lacking[:5])}.")
         processor = AutoImageProcessor.from_pretrained(backbone, trust_remote_code=False)
         if image_size is not None:
             processor = resized(processor, image_size)

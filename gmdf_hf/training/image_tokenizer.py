@@ -99,7 +99,7 @@ class GMDFImageTokenizer(PreTrainedModel):
         return self.code_classifier(self.encoder(pixel_unshuffle(pixel_values, self.config.patch_size)))
 
     @torch.no_grad()
-    def encode(self, pixel_values: torch.Tensor) -> torch.LongTensor:
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Most probable code of each patch, shape `(B, patches)`, row by row."""
         return self.code_logits(pixel_values).argmax(1).flatten(1)
 
@@ -149,11 +149,11 @@ class DalleImageTokenizer(nn.Module):
         super().__init__()
         self.codebook = codebook.requires_grad_(False).eval()
         self.grid_size = grid_size
-        self.register_buffer("mean", torch.tensor(OPENAI_CLIP_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(OPENAI_CLIP_STD)[:, None, None], persistent=False)
+        self.mean = nn.Buffer(torch.tensor(OPENAI_CLIP_MEAN)[:, None, None], persistent=False)
+        self.std = nn.Buffer(torch.tensor(OPENAI_CLIP_STD)[:, None, None], persistent=False)
 
     @torch.no_grad()
-    def encode(self, pixel_values: torch.Tensor) -> torch.LongTensor:
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Code of each patch, shape `(B, patches)`, for images normalised as CLIP's, shape `(B, 3, H, W)`."""
         pixels = (pixel_values * self.std + self.mean).clamp(0, 1)
         pixels = interpolate(pixels, size=8 * self.grid_size, mode="bicubic", antialias=True).clamp(0, 1)
@@ -161,4 +161,6 @@ class DalleImageTokenizer(nn.Module):
         return self.codebook.get_codebook_indices(0.8 * pixels + 0.1).flatten(1)
 
 
-__all__ = ["DalleImageTokenizer", "GMDFImageTokenizer", "GMDFImageTokenizerConfig"]
+ImageTokenizer = GMDFImageTokenizer | DalleImageTokenizer
+
+__all__ = ["DalleImageTokenizer", "GMDFImageTokenizer", "GMDFImageTokenizerConfig", "ImageTokenizer"]

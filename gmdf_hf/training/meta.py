@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch.func import functional_call
@@ -12,6 +13,7 @@ from gmdf_hf.data.episodes import Episode
 from gmdf_hf.data.patches import patchify
 from gmdf_hf.modeling import GMDFModel
 from gmdf_hf.training.alignment import Alignment
+from gmdf_hf.training.image_tokenizer import ImageTokenizer
 from gmdf_hf.training.inner_optimizer import ExpertSGD
 from gmdf_hf.training.losses import classification_loss, masked_image_loss
 
@@ -101,7 +103,7 @@ def outer_losses(
     model: GMDFModel,
     episode: Episode,
     source_embeds: torch.Tensor,
-    image_tokenizer: torch.nn.Module | None,
+    image_tokenizer: ImageTokenizer | None,
     alignment: Alignment | None,
     all_experts: bool = False,
     experts: Mapping[str, torch.Tensor] | None = None,
@@ -131,6 +133,8 @@ def outer_losses(
     prompts = None if episode.prompt_ids is None else episode.prompt_ids[rows]
     mask, count = None, len(images)
     if image_tokenizer is not None:
+        if episode.mask is None:
+            raise ValueError("L_mim needs an episode with a mask, found None.")
         mask = torch.cat([torch.zeros_like(episode.mask), episode.mask])
         pixel_values = torch.cat([images, images])
         prompts = None if prompts is None else torch.cat([prompts, prompts])
@@ -141,10 +145,10 @@ def outer_losses(
     embeds = torch.cat([source_embeds, output.image_embeds[:count]])
     if alignment is not None:
         losses["alignment"] = alignment.loss(embeds, episode)
-    if image_tokenizer is not None:
+    if image_tokenizer is not None and episode.mask is not None:
         hidden = episode.mask.flatten().nonzero().flatten().to(images.device, non_blocking=True)
         codes = image_tokenizer.encode(images).flatten()[hidden]
-        patches = patchify(images, model.config.patch_size).flatten(0, 1)[hidden]
+        patches = patchify(images, cast(int, model.config.patch_size)).flatten(0, 1)[hidden]
         # Every image has as many hidden patches, so this process's share of them is its share of the images.
         losses["masked_image"] = weights.sum() * masked_image_loss(
             output.mim_code_logits, output.mim_pixels, codes, patches

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import pandas as pd
 import torch
@@ -25,7 +25,7 @@ from gmdf_hf.data.loading import load_domains, make_loader, training_crops
 from gmdf_hf.data.streams import EpisodeStream, Stream
 from gmdf_hf.data.transforms import TRANSFORMS
 from gmdf_hf.evaluation.scoring import score_domains
-from gmdf_hf.modeling import GMDFImageProcessor, GMDFModel
+from gmdf_hf.modeling import GMDFConfig, GMDFImageProcessor, GMDFModel
 from gmdf_hf.training.adapters import add_domain
 from gmdf_hf.training.classifiers import CLASSIFIER_METHODS, load_classifier, running_statistics
 from gmdf_hf.training.config import MethodName, TrainConfig
@@ -96,7 +96,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
             raise UserError(f"gradient_checkpointing: {' '.join(str(error).split())}") from error
     if config.torch_compile:
         model.compile()
-    images = None if config.streaming else [len(domain) for domain in train]
+    images = None if config.streaming else [len(domain) for domain in train if isinstance(domain, Domain)]
     method = make_method(config, names, images, accelerator.num_processes)
     parameters = method.prepare(model)
     same_on_all(model.parameters())
@@ -118,7 +118,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
         with accelerator.main_process_first():  # it trains the tokenizer, the others load it
             method.image_tokenizer = make_image_tokenizer(
                 config.image_tokenizer,
-                model.config,
+                cast(GMDFConfig, model.config),
                 training_crops(sampler, loader, config.epochs),
                 config.image_tokenizer_steps,
                 accelerator.device,
@@ -127,7 +127,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
     episode_of = partial(
         episode_of_batch,
         num_domains=len(train),
-        config=model.config,
+        config=cast(GMDFConfig, model.config),  # read only if patches are hidden
         hide_patches=method.needs_codes,
         encode_captions=encode_captions,
         device=accelerator.device,
@@ -178,7 +178,7 @@ def check_method(backbone: str, method: str, train_tower: str, baseline_model: s
         UserError: If it cannot, or its configuration cannot be read.
     """
     found = backbone_type(backbone)
-    is_detector = found == GMDFModel.config_class.model_type
+    is_detector = found == GMDFConfig.model_type
     possible = [name for name in get_args(MethodName) if (name == "add_domain") == is_detector]
     if method not in possible:
         raise UserError(
@@ -239,7 +239,7 @@ def image_processor(backbone: str, model_type: str, image_size: int) -> GMDFImag
     if model_type == "clip":
         return GMDFImageProcessor.of_size(image_size)
     try:
-        if model_type == GMDFModel.config_class.model_type:
+        if model_type == GMDFConfig.model_type:
             return GMDFImageProcessor.from_pretrained(backbone)
         return GMDFImageProcessor.of_backbone(backbone, image_size)
     except (OSError, ValueError, ImportError) as error:

@@ -13,7 +13,12 @@ from transformers import FlavaImageCodebook
 from gmdf_hf.common.errors import UserError
 from gmdf_hf.common.files import replace_folder
 from gmdf_hf.modeling import GMDFConfig
-from gmdf_hf.training.image_tokenizer import DalleImageTokenizer, GMDFImageTokenizer, GMDFImageTokenizerConfig
+from gmdf_hf.training.image_tokenizer import (
+    DalleImageTokenizer,
+    GMDFImageTokenizer,
+    GMDFImageTokenizerConfig,
+    ImageTokenizer,
+)
 
 DALLE_CODEBOOK = "facebook/flava-image-codebook"
 FINAL_TEMPERATURE = 1 / 16  # where DALL-E's annealing of the Gumbel-Softmax ends
@@ -65,7 +70,7 @@ def make_image_tokenizer(
     steps: int,
     device: torch.device,
     folder: Path,
-) -> torch.nn.Module:
+) -> ImageTokenizer:
     """Train or load the tokenizer that a detector's masked-image head predicts the codes of.
 
     Args:
@@ -91,24 +96,29 @@ def make_image_tokenizer(
     source = str(folder) if source == "train" and folder.exists() else source
     if source == "dalle":
         codebook = FlavaImageCodebook.from_pretrained(DALLE_CODEBOOK, use_safetensors=True)
-        tokenizer = DalleImageTokenizer(codebook, config.image_size // config.patch_size)
+        tokenizer: ImageTokenizer = DalleImageTokenizer(codebook, config.image_size // config.patch_size)
         found = (codebook.config.vocab_size, config.image_size, config.patch_size)
     elif source == "train":
-        fields = {"image_size": config.image_size, "patch_size": config.patch_size}
-        tokenizer = GMDFImageTokenizer(GMDFImageTokenizerConfig(codebook_size=config.codebook_size, **fields))
+        trained = GMDFImageTokenizer(
+            GMDFImageTokenizerConfig(
+                codebook_size=config.codebook_size, image_size=config.image_size, patch_size=config.patch_size
+            )
+        )
+        trained.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
         batches = (batch.to(device) for batch in tqdm(crops, total=steps, desc="image tokenizer"))
-        train_image_tokenizer(tokenizer.to(device), batches, steps)
-        tokenizer.save_pretrained(new := folder.with_name(f"{folder.name}.new"))
+        train_image_tokenizer(trained, batches, steps)
+        trained.save_pretrained(new := folder.with_name(f"{folder.name}.new"))
         replace_folder(new, folder)
-        return tokenizer
+        return trained
     else:
-        tokenizer = GMDFImageTokenizer.from_pretrained(source, use_safetensors=True)
+        tokenizer = loaded = GMDFImageTokenizer.from_pretrained(source, use_safetensors=True)
         tokenizer.requires_grad_(False).eval()
-        found = (tokenizer.config.codebook_size, tokenizer.config.image_size, tokenizer.config.patch_size)
+        found = (loaded.config.codebook_size, loaded.config.image_size, loaded.config.patch_size)
     expected = (config.codebook_size, config.image_size, config.patch_size)
     if found != expected:
         raise UserError(
             f"The image tokenizer {source!r} has codes, image size and patch size {found}, expected {expected}, the "
             "detector's codebook_size, image size and patch size."
         )
-    return tokenizer.to(device)
+    tokenizer.to(device)  # type: ignore[arg-type]
+    return tokenizer

@@ -88,7 +88,9 @@ def test_loading_on_the_meta_device_initialises_everything(clip_folder):
     models = []
     for _ in range(2):
         torch.manual_seed(7)
-        models.append(GMDFModel.from_pretrained(clip_folder, config=tiny_config(dil="affine_bias")))
+        models.append(
+            GMDFModel.from_pretrained(clip_folder, config=tiny_config(dil="affine_bias"), output_loading_info=True)[0]
+        )
     first, second = (model.state_dict() for model in models)
     for name, value in first.items():
         assert value.device.type == "cpu"
@@ -294,13 +296,14 @@ def test_every_field_of_the_configuration_is_read():
     package = Path(gmdf_hf.__file__).parent
     readers = [path for path in (package / "modeling").glob("*_gmdf.py") if "configuration" not in path.name]
     code = "".join(
-        path.read_text() for path in [*readers, package / "data" / "episodes.py", package / "scripts" / "gmdf.py"]
+        path.read_text() for path in [*readers, package / "data" / "episodes.py", package / "scripts" / "info.py"]
     )
     fields = set(json.loads(GMDFConfig().to_json_string(use_diff=False))) & set(GMDFConfig.__dataclass_fields__)
     own = [name for name in GMDFConfig.__annotations__ if name in fields]
     assert len(own) > 12
     for name in own:
-        assert f"config.{name}" in code or f"{name}=" in code, name
+        read = name.removesuffix("_config")  # `vision` and `text` are the sub-configurations as objects
+        assert f"config.{read}" in code or f"{name}=" in code, name
 
 
 def test_a_checkpoint_that_is_no_clip_is_refused(tmp_path, clip_folder):

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from gmdf_hf import GMDFModel, load_expert
@@ -18,6 +19,7 @@ from gmdf_hf.common.locks import locked_folder
 from gmdf_hf.evaluation.metrics import domain_metrics
 from gmdf_hf.scripts import meta_train
 from gmdf_hf.training.config import TrainConfig, load_recipe
+from gmdf_hf.training.methods.gmdf import GMDF
 from tests.domains import write_domain
 
 ROOT = Path(__file__).parents[2]
@@ -248,3 +250,34 @@ def test_a_mistake_is_one_sentence_through_accelerate_too(tmp_path):
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert f"meta_train.py: The recipe {tmp_path / 'none.yaml'} cannot be read" in result.stderr
+
+
+def test_an_overflow_undoes_the_iteration_lowers_the_scale_and_is_counted(tmp_path, monkeypatch):
+    """Half precision's gradient scaler in the loop, at a scale that overflows single precision at first."""
+    scalers, seen = [], []
+
+    class Scaled(Accelerator):
+        """Single precision with a scaler: half precision needs a GPU."""
+
+        def __init__(self, **arguments):
+            super().__init__(**arguments)
+            self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-40)
+            scalers.append(self.scaler)
+
+    step = GMDF.step
+
+    def spy(self, model, episode, accelerator):
+        seen.append({name: value.clone() for name, value in {**model.state_dict(), **self.state()}.items()})
+        return step(self, model, episode, accelerator)
+
+    monkeypatch.setattr(meta_train, "Accelerator", Scaled)
+    monkeypatch.setattr(GMDF, "step", spy)
+    meta_train.main(miniature(tmp_path, max_steps=4, alignment_queue=8))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
+    overflows = [line["overflows"] for line in lines if "overflows" in line][-1]
+    assert 1 <= overflows <= 2
+    assert scalers[0].get_scale() == 2.0 ** (127 - 40 * overflows)
+    for name, value in seen[0].items():
+        assert torch.equal(value, seen[1][name]), name  # weights, moments and queues are those of before
+    alphas = [value for name, value in seen[-1].items() if name.endswith(".alpha")]
+    assert all(alpha.any() for alpha in alphas)  # and the iterations behind it do learn

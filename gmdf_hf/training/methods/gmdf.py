@@ -94,8 +94,8 @@ class GMDF(Method):
         accelerator.backward(total, inputs=shared)
         if accelerator.scaler is not None:
             # The scaler sees the gradients of theta_O alone: through them it hears of an overflow in the inner step.
-            first = next(parameter for parameter in shared if parameter.grad is not None)
-            first.grad += torch.where(finite, 0.0, torch.nan).to(first.grad)
+            first = next(parameter.grad for parameter in shared if parameter.grad is not None)
+            first += torch.where(finite, 0.0, torch.nan).to(first)
         if options.second_order:
             keep_experts(model, experts)
         if self.alignment is not None:

@@ -12,6 +12,7 @@ from gmdf_hf.common.processes import num_processes
 from gmdf_hf.data.episodes import Episode
 from gmdf_hf.modeling import GMDFModel
 from gmdf_hf.training.alignment import Alignment
+from gmdf_hf.training.image_tokenizer import ImageTokenizer
 from gmdf_hf.training.meta import inner_loss, outer_losses
 from gmdf_hf.training.methods.method import Losses, Method
 
@@ -20,7 +21,7 @@ def merged_losses_step(
     model: GMDFModel,
     episode: Episode,
     accelerator: Accelerator,
-    image_tokenizer: nn.Module | None,
+    image_tokenizer: ImageTokenizer | None,
     alignment: Alignment | None,
     alignment_weight: float = 1.0,
     mim_weight: float = 1.0,

@@ -12,6 +12,7 @@ from torch import nn
 from gmdf_hf.data.episodes import Episode
 from gmdf_hf.modeling import GMDFModel
 from gmdf_hf.training.classifiers import freeze_tower
+from gmdf_hf.training.image_tokenizer import ImageTokenizer
 
 Losses = dict[str, torch.Tensor]
 
@@ -28,7 +29,7 @@ class Method:
 
     needs_codes: bool = False
     trains_model: bool = True
-    image_tokenizer: nn.Module | None = None
+    image_tokenizer: ImageTokenizer | None = None
 
     def __init__(self, train_tower: str = "all") -> None:
         self.train_tower = train_tower
