@@ -99,7 +99,7 @@ def print_peak(videos: int, weights: str) -> None:
             container.mux(stream.encode())
         prepare(listing_of(clip, videos), Path(folder, "out"), "benchmark", None, "yunet", weights, max_skipped=1.0)
     # Not `ru_maxrss`, which is at least what the parent had when it started this process.
-    print(int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]))
+    print(int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))[1]))
 
 
 class BenchmarkOptions(Options):

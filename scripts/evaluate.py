@@ -146,7 +146,7 @@ def _score_and_measure(evaluation: Evaluation, accelerator: Accelerator) -> dict
         write_scores(evaluation.output_dir / "scores.parquet", scores, about)
         write_json(evaluation.output_dir / "results.json", results)
     accelerator.wait_for_everyone()
-    return json.loads((evaluation.output_dir / "results.json").read_text())
+    return json.loads((evaluation.output_dir / "results.json").read_text(encoding="utf-8"))
 
 
 def load_detector(evaluation: Evaluation) -> tuple[torch.nn.Module, Any, int]:
