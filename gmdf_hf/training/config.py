@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -276,7 +277,7 @@ def load_recipe(path: Path, overrides: dict[str, Any]) -> TrainConfig:
         raise UserError(f"{path}: {reason}.") from error
 
 
-def parse_command_line(arguments: list[str] | None, description: str, default_recipe: Path) -> TrainConfig:
+def parse_command_line(arguments: Sequence[str] | None, description: str, default_recipe: Path) -> TrainConfig:
     """Make a `TrainConfig` from `--recipe FILE` and an option for every field, whose value is read as YAML.
 
     Raises:
