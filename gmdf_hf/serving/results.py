@@ -66,7 +66,7 @@ class ResultFile:
         self, path: Path | None, form: Form, settings: dict[str, Any], model: str, revision: str | None = None
     ) -> None:
         self.path, self.form = path, form
-        self._about = {"schema_version": SCHEMA_VERSION, "model": model, "revision": revision}
+        self._about: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "model": model, "revision": revision}
         self._done: set[str] = set()
         self._file: IO[str] = sys.stdout
         if path is None:
