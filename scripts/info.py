@@ -33,7 +33,7 @@ def main(options: InfoOptions) -> None:
 
     detector = load_model(options.model, options.revision)
     config, results = detector.config, find_results(options.model, options.revision)
-    vision = config.vision_config
+    vision = config.vision
     facts = {
         "model": options.model,
         "domains": config.domains,
