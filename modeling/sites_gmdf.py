@@ -97,7 +97,8 @@ def backbone_inputs(backbone: PreTrainedModel, pixel_values: torch.Tensor) -> di
         return {
             "pixel_values": patches.reshape(batch, rows * columns, -1),
             "pixel_attention_mask": torch.ones(batch, rows * columns, dtype=torch.int64, device=pixel_values.device),
-            "spatial_shapes": torch.tensor([[rows, columns]]).expand(batch, 2),
+            # Of one image: the positions are then made once for all, and any number of images can be exported.
+            "spatial_shapes": torch.tensor([[rows, columns]]),
         }
     inputs: dict[str, Any] = {"pixel_values": pixel_values}
     if "interpolate_pos_encoding" in signature(backbone.forward).parameters:

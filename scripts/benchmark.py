@@ -284,7 +284,7 @@ def peak_mib() -> float:
     # On Linux, `ru_maxrss` is at least what the parent had when it started this process.
     status = Path("/proc/self/status")
     if status.exists():
-        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0]) / 2**10
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))[0]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 

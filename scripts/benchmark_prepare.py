@@ -99,7 +99,7 @@ def print_peak(videos: int, weights: str) -> None:
             container.mux(stream.encode())
         prepare(listing_of(clip, videos), Path(folder, "out"), "benchmark", None, "yunet", weights, max_skipped=1.0)
     # Not `ru_maxrss`, which is at least what the parent had when it started this process.
-    print(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0])
+    print(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))[0])
 
 
 class BenchmarkOptions(Options):

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import is_timm_available
 
-from gmdf_hf import GMDFConfig, GMDFModel
+from gmdf_hf import GMDFConfig, GMDFImageProcessor, GMDFModel
 from gmdf_hf.data.episodes import Episode
 from gmdf_hf.modeling.backbones_gmdf import BackboneExperts
 from gmdf_hf.modeling.sites_gmdf import backbone_inputs
@@ -242,6 +242,20 @@ def test_the_heatmap_has_a_number_a_place_and_the_experts_their_shares(name):
     assert maps.abs().sum() > 0
     for shares in output.expert_weights:
         torch.testing.assert_close(shares.sum(-1), torch.ones(4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BACKBONES)
+@torch.no_grad()
+def test_the_exported_route_of_unknown_domains_gives_the_same_logits(name, tmp_path):
+    pytest.importorskip("onnxscript")
+    from gmdf_hf.serving.onnx_export import OnnxDetector, export_onnx
+
+    model = trained_model(name)
+    export_onnx(model, GMDFImageProcessor.of_size(model.config.image_size), tmp_path / "model.onnx")
+    pixels = images_for(model, 3)
+    exported = OnnxDetector(tmp_path / "model.onnx", threads=1)(pixels).logits
+    torch.testing.assert_close(exported, model(pixels).logits, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["siglip", "dinov3"])
