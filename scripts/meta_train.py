@@ -245,7 +245,7 @@ def run(arguments: Sequence[str] | None = None, program: str | None = None) -> N
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     with exit_on_error(program or "meta_train.py"):
-        config = parse_command_line(arguments, __doc__, DEFAULT_RECIPE)
+        config = parse_command_line(None if arguments is None else list(arguments), __doc__, DEFAULT_RECIPE)
         results = main(config)
     if process_index() == 0:
         print_results(results)
