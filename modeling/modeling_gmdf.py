@@ -134,9 +134,10 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):  
                         f"found {found!r}; `GMDFModel.from_backbone` starts from a CLIP or another image backbone."
                     )
             check_files(name)
-            model, report = super().from_pretrained(
+            pair: Any = super().from_pretrained(
                 name, *args, config=config, use_safetensors=True, output_loading_info=True, **kwargs
             )
+            model, report = pair
             if not wants_report:  # who asks for the report judges it: a CLIP lacks the experts
                 check_weights(model, report, name)
         model._freeze_text_tower()  # loading makes parameters anew, all of them trainable

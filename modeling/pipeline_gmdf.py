@@ -132,7 +132,7 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("batch_size", BATCH_SIZE)
         super().__init__(*args, **kwargs)
-        check_processor(self.image_processor, self.model.config.name_or_path)
+        check_processor(self.image_processor, str(self.model.config.name_or_path))
 
     def _sanitize_parameters(  # type: ignore[override]
         self, detector: str | None = None, threshold: float | None = None, on_error: str | None = None

@@ -1,10 +1,8 @@
-"""Speed and memory of training and inference, as ratios measured in one run: a line of JSON a figure.
+"""Speed and memory of training and inference, as ratios measured in one run: one line of JSON per metric.
 
-python scripts/benchmark.py                                         # everything, ViT-B/16 with random weights
 python scripts/benchmark.py --figure iteration inference --batch_size 8 --precision bf16
 
-Both sides of a ratio take turns and the fastest of each counts, which is what stays of times on a machine that others
-use, too. `scripts/benchmark_prepare.py` does the same for `prepare`.
+Both sides of a ratio take turns and the fastest of each counts, because the machine may be shared.
 """
 
 from __future__ import annotations
@@ -20,14 +18,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal, cast
 
 import datasets
 import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
-from benchmark_literal import literal_iteration
 from PIL import Image
 from pydantic import Field
 from torch.utils.flop_counter import FlopCounterMode
@@ -48,13 +45,14 @@ from gmdf_hf.modeling import (
     GMDFImageProcessor,
     GMDFModel,
 )
+from gmdf_hf.scripts.benchmark_literal import literal_iteration
 from gmdf_hf.training.image_tokenizer import GMDFImageTokenizer, GMDFImageTokenizerConfig
 from gmdf_hf.training.inner_optimizer import ExpertAdam
 from gmdf_hf.training.methods.gmdf import GMDF, MetaOptions
 
 DOMAINS = ("a", "b", "c")
 LEARNING_RATE, INNER_LEARNING_RATE, QUEUE = 3e-6, 3e-4, 512
-BACKBONES = {
+BACKBONES: dict[str, dict[str, Any]] = {
     "vit_b16": {"patch_size": 16},
     "tiny": {"patch_size": 16, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
 }
@@ -115,13 +113,14 @@ class Bench:
 
     def image_tokenizer(self) -> GMDFImageTokenizer:
         """Visual codes as `image_tokenizer: train` makes them."""
-        sizes = {"image_size": self.vision.image_size, "patch_size": self.vision.patch_size, "codebook_size": 8192}
-        tokenizer = GMDFImageTokenizer(GMDFImageTokenizerConfig(**sizes))
+        sides: dict[str, Any] = {"image_size": self.vision.image_size, "patch_size": self.vision.patch_size}
+        tokenizer = GMDFImageTokenizer(GMDFImageTokenizerConfig(codebook_size=8192, **sides))
         return tokenizer.to(self.device).requires_grad_(False).eval()
 
     def images(self, count: int) -> torch.Tensor:
         """Random pictures."""
-        return torch.randn(count, 3, self.vision.image_size, self.vision.image_size, device=self.device)
+        side = cast(int, self.vision.image_size)
+        return torch.randn(count, 3, side, side, device=self.device)
 
     def meta_iteration(self) -> Callable[[], object]:
         """One iteration of `scripts/meta_train.py`: a batch of every domain, the last held out."""
@@ -150,7 +149,7 @@ class Bench:
 
     def fill_queue(self, method: GMDF) -> None:
         """Give L_sis as many features as a run has after its first iterations."""
-        for queue in method.alignment.queues or ():
+        for queue in (method.alignment and method.alignment.queues) or ():
             for domain in range(len(DOMAINS)):
                 for _ in range(queue.batches):
                     features = torch.randn(self.batch_size, queue.features.shape[-1], device=self.device)
@@ -169,7 +168,8 @@ class Bench:
     def fine_tuning(self) -> Callable[[], object]:
         """One step of plain fine-tuning of transformers' own classifier on as many images."""
         torch.manual_seed(0)
-        clip = CLIPConfig(vision_config=self.vision, text_config=CLIPTextConfig(), num_labels=2)
+        clip = CLIPConfig(vision_config=self.vision, text_config=CLIPTextConfig())
+        clip.num_labels = 2
         model = CLIPForImageClassification(clip).to(self.device).train()
         optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
         count = self.batch_size * len(DOMAINS)
@@ -234,7 +234,7 @@ class Bench:
 
     def loader(self) -> None:
         """Frames that eight cores can decode and process over those that training can use."""
-        size = self.vision.image_size
+        size = cast(int, self.vision.image_size)
         buffer = io.BytesIO()
         noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
         Image.fromarray(noise).resize((317, 317), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
@@ -259,7 +259,9 @@ class Bench:
         iteration = self.meta_iteration()
         counter = FlopCounterMode(display=False)
         # Its tracker of modules cannot follow `autograd.grad`, and the total is all that is asked for.
-        counter.mod_tracker = SimpleNamespace(parents={"Global"}, __enter__=lambda: None, __exit__=lambda: None)
+        counter.mod_tracker = SimpleNamespace(  # type: ignore[assignment]
+            parents={"Global"}, __enter__=lambda: None, __exit__=lambda: None
+        )
         with counter:
             iteration()
         size = 8192 if self.device.type == "cuda" else 2048
@@ -282,7 +284,7 @@ def peak_mib() -> float:
     # On Linux, `ru_maxrss` is at least what the parent had when it started this process.
     status = Path("/proc/self/status")
     if status.exists():
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 2**10
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))[0]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 

@@ -57,7 +57,7 @@ def literal_iteration(
     labels = labels.to(device)
     *sources, target = (batch.to(device) for batch in batches)
     kept = DomainExperts._aggregate
-    DomainExperts._aggregate = views_attended
+    DomainExperts._aggregate = views_attended  # type: ignore[method-assign, assignment]
     try:
         features = []
         for domain, images in enumerate(sources):
@@ -69,12 +69,12 @@ def literal_iteration(
             with torch.no_grad():
                 for parameter in experts.values():
                     if parameter.grad is not None:
-                        parameter -= inner_learning_rate * parameter.grad
+                        parameter.sub_(inner_learning_rate * parameter.grad)
             model.zero_grad()
             features.append(output.image_embeds.detach())
         active = list(range(len(sources)))
-        patch_size = model.config.vision_config.patch_size
-        mask = draw_mask(len(target), model.config.vision_config.image_size // patch_size, model.config.mask_ratio)
+        patch_size = model.config.vision.patch_size
+        mask = draw_mask(len(target), model.config.image_size // patch_size, model.config.mask_ratio)
         with accelerator.autocast():
             model.prompt_embeds = model.encode_prompts(prompt_ids)
             clean = model(target, active_experts=active)
@@ -91,4 +91,4 @@ def literal_iteration(
         optimizer.step()
         model.zero_grad()
     finally:
-        DomainExperts._aggregate = kept
+        DomainExperts._aggregate = kept  # type: ignore[method-assign]

@@ -83,7 +83,7 @@ def main(options: BenchmarkOptions) -> dict[str, float]:
         exact, small = Path(folder) / "model.onnx", Path(folder) / "model.int8.onnx"
         export_onnx(model, GMDFImageProcessor.of_size(side), exact)
         quantize(exact, small)
-        variants = {
+        variants: dict[str, Callable] = {
             "PyTorch": model,
             "compiled": torch.compile(model),
             "ONNX": OnnxDetector(exact),

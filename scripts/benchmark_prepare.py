@@ -40,7 +40,7 @@ def emit(figure: str, value: float, goal: str, **details: object) -> None:
 
 def best(work: Sequence[Callable[[], object]], repeats: int, clock: Callable[[], float]) -> list[float]:
     """Return the shortest time of each function, run in turn `repeats` times."""
-    times = [[] for _ in work]
+    times: list[list[float]] = [[] for _ in work]
     for _ in range(repeats):
         for function, found in zip(work, times, strict=True):
             start = clock()
@@ -99,7 +99,7 @@ def print_peak(videos: int, weights: str) -> None:
             container.mux(stream.encode())
         prepare(listing_of(clip, videos), Path(folder, "out"), "benchmark", None, "yunet", weights, max_skipped=1.0)
     # Not `ru_maxrss`, which is at least what the parent had when it started this process.
-    print(int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]))
+    print(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))[0])
 
 
 class BenchmarkOptions(Options):

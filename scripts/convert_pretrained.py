@@ -50,7 +50,7 @@ def convert(weights: Path, output: Path) -> None:
     try:
         from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
-        config = TimmWrapperConfig(
+        config = TimmWrapperConfig(  # type: ignore[call-arg]  # fields of every configuration
             architecture=ARCHITECTURE,
             num_labels=1000,
             pretrained_cfg={"input_size": [3, 224, 224], "interpolation": "bicubic", "crop_pct": 0.875, **PIXELS},

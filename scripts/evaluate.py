@@ -35,7 +35,7 @@ from gmdf_hf.common.errors import UserError, exit_on_error
 from gmdf_hf.common.files import local_stamp, write_json
 from gmdf_hf.common.locks import locked_folder
 from gmdf_hf.common.options import Argument, Options, parse_options
-from gmdf_hf.common.schema import check_name
+from gmdf_hf.common.schema import SCHEMA_VERSION, check_name
 from gmdf_hf.data.dataset import Domain, load_domain
 from gmdf_hf.data.distortions import DistortingProcessor, parse_distortion
 from gmdf_hf.data.frames import caption_encoder, frame_of
@@ -43,6 +43,7 @@ from gmdf_hf.data.streams import Stream, load_stream
 from gmdf_hf.evaluation.intervals import measure
 from gmdf_hf.evaluation.metrics import crossing
 from gmdf_hf.evaluation.score_parts import BatchQueue, claim_folder, frames_digest, join_parts, write_parts
+from gmdf_hf.evaluation.score_table import write_scores
 from gmdf_hf.evaluation.scoring import Encoder, batch_domain, batch_stream, fake_class, score_batches
 from gmdf_hf.evaluation.tables import domain_table, rich_table
 from gmdf_hf.modeling.loading_gmdf import check_processor, check_weights
@@ -138,13 +139,14 @@ def _score_and_measure(evaluation: Evaluation, accelerator: Accelerator) -> dict
         scores = pd.concat([table for table, _ in joined], ignore_index=True)
         if not len(scores):
             raise UserError(f"No image could be read: {joined[0][1][0].reason}")
-        scores.to_parquet(evaluation.output_dir / "scores.parquet")
         skipped = write_skipped(evaluation.output_dir / "skipped.csv", [item for _, items in joined for item in items])
         write_json(evaluation.output_dir / "environment.json", environment())
         results = results_of(evaluation, scores, model, skipped)
+        about = {name: results[name] for name in ("model", "revision", "threshold")}
+        write_scores(evaluation.output_dir / "scores.parquet", scores, about)
         write_json(evaluation.output_dir / "results.json", results)
     accelerator.wait_for_everyone()
-    return json.loads((evaluation.output_dir / "results.json").read_text())
+    return json.loads((evaluation.output_dir / "results.json").read_text(encoding="utf-8"))
 
 
 def load_detector(evaluation: Evaluation) -> tuple[torch.nn.Module, Any, int]:
@@ -220,7 +222,9 @@ def results_of(evaluation: Evaluation, scores: pd.DataFrame, model: torch.nn.Mod
         threshold, source = (0.5, "default") if own is None else (own, "the model's own, chosen on validation videos")
     known = list(getattr(model.config, "domains", None) or [])
     results = {
+        "schema_version": SCHEMA_VERSION,
         "model": evaluation.model,
+        "revision": evaluation.revision,
         "split": evaluation.split,
         "distortion": evaluation.distortion,
         "threshold": threshold,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -33,7 +33,7 @@ def main(options: InfoOptions) -> None:
 
     detector = load_model(options.model, options.revision)
     config, results = detector.config, find_results(options.model, options.revision)
-    vision = config.vision_config
+    vision: Any = config.vision_config
     facts = {
         "model": options.model,
         "domains": config.domains,

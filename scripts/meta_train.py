@@ -31,10 +31,12 @@ from gmdf_hf.common.errors import UserError, exit_on_error
 from gmdf_hf.common.files import write_config, write_json
 from gmdf_hf.common.locks import locked_folder
 from gmdf_hf.common.processes import agree, average_over_processes, process_index, sum_gradients, wait_for_all
+from gmdf_hf.common.schema import SCHEMA_VERSION
 from gmdf_hf.data.dataset import DRAWN_PREFIX
 from gmdf_hf.data.frames import FrameReader
 from gmdf_hf.evaluation.metrics import domain_metrics
 from gmdf_hf.evaluation.report import print_results, write_model_card
+from gmdf_hf.evaluation.score_table import write_scores
 from gmdf_hf.evaluation.selection import select
 from gmdf_hf.modeling import GMDFModel
 from gmdf_hf.serving.hub import publish, published_files
@@ -203,6 +205,7 @@ def evaluate(config: TrainConfig, setup: Setup, progress: Progress) -> dict[str,
     scores, unread = setup.score(setup.method.route(model), setup.test)
     skipped = sorted(set(gather_object(progress.skipped + unread)))
     results = {
+        "schema_version": SCHEMA_VERSION,
         "method": config.method,
         "seed": config.seed,
         "steps": progress.step,
@@ -218,7 +221,8 @@ def evaluate(config: TrainConfig, setup: Setup, progress: Progress) -> dict[str,
         "domains": domain_metrics(scores, progress.threshold),
     }
     if main:
-        scores.to_parquet(run / "scores.parquet")
+        about = {"model": str(run / "model"), "revision": None, "threshold": progress.threshold}
+        write_scores(run / "scores.parquet", scores, about)
         write_skipped(run / "skipped.csv", skipped)
         plot_history(run / "history.jsonl", run / "history.png")
         write_model_card(
@@ -241,7 +245,7 @@ def run(arguments: Sequence[str] | None = None, program: str | None = None) -> N
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     with exit_on_error(program or "meta_train.py"):
-        config = parse_command_line(arguments, __doc__, DEFAULT_RECIPE)
+        config = parse_command_line(None if arguments is None else list(arguments), __doc__, DEFAULT_RECIPE)
         results = main(config)
     if process_index() == 0:
         print_results(results)

@@ -172,6 +172,8 @@ def main(options: PrepareOptions) -> None:
         "(skipped.csv); near-duplicate videos: "
         + (", ".join(f"{count} {pair}" for pair, count in summary["near_duplicate_videos"].items()) or "one split only")
     )
+    if summary["doubtful_videos"]:
+        console.print(f"{summary['doubtful_videos']} fake videos show several people and have no mask: who is forged?")
     if options.contact_sheet:
         contact_sheet(options.output).save(options.contact_sheet)
     if options.deepfakebench:

@@ -84,7 +84,7 @@ def move(images: torch.Tensor, amount: float, generator: torch.Generator) -> tor
     turn, scale, *shift = (torch.rand(4, len(images), generator=generator) - 0.5) * amount
     cos, sin = (1 + scale) * turn.cos(), (1 + scale) * turn.sin()
     matrices = torch.stack([torch.stack([cos, -sin, shift[0]], 1), torch.stack([sin, cos, shift[1]], 1)], 1)
-    grid = affine_grid(matrices, images.shape, align_corners=False)
+    grid = affine_grid(matrices, list(images.shape), align_corners=False)
     return grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
@@ -134,13 +134,13 @@ class Pretraining(nn.Module):
     def __init__(self, model: GMDFModel):
         super().__init__()
         self.model = model
-        width = model.config.vision_config.hidden_size
+        width = model.config.vision.hidden_size
         self.pasted_patch, self.pasted_image = nn.Linear(width, 1), nn.Linear(width, 1)
         self.quality = nn.Linear(width, 2)
 
     def forward(self, images: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Losses on faces of shape `(B, 3, H, W)`, normalised."""
-        side = self.model.config.vision_config.patch_size
+        side = self.model.config.vision.patch_size
         with torch.no_grad():
             images, strengths = worsen(move(images, 0.1, generator), generator)
             images, share = paste(images, generator)
@@ -172,7 +172,7 @@ def endless_faces(
     while True:
         shuffled = [frames[place] for place in torch.randperm(len(frames), generator=order).tolist()]
         mirrored = torch.randint(2, (len(frames),), generator=order).tolist()
-        draws = [Draw(*frame, chance) for frame, chance in zip(shuffled, mirrored, strict=True)]
+        draws = [Draw(domain, row, chance) for (domain, row), chance in zip(shuffled, mirrored, strict=True)]
         reader = FrameReader(domains, processor)
         whole, readable = len(draws) >= batch_size, False
         for batch in DataLoader(reader, batch_size, sampler=draws, collate_fn=collate, drop_last=whole):
@@ -203,11 +203,12 @@ def pretrain(
     torch.manual_seed(config.seed)
     small = {"expert_bottleneck_size": 1, "codebook_size": 1, "attn_implementation": "eager"}
     model = start_model(config.backbone, ["faces"], small)
-    own = model.config.vision_config.image_size
+    own = model.config.image_size
     if config.image_size not in (None, own):
         raise UserError(f"Pre-training keeps the backbone's image_size of {own}, found {config.image_size}.")
     domains = [load_domain(name, "train", **source.model_dump()) for name, source in config.train_domains.items()]
-    processor, unread = GMDFImageProcessor.of_size(own), set()
+    processor = GMDFImageProcessor.of_size(own)
+    unread: set[str] = set()
     task = Pretraining(model)
     parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, learning_rate, betas=(0.9, 0.98), weight_decay=0.05)

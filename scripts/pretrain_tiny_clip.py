@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ def train_tokenizer(texts: list[str]) -> CLIPTokenizer:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [*letters, *(letter + "</w>" for letter in letters), *(left + right for left, right in merges), BOS, EOS]
     vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+    return CLIPTokenizer(vocab=vocabulary, merges=cast(Any, merges), model_max_length=MAX_TOKENS)
 
 
 def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -76,7 +77,7 @@ def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
     text = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4}
     vision = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4}
     return CLIPModel(
-        CLIPConfig(
+        CLIPConfig(  # type: ignore[call-arg]  # `attn_implementation` belongs to every configuration
             text_config={**text, **small, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": MAX_TOKENS},
             vision_config={**vision, **small, "image_size": IMAGE_SIZE, "patch_size": 8},
             projection_dim=96,

@@ -73,7 +73,7 @@ def main(name: str, scale_name: str, seeds: Sequence[int], folder: Path) -> list
         if run.config is not None and not run.done:
             own = run.row.backbone is not None
             if scale.pretraining_steps and not own and not (Path(run.config.backbone) / "config.json").exists():
-                of_recipe = yaml.safe_load((RECIPES / "scales" / scale.recipe).read_text())["backbone"]
+                of_recipe = yaml.safe_load((RECIPES / "scales" / scale.recipe).read_text(encoding="utf-8"))["backbone"]
                 start = run.config.model_copy(update={"backbone": of_recipe, "seed": 0})
                 pretrain_faces.pretrain(start, Path(run.config.backbone), scale.pretraining_steps)
             print(
@@ -133,7 +133,7 @@ def distorted(config: TrainConfig, distortion: str, names: Sequence[str], replic
             replicates=replicates,
         )
         evaluate.main(asked)
-    return json.loads((folder / "results.json").read_text())["domains"]
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))["domains"]
 
 
 def write(
@@ -160,8 +160,8 @@ def write(
         text.append("Not run:\n\n" + "\n".join(f"- {line}" for line in sorted(refused)))
     text += [f"![{protocol.title}]({place.name}.png)", *filter(None, remarks)]
     place.parent.mkdir(parents=True, exist_ok=True)
-    place.with_suffix(".md").write_text("\n\n".join(text) + "\n")
-    with place.with_suffix(".csv").open("w", newline="") as file:
+    place.with_suffix(".md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
+    with place.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["row", "column", "mean", "deviation", "seeds", "paper", *(f"seed {seed}" for seed in seeds)])
         for cell in cells.values():

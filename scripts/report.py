@@ -65,7 +65,7 @@ class Scored:
     @cached_property
     def results(self) -> dict[str, Any]:
         """What its `results.json` holds, with intervals."""
-        results = json.loads((self.folder / "results.json").read_text())
+        results = json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
         return results | measure(self.scores, results["threshold"], replicates=self.replicates)
 
     @cached_property
@@ -81,9 +81,11 @@ class Scored:
     def load_domain(self, name: str) -> Domain:
         """The pictures behind the scores of a domain."""
         if (self.folder / "request.json").exists():
-            source = DomainSource(**json.loads((self.folder / "request.json").read_text())["domains"][name])
+            source = DomainSource(
+                **json.loads((self.folder / "request.json").read_text(encoding="utf-8"))["domains"][name]
+            )
         else:
-            config = TrainConfig(**yaml.safe_load((self.folder / "train_config.yaml").read_text()))
+            config = TrainConfig(**yaml.safe_load((self.folder / "train_config.yaml").read_text(encoding="utf-8")))
             source = {**config.source_domains, **config.unseen_domains}[name]
         return load_domain(name, self.results.get("split", "test"), **source.model_dump())
 
@@ -146,8 +148,9 @@ def main(runs: Sequence[Scored], folder: Path, faces: bool = True) -> Path:
         f"of {first.replicates} draws of videos. Scores of at least {threshold:.3f} are called fake"
         f"{chosen(first.results)}."
     )
-    (folder / "report.html").write_text(html_page(title, introduction, sections))
-    (folder / "report.md").write_text(markdown_page(title, introduction, sections, folder))
+    (folder / "report.html").write_text(html_page(title, introduction, sections), encoding="utf-8")
+    text = markdown_page(title, introduction, sections, folder)
+    (folder / "report.md").write_text(text, encoding="utf-8")
     return folder / "report.html"
 
 

@@ -144,7 +144,8 @@ def main(arguments: list[str] | None = None) -> dict[str, list[list[str]]]:
     for reason in (reason for split in (train, test) for _, _, unread in split.values() for reason in unread):
         print(f"left out: {reason}", file=sys.stderr)
     if options.output is not None:
-        options.output.write_text("\n\n".join(f"{kind}:\n\n{markdown(table)}" for kind, table in tables.items()) + "\n")
+        text = "\n\n".join(f"{kind}:\n\n{markdown(table)}" for kind, table in tables.items())
+        options.output.write_text(f"{text}\n", encoding="utf-8")
     return tables
 
 

@@ -50,12 +50,12 @@ def replace_folder(new: Path, place: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON."""
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def write_config(path: Path, fields: dict[str, Any]) -> None:
     """Write a run's configuration as a recipe that can be run again."""
-    path.write_text(yaml.safe_dump(fields, sort_keys=False))
+    path.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
 
 
 def file_stamp(path: Path) -> str:

@@ -59,7 +59,7 @@ def locked_folder(folder: Path, part: str = "") -> Iterator[None]:
 
 def _describe(owner: Path) -> str:
     try:
-        found = json.loads(owner.read_text())
+        found = json.loads(owner.read_text(encoding="utf-8"))
         return f"process {found['process']} on {found['host']} since {found['since']} ({found['command']})"
     except (OSError, ValueError, KeyError):  # it has just started, or just ended
         return "another process"

@@ -1,6 +1,9 @@
-"""Names that every domain uses."""
+"""Names that every domain uses, and the version of the files that are written."""
 
 import re
+
+# Stands in score tables, results and lines of results; raised when a reader must know of a change.
+SCHEMA_VERSION = 1
 
 SPLITS = ("train", "validation", "test")
 REAL, FAKE = 0, 1

@@ -61,12 +61,12 @@ def published_files(run: Path, repo: str) -> dict[str, Path | bytes]:
     files: dict[str, Path | bytes] = {
         path.name: path for path in sorted(model.iterdir()) if path.is_file() and path.suffix in MODEL_SUFFIXES
     }
-    files["README.md"] = (model / "README.md").read_text().replace(PLACEHOLDER, repo).encode()
+    files["README.md"] = (model / "README.md").read_text(encoding="utf-8").replace(PLACEHOLDER, repo).encode()
     files["results.json"] = run / "results.json"
-    recipe = public_recipe(yaml.safe_load((run / "train_config.yaml").read_text()))
+    recipe = public_recipe(yaml.safe_load((run / "train_config.yaml").read_text(encoding="utf-8")))
     files["train_config.yaml"] = yaml.safe_dump(recipe, sort_keys=False).encode()
     if (run / "environment.json").is_file():
-        environment = json.loads((run / "environment.json").read_text())
+        environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
         environment.pop("command", None)  # paths again; the recipe says what it said
         files["environment.json"] = _json(environment)
     return files
@@ -74,7 +74,9 @@ def published_files(run: Path, repo: str) -> dict[str, Path | bytes]:
 
 def _of_its_kind(model: Path) -> tuple[str, ...]:
     """Files that a complete folder of this kind of model has besides; timm's keep it all in their configuration."""
-    config = json.loads((model / "config.json").read_text()) if (model / "config.json").is_file() else {}
+    config = (
+        json.loads((model / "config.json").read_text(encoding="utf-8")) if (model / "config.json").is_file() else {}
+    )
     kind = config.get("model_type")
     if kind == "timm_wrapper":
         return ()
@@ -97,7 +99,7 @@ def expert_files(folder: Path, repo: str) -> dict[str, Path | bytes]:
     files: dict[str, Path | bytes] = {name: folder / name for name in names}
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise UserError(f"{folder} holds no expert: it lacks {', '.join(missing)}.")
-    description = json.loads((folder / DESCRIPTION_NAME).read_text())
+    description = json.loads((folder / DESCRIPTION_NAME).read_text(encoding="utf-8"))
     base = description["base"]
     data = ModelCardData(
         library_name="transformers",

@@ -16,8 +16,12 @@ import torch
 
 from gmdf_hf.common.errors import UserError
 from gmdf_hf.common.files import printable, write_json
+from gmdf_hf.common.schema import SCHEMA_VERSION
 
-COLUMNS = ("source", "label", "score", "threshold", "face_found", "persons", "faces", "frames_read", "error")
+COLUMNS = (
+    *("source", "label", "score", "threshold", "face_found", "persons", "faces", "frames_read", "error"),
+    *("faces_found", "notes", "schema_version", "model", "revision"),
+)
 Form = Literal["json", "csv", "text"]
 
 
@@ -51,13 +55,18 @@ class ResultFile:
         path: File to write; None is the standard output.
         form: `json`, `csv` or `text`.
         settings: See `settings_of`.
+        model: Name of the model, for every line.
+        revision: Its revision.
 
     Raises:
         UserError: If the file holds something else or results of other settings.
     """
 
-    def __init__(self, path: Path | None, form: Form, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, path: Path | None, form: Form, settings: dict[str, Any], model: str, revision: str | None = None
+    ) -> None:
         self.path, self.form = path, form
+        self._about: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "model": model, "revision": revision}
         self._done: set[str] = set()
         self._file: IO[str] = sys.stdout
         if path is None:
@@ -105,10 +114,13 @@ class ResultFile:
         if self.form == "json":
             pictures = ("heatmap", "crop")
             faces = [{name: value for name, value in face.items() if name not in pictures} for face in result["faces"]]
-            self._file.write(json.dumps(result | {"faces": faces}) + "\n")  # ASCII, any file name included
+            self._file.write(
+                json.dumps(self._about | result | {"faces": faces}) + "\n"
+            )  # ASCII, any file name included
         elif self.form == "csv":
-            shown = result | {"persons": len(result["persons"]), "faces": len(result["faces"])}
+            shown = self._about | result | {"persons": len(result["persons"]), "faces": len(result["faces"])}
             shown |= {name: csv_cell(result[name]) for name in ("source", "label", "error")}
+            shown |= {"model": csv_cell(self._about["model"]), "notes": csv_cell(" ".join(result["notes"]))}
             csv.writer(self._file).writerow([shown[name] for name in COLUMNS])
         else:
             score = "" if result["score"] is None else f"{result['score']:.3f}"

@@ -124,7 +124,7 @@ def save_expert(model: GMDFModel, domain: str, save_directory: str | os.PathLike
         },
     }
     save_file(rows, folder / WEIGHTS_NAME, metadata={"format": "pt"})
-    (folder / DESCRIPTION_NAME).write_text(json.dumps(description, indent=2) + "\n")
+    (folder / DESCRIPTION_NAME).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
 def load_expert(

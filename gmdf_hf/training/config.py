@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -259,7 +260,7 @@ def load_recipe(path: Path, overrides: dict[str, Any]) -> TrainConfig:
         UserError: If the file cannot be read, or a field is unknown or out of range.
     """
     try:
-        fields = yaml.safe_load(path.read_text()) or {}
+        fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise UserError(f"The recipe {path} cannot be read: {error.strerror}.") from error
     except yaml.YAMLError as error:
@@ -276,8 +277,10 @@ def load_recipe(path: Path, overrides: dict[str, Any]) -> TrainConfig:
         raise UserError(f"{path}: {reason}.") from error
 
 
-def parse_command_line(arguments: list[str] | None, description: str, default_recipe: Path) -> TrainConfig:
+def parse_command_line(arguments: Sequence[str] | None, description: str, default_recipe: Path) -> TrainConfig:
     """Make a `TrainConfig` from `--recipe FILE` and an option for every field, whose value is read as YAML.
+
+    A bare name, such as `paper`, is a recipe beside the default one, which an installed package brings with it.
 
     Raises:
         UserError: As `load_recipe`.
@@ -286,4 +289,7 @@ def parse_command_line(arguments: list[str] | None, description: str, default_re
     parser.add_argument("--recipe", type=Path, default=default_recipe, help=f"YAML file (default: {default_recipe})")
     add_yaml_options(parser, TrainConfig, yaml.safe_load)
     overrides = vars(parser.parse_args(arguments))
-    return load_recipe(overrides.pop("recipe"), overrides)
+    recipe = overrides.pop("recipe")
+    if len(recipe.parts) == 1 and not recipe.suffix and not recipe.exists():
+        recipe = default_recipe.with_name(f"{recipe}.yaml")
+    return load_recipe(recipe, overrides)

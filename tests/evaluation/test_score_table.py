@@ -2,7 +2,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gmdf_hf.evaluation.score_table import read_scores, split_domains, split_methods, video_scores
+from gmdf_hf.evaluation.score_table import (
+    read_about,
+    read_scores,
+    split_domains,
+    split_methods,
+    video_scores,
+    write_scores,
+)
 
 
 def test_equal_names_are_different_videos():
@@ -91,3 +98,13 @@ def test_single_method_gives_no_method_auc():
     table = mixed_table()
     assert split_methods(table[table["method"] != "FaceSwap"]) == {}
     assert split_methods(table.drop(columns="method")) == {}
+
+
+def test_a_table_says_what_made_it(tmp_path):
+    table = pd.DataFrame({"domain": ["a"], "video_id": ["v"], "frame": [0], "label": [1], "score": [0.5]})
+    write_scores(tmp_path / "scores.parquet", table, {"model": "user/name", "revision": "v1", "threshold": 0.4})
+    about = {"schema_version": 1, "model": "user/name", "revision": "v1", "threshold": 0.4}
+    assert read_about(tmp_path / "scores.parquet") == about
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "scores.parquet"), table)
+    table.to_parquet(tmp_path / "old.parquet")
+    assert read_about(tmp_path / "old.parquet") == {}

@@ -244,6 +244,29 @@ def test_two_processes_train_as_one(kind, tmp_path):
         torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize(("kind", "method"), [("vit", "gmdf"), ("resnet", "gmdf"), ("vit", "mldg")])
+def test_gmdf_trains_on_any_backbone_with_its_own_pixels(kind, method, tmp_path):
+    model = {"codebook_size": 16, "expert_bottleneck_size": 4, "prompt_size": 8, "projection_dim": 8}
+    fields = {"model": model, "image_size": 32, "image_tokenizer_steps": 2}
+    results = meta_train.main(miniature(tmp_path, kind, method=method, **fields))
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "run" / "model")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "run" / "model")
+    own = AutoImageProcessor.from_pretrained(tmp_path / kind)
+    assert results["steps"] == 4
+    assert loaded.config.model_type == "gmdf" and loaded.config.vision_config.model_type == kind
+    assert loaded.config.slim and not hasattr(loaded, "mim_head")
+    assert list(processor.image_mean) == list(own.image_mean) and image_side(processor) == 32
+    moved = any(parameter.any() for name, parameter in loaded.named_parameters() if name.endswith(".alpha"))
+    assert moved is (method == "gmdf")
+
+
+def test_a_baseline_can_start_where_gmdf_starts(tmp_path):
+    meta_train.main(miniature(tmp_path, "vit", baseline_model="gmdf", model={"projection_dim": 8}))
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "run" / "model")
+    assert loaded.config.model_type == "gmdf"
+    assert not any(parameter.any() for name, parameter in loaded.named_parameters() if name.endswith(".alpha"))
+
+
 def test_a_method_that_needs_a_trained_gmdf_is_refused_before_anything_is_touched(tmp_path):
     config = miniature(tmp_path, "vit", method="add_domain", source_domains={"x": "/no/such/x"})
     (tmp_path / "run").mkdir()

@@ -39,6 +39,13 @@ def test_the_command_line_wins_over_the_recipe(tmp_path):
 SECOND_ORDER = {"meta_gradient": "second_order", "inner_optimizer": "sgd"}
 
 
+def test_a_bare_name_is_a_recipe_beside_the_default_one(tmp_path):
+    recipe = write(tmp_path, seed=3)
+    assert parse_command_line(["--recipe", "recipe"], "", tmp_path / "other.yaml").seed == 3
+    with pytest.raises(UserError, match=r"none\.yaml cannot be read"):
+        parse_command_line(["--recipe", "none"], "", recipe)
+
+
 @pytest.mark.parametrize("word", ["no", "off", "'no'"])
 def test_the_no_of_yaml_is_a_precision(tmp_path, word):
     recipe = write(tmp_path, mixed_precision="bf16")
