@@ -307,18 +307,17 @@ def test_an_interrupted_run_goes_on_without_a_gap_or_a_double(model, tmp_path):
     # The program interrupts itself: on a busy machine it may be done before somebody else sees that it has begun.
     code = """
 import os, signal
-from gmdf_hf.scripts import gmdf as command
-from gmdf_hf.scripts.predict import UNREADABLE
-from gmdf_hf.serving.results import verdict
-write, written = cli.write_result, []
+from gmdf_hf.scripts.gmdf import main
+from gmdf_hf.serving.results import ResultFile
+write, written = ResultFile.write, []
 def write_and_interrupt(*arguments):
     write(*arguments)
     written.append(arguments)
     if len(written) == 100:
         os.kill(os.getpid(), signal.SIGINT)
-cli.write_result = write_and_interrupt
+ResultFile.write = write_and_interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
-cli.main()
+main()
 """
     process = subprocess.run([sys.executable, "-c", code, *options], stderr=subprocess.PIPE, check=False)
     assert process.returncode == command.INTERRUPTED
