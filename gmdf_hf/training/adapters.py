@@ -19,7 +19,9 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from gmdf_hf.modeling import GMDFModel
+from gmdf_hf.modeling.loading_gmdf import BrokenModelError, refusing_damage
 
+BASE_FIELDS = ("name", "revision", "sha256")
 WEIGHTS_NAME, DESCRIPTION_NAME = "expert.safetensors", "expert.json"
 
 
@@ -149,15 +151,18 @@ def load_expert(
     if not os.path.isdir(name_or_path):
         names = (DESCRIPTION_NAME, WEIGHTS_NAME)
         files = [Path(hf_hub_download(str(name_or_path), name, revision=revision, token=token)) for name in names]
-    description = json.loads(files[0].read_text())
-    domain, base = description["domain"], description["base"]
+    with refusing_damage(name_or_path):
+        description = json.loads(files[0].read_text(encoding="utf-8"))
+        domain, base = str(description["domain"]), {key: description["base"][key] for key in BASE_FIELDS}
+        rows = load_file(files[1])
+    if broken := sorted(n for n, row in rows.items() if not row.is_floating_point() or not row.isfinite().all()):
+        raise BrokenModelError(f"{name_or_path} is damaged: no finite floating-point numbers in {broken[0]}.")
     digest = base_digest(model)
     if digest != base["sha256"]:
         raise ValueError(
             f"The expert {name_or_path} was trained on another base: expected {base['name']} at revision "
             f"{base['revision']} with SHA-256 {base['sha256']}, in the precision it was trained in, found {digest}."
         )
-    rows = load_file(files[1])
     shapes = {name: tuple(value.shape[1:]) for name, value in model.expert_parameters().items()}
     found = {name: tuple(value.shape) for name, value in rows.items()}
     if found != shapes:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 from gmdf_hf import GMDFConfig, GMDFModel
@@ -62,7 +63,7 @@ def test_one_domain_after_the_other(pixel_values):
     for name in ("d", "e"):
         before = {n: p.detach().clone() for n, p in model.expert_parameters().items()}
         add_domain(model, name)
-        losses = train_new(model, name, pixel_values, steps=10)
+        losses = train_new(model, name, pixel_values, steps=20)
         assert losses[-1] < losses[0]
         for n, p in model.expert_parameters().items():
             assert torch.equal(p[: len(before[n])], before[n]), n
@@ -150,3 +151,23 @@ def test_an_expert_of_vit_b_16_is_below_10_megabytes(tmp_path, dil):
     save_expert(model, "d", tmp_path)
     size = (tmp_path / "expert.safetensors").stat().st_size
     assert size < (15e6 if dil == "affine_bias" else 10e6), size
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", '{"domain": "d", "base": {}}', "[" * 100_000, '{"domain": "d"}'])
+def test_a_damaged_description_of_an_expert_is_refused(tmp_path, text):
+    model = tiny_model()
+    save_expert(model, "b", tmp_path)
+    (tmp_path / "expert.json").write_text(text)
+    with pytest.raises(ValueError, match="is damaged"):
+        load_expert(model, tmp_path)
+
+
+@pytest.mark.parametrize("change", [lambda row: row * float("nan"), lambda row: row.to(torch.int8)])
+def test_weights_of_an_expert_are_finite_numbers(tmp_path, change):
+    model = tiny_model()
+    save_expert(model, "b", tmp_path)
+    rows = load_file(tmp_path / "expert.safetensors")
+    rows["domain_prompts"] = change(rows["domain_prompts"])
+    save_file(rows, tmp_path / "expert.safetensors")
+    with pytest.raises(ValueError, match="no finite floating-point numbers in domain_prompts"):
+        load_expert(model, tmp_path)
