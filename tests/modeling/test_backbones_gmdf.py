@@ -245,7 +245,7 @@ def test_the_heatmap_has_a_number_a_place_and_the_experts_their_shares(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in BACKBONES if name != "siglip2"])  # of any resolution: not tried
+@pytest.mark.parametrize("name", BACKBONES)
 @torch.no_grad()
 def test_the_exported_route_of_unknown_domains_gives_the_same_logits(name, tmp_path):
     pytest.importorskip("onnxscript")
