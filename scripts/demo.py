@@ -29,7 +29,7 @@ def main(options: DemoOptions) -> None:
     """Serve the page until it is interrupted.
 
     Raises:
-        UserError: If the model or a package cannot be used.
+        UserError: If the model cannot be loaded or a package is missing.
     """
     from gmdf_hf.serving.loading import load_pipeline
 
@@ -42,7 +42,7 @@ def main(options: DemoOptions) -> None:
 
 
 def run(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
-    """Serve the demo that the command line describes."""
+    """Serve the demo with the options of the command line."""
     options = parse_options(DemoOptions, arguments, __doc__, program)
     with exit_on_error(program or "demo.py"):
         main(options)

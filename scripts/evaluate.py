@@ -6,8 +6,8 @@ python scripts/evaluate.py --model user/some-vit-detector --fake_label AI --doma
 python scripts/evaluate.py --model user/name --domains big=user/big --streaming   # no download first
 ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 scripts/evaluate.py ...     # several processes share the frames
 
-A killed run goes on where it was. On a CPU the scores are the same to the last bit for any number of processes and any
-order of the data (of a stream: for its own order), as long as --batch_size and --threads are.
+A killed run resumes from its last complete part. On a CPU the scores are bit-identical for any number of processes and
+any order of the data (for a stream: in the same order), with the same --batch_size and --threads.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rich.console import Console
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
-import gmdf_hf.modeling.auto_gmdf  # noqa: F401  the auto classes then know the model
+import gmdf_hf.modeling.auto_gmdf  # noqa: F401  registers the model with the auto classes
 from gmdf_hf.common.errors import UserError, exit_on_error
 from gmdf_hf.common.files import local_stamp, write_json
 from gmdf_hf.common.locks import locked_folder
@@ -94,13 +94,13 @@ class Evaluation(Options):
 
 
 def main(evaluation: Evaluation) -> dict[str, Any]:
-    """Score every domain and measure the scores.
+    """Score every domain and compute the figures.
 
     Returns:
-        What `results.json` holds.
+        Content of `results.json`.
 
     Raises:
-        UserError: If the evaluation is not possible as asked.
+        UserError: If the evaluation cannot be run with these options.
         DomainError: If a domain cannot be used.
     """
     accelerator = Accelerator()
@@ -128,7 +128,7 @@ def _score_and_measure(evaluation: Evaluation, accelerator: Accelerator) -> dict
     with accelerator.main_process_first():
         claim_folder(evaluation.output_dir, request_of(evaluation, model, domains, accelerator.device.type))
     queues = [BatchQueue(source, evaluation.output_dir / "parts" / source.name, size) for source in batched]
-    accelerator.wait_for_everyone()  # nobody writes before everybody has looked
+    accelerator.wait_for_everyone()  # no process writes before all have read the folder
     for source, queue in zip(batched, queues, strict=True):
         mine = itertools.islice(queue, accelerator.process_index, None, accelerator.num_processes)
         scored = score_batches(model, source, mine, processor, size, evaluation.num_workers, encode_captions, fake)
@@ -150,10 +150,10 @@ def _score_and_measure(evaluation: Evaluation, accelerator: Accelerator) -> dict
 
 
 def load_detector(evaluation: Evaluation) -> tuple[torch.nn.Module, Any, int]:
-    """The model, its own image processor, and the number of its fake class.
+    """Load the model, its image processor, and the index of its fake class.
 
     Raises:
-        UserError: If one of them cannot be had.
+        UserError: If one of them cannot be loaded or determined.
     """
     options = {"revision": evaluation.revision, "trust_remote_code": evaluation.trust_remote_code}
     try:
@@ -169,10 +169,10 @@ def load_detector(evaluation: Evaluation) -> tuple[torch.nn.Module, Any, int]:
 
 
 def captions_of(model: torch.nn.Module, has_captions: bool, evaluation: Evaluation) -> Encoder | None:
-    """The encoder of captions that a GM-DF of prompt P3 needs; its tokenizer stands in the model's folder.
+    """Caption encoder for a GM-DF with prompt P3; the tokenizer is in the model's folder.
 
     Raises:
-        UserError: If there are captions and no tokenizer.
+        UserError: If there are captions but no tokenizer.
     """
     if getattr(model.config, "prompt", None) != "P3" or not has_captions:
         return None
@@ -188,12 +188,12 @@ def captions_of(model: torch.nn.Module, has_captions: bool, evaluation: Evaluati
 def request_of(
     evaluation: Evaluation, model: torch.nn.Module, domains: list[Domain] | list[Stream], device: str
 ) -> dict[str, Any]:
-    """All that the scores depend on."""
+    """Inputs that determine the scores, for comparison with an earlier run."""
     weights = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         weights.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     frames = {}
-    for domain in domains:  # what a stream holds is known at its end: its parts keep watch over that
+    for domain in domains:  # the content of a stream is known only at its end and checked with its parts
         if isinstance(domain, Domain):
             digest = frames_digest(frame_of(domain, row) for row in range(len(domain)))
             frames[domain.name] = f"{len(domain)} frames, {digest}"
@@ -214,10 +214,10 @@ def request_of(
 
 
 def results_of(evaluation: Evaluation, scores: pd.DataFrame, model: torch.nn.Module, skipped: int) -> dict[str, Any]:
-    """What `results.json` holds; a figure that has no value is null there."""
+    """Content of `results.json`; undefined figures are null."""
     threshold, source = evaluation.threshold, "given"
     if threshold is None:
-        # A detector of ours carries the one that its run chose on validation videos of its source domains.
+        # A GM-DF stores the threshold that its run chose on validation videos of its source domains.
         own = getattr(model.config, "threshold", None)
         threshold, source = (0.5, "default") if own is None else (own, "the model's own, chosen on validation videos")
     known = list(getattr(model.config, "domains", None) or [])
@@ -236,13 +236,13 @@ def results_of(evaluation: Evaluation, scores: pd.DataFrame, model: torch.nn.Mod
         **measure(scores, threshold, evaluation.real_share, evaluation.replicates),
     }
     if evaluation.split == "validation" and scores["label"].nunique() == 2:
-        # What to give as `threshold` when scoring the test split.
+        # Value for `threshold` when the test split is scored.
         results["crossing_threshold"] = crossing(scores["label"].to_numpy(), scores["score"].to_numpy()).threshold
     return null_for_nan(results)
 
 
 def null_for_nan(value: Any) -> Any:
-    """The same with None for every `nan`, which JSON does not know."""
+    """Replace `nan`, which JSON does not support, by None."""
     if isinstance(value, dict):
         return {key: null_for_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -264,7 +264,7 @@ def recipe_domains(recipe: Path) -> dict[str, Any]:
 
 
 def run(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
-    """Evaluate as the command line says, and print the table."""
+    """Evaluate with the options of the command line and print the table."""
     evaluation = parse_options(Evaluation, arguments, __doc__, program)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

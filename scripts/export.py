@@ -3,8 +3,9 @@
     python scripts/export.py --model runs/x/model --output exported
     python scripts/export.py --model runs/x/model --output exported --int8 --domain faces/celebdf
 
-The exported file is the route of an unknown domain: `pixel_values` (batch, 3, side, side) in, `logits` (batch, 2) out.
-Threshold, pixel mean and deviation and the domains are in its metadata. `benchmark_predict.py` measures the speed.
+The export contains the route of an unknown domain: `pixel_values` (batch, 3, side, side) in, `logits` (batch, 2) out.
+Its metadata contain the threshold, the pixel mean and deviation, and the domains. `benchmark_predict.py` measures the
+speed.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def main(options: ExportOptions) -> list[dict]:
     """Export, measure and print.
 
     Returns:
-        A row a variant: name, size in bytes, largest difference of logits, and on a domain AUC and accuracy at the
-        model's threshold.
+        One row per variant: name, size in bytes, largest difference of logits, and, if a domain is given, AUC and
+        accuracy at the model's threshold.
     """
     try:
         model = GMDFModel.from_pretrained(options.model).eval()
@@ -97,7 +98,7 @@ def show(rows: list[dict]) -> None:
 
 
 def run(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
-    """Export what the command line names."""
+    """Export with the options of the command line."""
     options = parse_options(ExportOptions, arguments, __doc__, program)
     logging.set_verbosity_error()
     logging.disable_progress_bar()

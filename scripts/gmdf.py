@@ -1,7 +1,7 @@
-"""The command `gmdf`: every stage of the work by one name.
+"""The command `gmdf`: one subcommand per stage of the work.
 
-Each command is a script of this folder; its options are imported when it is called, so that `gmdf --help` answers at
-once.
+Each subcommand is a script of this folder. The script is imported only when it is called, so that `gmdf --help` is
+fast.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WRONG_COMMAND_LINE, BROKEN_PIPE, INTERRUPTED = 2, 1, 130
 
 
 def usage() -> str:
-    """Help of the command."""
+    """Help text of the command."""
     lines = [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
     return "\n".join(
         [
@@ -56,7 +56,7 @@ def train(arguments: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; output is UTF-8 whatever the locale."""
+    """Run a command; output is UTF-8 in any locale."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name == "train":
             train(rest)
         import_module(f"gmdf_hf.scripts.{name}").run(rest, f"gmdf {name}")
-    except BrokenPipeError:  # `| head` has read enough
+    except BrokenPipeError:  # for example, `| head` has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN_PIPE)
     except KeyboardInterrupt:

@@ -27,7 +27,7 @@ class InfoOptions(Options):
 
 
 def main(options: InfoOptions) -> None:
-    """Print the facts about a detector."""
+    """Print training data, size, threshold and results of a detector."""
     from gmdf_hf.evaluation.report import print_results
     from gmdf_hf.serving.loading import find_results, load_model
 
@@ -63,7 +63,7 @@ def main(options: InfoOptions) -> None:
 
 
 def run(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
-    """Show the detector that the command line names."""
+    """Show the detector of the command line."""
     options = parse_options(InfoOptions, arguments, __doc__, program)
     with exit_on_error(program or "info.py"):
         main(options)

@@ -57,10 +57,10 @@ def main(config: TrainConfig) -> dict[str, Any]:
     """Run a recipe: train, choose the best epoch on the source domains' validation videos, score every test domain.
 
     Returns:
-        What `results.json` holds.
+        Content of `results.json`.
 
     Raises:
-        UserError: If the run is not possible as asked, or an iteration gave a number that is not finite.
+        UserError: If the configuration cannot be run, or an iteration gives a non-finite loss or gradient.
         DomainError: If a domain cannot be used.
         Stopped: After SIGTERM.
     """
@@ -91,7 +91,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
 
 
 def train(config: TrainConfig, setup: Setup, checkpoint: Path | None, stop: StopSignal) -> Progress:
-    """The loop: iterations, checkpoints, and after every epoch the choice of the best model."""
+    """Training loop with checkpoints; every epoch ends with the selection of the best model."""
     accelerator, method, model, sampler = setup.accelerator, setup.method, setup.model, setup.sampler
     parameters = setup.parameters
     steps = min(config.max_steps or config.epochs * len(sampler), config.epochs * len(sampler))
@@ -120,7 +120,7 @@ def train(config: TrainConfig, setup: Setup, checkpoint: Path | None, stop: Stop
             model.train(method.trains_model)
             for batch in setup.loader if progress.iteration < len(sampler) and progress.step < steps else ():
                 progress.skipped += batch["skipped"]
-                # All that is random in an iteration follows from the seed and its number: a resumed run repeats it.
+                # The seed and the iteration number determine all random numbers, so that a resumed run repeats them.
                 torch.manual_seed(2**32 * config.seed + progress.step)
                 episode = setup.episode_of(batch)
                 if progress.iteration == 0 and (figures := method.describe_step(model, episode, accelerator)):
@@ -132,7 +132,7 @@ def train(config: TrainConfig, setup: Setup, checkpoint: Path | None, stop: Stop
                 accelerator.unscale_gradients(optimizer)
                 norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
                 values, stopped = agree(losses, norm, stop.received)
-                # A gradient scaler tries a norm that is not finite again with a smaller scale.
+                # On a non-finite norm, a gradient scaler skips the step and lowers its scale.
                 if not all(math.isfinite(values[name]) for name in (losses if accelerator.scaler else values)):
                     restore(setup.restore_on_failure, before)
                     save()
@@ -140,7 +140,7 @@ def train(config: TrainConfig, setup: Setup, checkpoint: Path | None, stop: Stop
                     raise UserError(record_failure(path, model, episode, batch["names"], step, values))
                 optimizer.step()
                 optimizer.zero_grad()
-                if accelerator.optimizer_step_was_skipped:  # an overflow: the whole iteration counts as not done
+                if accelerator.optimizer_step_was_skipped:  # an overflow: undo the whole iteration
                     restore(setup.restore_on_failure, before)
                     progress.overflows += 1
                 else:
@@ -174,7 +174,7 @@ def train(config: TrainConfig, setup: Setup, checkpoint: Path | None, stop: Stop
 
 
 def choose(config: TrainConfig, setup: Setup, progress: Progress, history: History) -> None:
-    """Score the source domains' validation splits, and save the model if no epoch before was better."""
+    """Score the source domains' validation splits and save the model if it is the best so far."""
     scores, unread = setup.score(setup.method.route(setup.model), setup.validation)
     progress.skipped += unread
     if setup.accelerator.is_main_process:
@@ -189,7 +189,7 @@ def choose(config: TrainConfig, setup: Setup, progress: Progress, history: Histo
         progress.best, progress.threshold = mean_auc, threshold
         if config.method == "gmdf":
             setup.model.config.expert_effect = record["expert_effect"]
-        if config.method != "add_domain":  # whose threshold is that of one route, not of the detector
+        if config.method != "add_domain":  # its threshold is for one route, not for the detector
             setup.model.config.threshold = min(threshold, 1.0)
         if setup.accelerator.is_main_process:
             save_model(config.output_dir / "model", setup.model, setup.processor, **setup.save_options)
@@ -198,7 +198,7 @@ def choose(config: TrainConfig, setup: Setup, progress: Progress, history: Histo
 
 
 def evaluate(config: TrainConfig, setup: Setup, progress: Progress) -> dict[str, Any]:
-    """Score the test splits with the best model, once, and write down what came of the run."""
+    """Score the test splits once with the best model and write the results of the run."""
     wait_for_all()
     run, main = config.output_dir, setup.accelerator.is_main_process
     model = type(setup.model).from_pretrained(run / "model").to(setup.accelerator.device)
@@ -241,7 +241,7 @@ def evaluate(config: TrainConfig, setup: Setup, progress: Progress) -> dict[str,
 
 
 def run(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
-    """Train as recipe and command line say, and print the results."""
+    """Train with the recipe and the options of the command line, and print the results."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     with exit_on_error(program or "meta_train.py"):

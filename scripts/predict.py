@@ -71,7 +71,7 @@ class PredictOptions(Options):
 
     @property
     def form(self) -> Literal["json", "csv", "text"]:
-        """How results are written."""
+        """Output format."""
         return "json" if self.as_json else "csv" if self.as_csv else "text"
 
 
@@ -153,7 +153,7 @@ def main(options: PredictOptions) -> int:
 
 
 def save_heatmaps(folder: Path, result: dict[str, Any]) -> None:
-    """Save the map over each person's most suspicious face; the file's name tells source, person and frame."""
+    """Save the heat map over each person's highest-scored face; the file name has source, person and frame."""
     import hashlib
 
     from gmdf_hf.serving.overlays import overlay
@@ -170,11 +170,11 @@ def save_heatmaps(folder: Path, result: dict[str, Any]) -> None:
 
 
 def run(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
-    """Score what the command line names."""
+    """Score the files of the command line."""
     import warnings
 
     options = parse_options(PredictOptions, arguments, __doc__, program)
-    warnings.filterwarnings("ignore", module="PIL")  # of damaged files, which have their own line
+    warnings.filterwarnings("ignore", module="PIL")  # of damaged files, which are reported separately
     with exit_on_error(program or "predict.py"):
         status = main(options)
     sys.exit(status)

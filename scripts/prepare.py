@@ -86,7 +86,7 @@ class PrepareOptions(Options):
 
 
 def list_records(options: PrepareOptions) -> Listing:
-    """Run the importer that the command line names."""
+    """Run the importer of the data set."""
     names = ("methods", "compression", "index", "labels")
     given = {name: getattr(options, name) for name in names if getattr(options, name)}
     takes = {
@@ -114,7 +114,7 @@ def list_records(options: PrepareOptions) -> Listing:
 
 
 def show(console: Console, listing: Listing) -> None:
-    """Print what was found and what is wrong with it."""
+    """Print the listing and its problems."""
     console.print(f"{len(listing.records)} videos or images, {len(listing.left_out)} files left out.")
     for note in listing.notes[:SHOWN]:
         console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
@@ -141,7 +141,7 @@ def main(options: PrepareOptions) -> None:
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=None, speed="")
-        first: list[tuple[float, stage.Progress]] = []  # what an earlier run had done is no speed of this one
+        first: list[tuple[float, stage.Progress]] = []  # progress at the start of this run, for the speed
 
         def on_progress(state: stage.Progress) -> None:
             first.append((bar.get_time(), state)) if not first else None
@@ -184,7 +184,7 @@ def main(options: PrepareOptions) -> None:
 
 
 def run(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
-    """Prepare the domain that the command line describes."""
+    """Prepare a domain with the options of the command line."""
     options = parse_options(PrepareOptions, arguments, __doc__, program)
     try:
         with exit_on_error("error"):

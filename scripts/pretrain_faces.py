@@ -2,10 +2,9 @@
 
 python scripts/pretrain_faces.py --recipe scripts/recipes/real_faces.yaml --output runs/backbones/all
 
-For comparing methods where no CLIP that has seen the web can be had: all of them start from what this writes, a CLIP
-folder for `--backbone`. Three tasks make their own targets, at once: what hidden patches look like, how much a picture
-was blurred and how noisy it was made, and where a piece of a picture, worsened on its own, was pasted into it. It takes
-about 6 minutes on one core.
+The output is a CLIP folder for `--backbone`: a common starting point for comparing methods on machines without a
+web-trained CLIP. Three self-supervised tasks are trained jointly: the pixels of hidden patches, the strength of added
+blur and noise, and the location of a pasted, degraded image region. It takes about 6 minutes on one core.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ from gmdf_hf.training.setup import backbone_path, start_model
 MASK_RATIO = 0.3
 LARGEST_BLUR = 1.5  # standard deviation in pixels
 STRONGEST_NOISE = 0.17  # standard deviation, in units of the normalised image
-REACH = 4  # pixels that the blur looks to either side
+REACH = 4  # radius of the blur kernel in pixels
 
 
 def blur(images: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:
@@ -61,14 +60,14 @@ def blur(images: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:
 
 
 def worsen(images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Blur half of the images, add noise to half, and change the light and colour of all.
+    """Blur half of the images, add noise to half, and change the brightness and colour of all.
 
     Args:
         images: Normalised, shape `(B, 3, H, W)`.
         generator: Source of randomness.
 
     Returns:
-        Images of the same shape; and `(B, 2)`, how strong blur and noise are, as shares of the strongest.
+        Images of the same shape; and the strengths of blur and noise relative to their maximum, `(B, 2)`.
     """
     strengths = torch.rand(len(images), 2, generator=generator)
     strengths = strengths * (torch.rand(len(images), 2, generator=generator) < 0.5)
@@ -80,7 +79,7 @@ def worsen(images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tens
 
 
 def move(images: torch.Tensor, amount: float, generator: torch.Generator) -> torch.Tensor:
-    """Turn, scale and shift each image by a random share of `amount` (radians, factor, half sides)."""
+    """Rotate, scale and shift each image by a random share of `amount` (radians, factor, half sides)."""
     turn, scale, *shift = (torch.rand(4, len(images), generator=generator) - 0.5) * amount
     cos, sin = (1 + scale) * turn.cos(), (1 + scale) * turn.sin()
     matrices = torch.stack([torch.stack([cos, -sin, shift[0]], 1), torch.stack([sin, cos, shift[1]], 1)], 1)
@@ -100,14 +99,14 @@ def draw_regions(count: int, side: int, generator: torch.Generator) -> torch.Ten
 
 
 def paste(images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Paste a region of another image, or of the image itself, moved and worsened, into about half of the images.
+    """Paste a moved and degraded region of another image, or of the image itself, into about half of the images.
 
     Args:
         images: Normalised, shape `(B, 3, H, W)`.
         generator: Source of randomness.
 
     Returns:
-        Images of the same shape; and how much of each pixel is pasted, `(B, 1, H, W)`.
+        Images of the same shape; and the pasted fraction of each pixel, `(B, 1, H, W)`.
     """
     count = len(images)
 
@@ -125,10 +124,10 @@ def paste(images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tenso
 
 
 class Pretraining(nn.Module):
-    """A detector's vision tower with the heads of the three tasks, which are thrown away afterwards.
+    """A detector's vision tower with temporary heads for the three tasks.
 
     Args:
-        model: A detector that starts as the backbone, its experts at zero effect.
+        model: A detector made from the backbone, with experts at zero effect.
     """
 
     def __init__(self, model: GMDFModel):
@@ -139,7 +138,7 @@ class Pretraining(nn.Module):
         self.quality = nn.Linear(width, 2)
 
     def forward(self, images: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Losses on faces of shape `(B, 3, H, W)`, normalised."""
+        """Losses on normalised faces of shape `(B, 3, H, W)`."""
         side = self.model.config.vision.patch_size
         with torch.no_grad():
             images, strengths = worsen(move(images, 0.1, generator), generator)
@@ -166,7 +165,7 @@ class Pretraining(nn.Module):
 def endless_faces(
     domains: Sequence[Domain], processor: GMDFImageProcessor, batch_size: int, seed: int, unread: set[str]
 ) -> Iterator[torch.Tensor]:
-    """Batches of faces of all domains, each frame once before any comes again; `unread` is told of unreadable ones."""
+    """Endless batches of faces of all domains, shuffled per epoch; reasons for skipped frames go to `unread`."""
     order = torch.Generator().manual_seed(seed)
     frames = [(index, row) for index, domain in enumerate(domains) for row in range(len(domain))]
     while True:
@@ -180,24 +179,24 @@ def endless_faces(
             if "pixel_values" in batch:
                 readable = True
                 yield batch["pixel_values"]
-        if not readable:  # it would search for ever
+        if not readable:  # otherwise the loop would not end
             raise DomainError(f"None of the {len(frames)} faces can be read; one of the reasons: {min(unread)}")
 
 
 def pretrain(
     config: TrainConfig, output: Path, steps: int = 700, batch_size: int = 128, learning_rate: float = 1e-3
 ) -> None:
-    """Pre-train and write a CLIP folder: the backbone's, with another vision tower.
+    """Pre-train and write a copy of the backbone's CLIP folder with a new vision tower.
 
     Args:
-        config: Recipe: which domains, backbone, image size and seed.
+        config: Recipe with domains, backbone, image size and seed.
         output: Folder to write.
         steps: Number of optimizer steps.
         batch_size: Faces in a step.
-        learning_rate: Peak of a schedule with a short rise and a cosine fall.
+        learning_rate: Peak of a schedule with warm-up and cosine decay.
 
     Raises:
-        UserError: If the backbone cannot be used, or the recipe asks for images of another size than its own.
+        UserError: If the backbone cannot be used, or its image size differs from the recipe's.
         DomainError: If a domain cannot be used or no face can be read.
     """
     torch.manual_seed(config.seed)
@@ -218,7 +217,7 @@ def pretrain(
     with tqdm(total=steps, unit="it", desc="pre-training") as bar:
         faces = endless_faces(domains, processor, batch_size, config.seed, unread)
         for images, _ in zip(faces, range(steps), strict=False):
-            with torch.autocast("cpu", torch.bfloat16):  # on a processor with bfloat16 units almost twice as fast
+            with torch.autocast("cpu", torch.bfloat16):  # almost twice as fast on a CPU with bfloat16 units
                 losses = task(images, generator)
             sum(losses.values()).backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -236,7 +235,7 @@ def pretrain(
     with TemporaryDirectory(dir=output) as folder:
         for part in parts:
             part.save_pretrained(folder)
-        # config.json last: a folder that has it is whole, wherever a run was killed. What else is there stays.
+        # config.json is written last: a folder that has it is complete, even if a run was killed. Other files stay.
         for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == "config.json"):
             file.replace(output / file.name)
     for reason in sorted(unread):

@@ -2,8 +2,8 @@
 
     python scripts/pretrain_tiny_clip.py --output gmdf_hf/training/tiny_clip
 
-The pictures are genuine only, and no caption says so: what the model learns is what CLIP learns from the web, namely
-persons, backgrounds, light and picture quality. It takes about 8 minutes on one core.
+All pictures are real, and no caption says so: the model learns persons, backgrounds, light and picture quality, as CLIP
+does from the web. It takes about 8 minutes on one core.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gmdf_hf.common.options import Options, parse_options
 from gmdf_hf.data.drawn.domains import draw_web_faces
 from gmdf_hf.data.drawn.portraits import IMAGE_SIZE
 
-# The words of GM-DF's prompts (Table 6), which no caption holds.
+# The words of GM-DF's prompts (Table 6), which no caption contains.
 PROMPTS = [
     "A photo of real face",
     "A photo of fake face",
@@ -45,10 +45,10 @@ NUM_HELD_OUT = 512
 
 
 def train_tokenizer(texts: list[str]) -> CLIPTokenizer:
-    """Train a byte-level BPE of CLIP's kind: lower case, words end in `</w>`.
+    """Train a byte-level BPE as in CLIP: lower case, words end in `</w>`.
 
     Args:
-        texts: Sentences to learn merges from.
+        texts: Training sentences.
 
     Returns:
         A tokenizer that can encode any text.
@@ -59,7 +59,7 @@ def train_tokenizer(texts: list[str]) -> CLIPTokenizer:
     trainer = trainers.BpeTrainer(vocab_size=2000, end_of_word_suffix="</w>", show_progress=False)
     bpe.train_from_iterator(texts, trainer)
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
-    # As in CLIP every byte is a token, within a word and at its end: a byte never met would else become <|endoftext|>.
+    # As in CLIP, every byte is a token, inside a word and at its end; otherwise an unseen byte becomes <|endoftext|>.
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [*letters, *(letter + "</w>" for letter in letters), *(left + right for left, right in merges), BOS, EOS]
     vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
@@ -77,22 +77,22 @@ def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
     text = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4}
     vision = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4}
     return CLIPModel(
-        CLIPConfig(  # type: ignore[call-arg]  # `attn_implementation` belongs to every configuration
+        CLIPConfig(  # type: ignore[call-arg]  # `attn_implementation` is a field of the base configuration
             text_config={**text, **small, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": MAX_TOKENS},
             vision_config={**vision, **small, "image_size": IMAGE_SIZE, "patch_size": 8},
             projection_dim=96,
-            attn_implementation="eager",  # for so few tokens faster than the fused kernel
+            attn_implementation="eager",  # faster than the fused kernel for so few tokens
         )
     )
 
 
 @torch.no_grad()
 def whiten_patches(model: CLIPModel, pixels: torch.Tensor) -> None:
-    """Start the patch embedding from whitening filters, so that fine detail weighs as much as colour.
+    """Initialise the patch embedding with whitening filters, so that fine detail has the same variance as colour.
 
-    From CLIP's random start the mean colour of a patch drowns all else, and so small a model hardly learns to see noise
-    or blur: after 160 steps of supervised training it names one of eight picture qualities correctly for 21 % of the
-    pictures, from this start for 62 %. A CLIP trained on the web ends up with such filters by itself.
+    With CLIP's random initialisation the mean colour of a patch dominates, and a model of this size hardly learns noise
+    or blur: after 160 steps of supervised training it classifies one of eight picture qualities correctly for 21 % of
+    the pictures, with whitening filters for 62 %. A web-trained CLIP learns such filters.
 
     Args:
         model: Its `patch_embedding` is overwritten.
@@ -108,7 +108,7 @@ def whiten_patches(model: CLIPModel, pixels: torch.Tensor) -> None:
 
 
 def draw(num_images: int, seed: int, processor: CLIPImageProcessor) -> tuple[torch.Tensor, list[str]]:
-    """Draw normalised pictures, shape (N, 3, 64, 64) and in half precision to save memory, and their captions."""
+    """Draw normalised pictures, shape (N, 3, 64, 64), in half precision to save memory, and their captions."""
     rows = list(draw_web_faces(num_images, seed))
     chunks = [rows[start : start + 500] for start in range(0, num_images, 500)]
     pixels = [
@@ -118,15 +118,15 @@ def draw(num_images: int, seed: int, processor: CLIPImageProcessor) -> tuple[tor
 
 
 def sprinkle(input_ids: torch.Tensor, tokenizer: CLIPTokenizer, generator: torch.Generator) -> torch.Tensor:
-    """Replace a tenth of the tokens by random ones, special tokens apart.
+    """Replace a tenth of the tokens by random ones, except special tokens.
 
-    Words that no caption holds, "real" and "fake" among them, are thereby met as words that say nothing of the picture.
-    The two prompts then start close together, as they do in a CLIP trained on the web; with the features of untrained
-    words they start so far apart that fine-tuning first has to undo what their chance direction says.
+    Words that no caption contains, such as "real" and "fake", thereby occur independently of the picture. The features
+    of the two prompts then start close together, as in a web-trained CLIP. With untrained words they start far apart in
+    a random direction, which fine-tuning must first undo.
 
     Args:
         input_ids: Captions, shape (N, T).
-        tokenizer: Gives the size of the vocabulary and the special tokens.
+        tokenizer: Source of the vocabulary size and the special tokens.
         generator: Source of randomness.
 
     Returns:
@@ -134,13 +134,13 @@ def sprinkle(input_ids: torch.Tensor, tokenizer: CLIPTokenizer, generator: torch
     """
     chosen = torch.rand(input_ids.shape, generator=generator) < 0.1
     chosen &= (input_ids != tokenizer.bos_token_id) & (input_ids != tokenizer.eos_token_id)
-    words = torch.randint(len(tokenizer) - 2, input_ids.shape, generator=generator)  # the special tokens are the last
+    words = torch.randint(len(tokenizer) - 2, input_ids.shape, generator=generator)  # the two special tokens are last
     return torch.where(chosen, words, input_ids)
 
 
 @torch.no_grad()
 def retrieval_accuracy(model: CLIPModel, pixels: torch.Tensor, tokens: dict[str, torch.Tensor]) -> float:
-    """Share of pictures whose own caption is the nearest of the `len(pixels)` captions."""
+    """Fraction of pictures whose nearest caption, of `len(pixels)`, is their own."""
     model.eval()
     logits = model(pixel_values=pixels, **tokens).logits_per_image
     return (logits.argmax(1) == torch.arange(len(logits))).float().mean().item()
@@ -154,8 +154,8 @@ def pretrain(output: Path, num_images: int, num_steps: int, batch_size: int, lea
         num_images: Number of drawings; each is seen `num_steps * batch_size / num_images` times.
         num_steps: Number of optimizer steps.
         batch_size: Pairs in a batch, each contrasted with all others.
-        learning_rate: Peak of a schedule with a short rise and a cosine fall.
-        seed: Of weights, drawings and order.
+        learning_rate: Peak of a schedule with warm-up and cosine decay.
+        seed: Seed of weights, drawings and order.
     """
     torch.manual_seed(seed)
     order = torch.Generator().manual_seed(seed)
@@ -183,7 +183,7 @@ def pretrain(output: Path, num_images: int, num_steps: int, batch_size: int, lea
         model.train()
         inputs = {name: ids[batch] for name, ids in tokens.items()}
         inputs["input_ids"] = sprinkle(inputs["input_ids"], tokenizer, order)
-        with torch.autocast("cpu", torch.bfloat16):  # on a processor with bfloat16 units almost twice as fast
+        with torch.autocast("cpu", torch.bfloat16):  # almost twice as fast on a CPU with bfloat16 units
             loss = model(pixel_values=pixels[batch].float(), **inputs, return_loss=True).loss
         optimizer.zero_grad()
         loss.backward()
@@ -191,7 +191,7 @@ def pretrain(output: Path, num_images: int, num_steps: int, batch_size: int, lea
         optimizer.step()
         schedule.step()
         with torch.no_grad():
-            model.logit_scale.clamp_(max=float(np.log(100)))  # as CLIP's authors do
+            model.logit_scale.clamp_(max=float(np.log(100)))  # as in CLIP
         if step % 50 == 0 or step == num_steps:
             accuracy = retrieval_accuracy(model, held_pixels.float(), held_tokens)
             print(

@@ -4,7 +4,7 @@ python scripts/protocol.py table3 --scale paper --seeds 0 1 2     # GMDF_DOMAINS
 python scripts/protocol.py table8 fig7 --scale mini               # drawn domains, one step a run: does it all work?
 python scripts/protocol.py real_leave_one_out --scale real --seeds 0 1 2 3 4
 
-A run that is done is not done again, in whatever table it stands, and a killed one goes on.
+A finished run is not repeated, even for another table, and a killed run is resumed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rich.console import Console
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
-# Beside this file, whichever way it is run; `python scripts/protocol.py` itself would find them under other names.
+# `python scripts/protocol.py` also imports the other scripts of this folder under their package names.
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from gmdf_hf.common.errors import exit_on_error
@@ -46,20 +46,20 @@ from gmdf_hf.training.protocol import Figure, Protocol, Run, Scale, distortions_
 from gmdf_hf.training.protocol_table import Cell, columns_of, paper_results, table_of
 
 RECIPES = Path(__file__).parent / "recipes"
-PICTURES = 1  # of each class and test domain, in attention maps
+PICTURES = 1  # per class and test domain, in attention maps
 
 
 def main(name: str, scale_name: str, seeds: Sequence[int], folder: Path) -> list[list[str]]:
-    """Run what is left of a protocol and write its table and picture.
+    """Run the unfinished runs of a protocol and write its table and picture.
 
     Args:
-        name: Of a file in recipes/protocols.
-        scale_name: Of a file in recipes/scales.
-        seeds: Of the runs.
-        folder: Of the results; the runs' folders are in its `runs`.
+        name: Name of a file in recipes/protocols.
+        scale_name: Name of a file in recipes/scales.
+        seeds: Seeds of the runs.
+        folder: Folder of the results; its `runs` has the run folders.
 
     Returns:
-        The table, its header first.
+        The table, header first.
 
     Raises:
         UserError: If the protocol cannot be run.
@@ -80,8 +80,8 @@ def main(name: str, scale_name: str, seeds: Sequence[int], folder: Path) -> list
                 f"{name}: run {number} of {len(runs)}, {run.row.label}, {run.setting.label}, seed {run.seed}",
                 flush=True,
             )
-            shutil.rmtree(run.config.output_dir / "distorted", ignore_errors=True)  # of weights that will be gone
-            meta_train.main(run.config.model_copy(update={"resume": True}))  # a killed run goes on
+            shutil.rmtree(run.config.output_dir / "distorted", ignore_errors=True)  # scores of outdated weights
+            meta_train.main(run.config.model_copy(update={"resume": True}))  # continues a killed run
             gc.collect()
     cells = cells_of(protocol, scale, runs)
     table = table_of(protocol, cells)
@@ -93,7 +93,7 @@ def main(name: str, scale_name: str, seeds: Sequence[int], folder: Path) -> list
 
 
 def cells_of(protocol: Protocol, scale: Scale, runs: Sequence[Run]) -> dict[tuple[str, str], Cell]:
-    """Every place of the table, by row and column."""
+    """Cells of the table by row and column."""
     paper = paper_results(protocol.paper)
     cells = {}
     for row in protocol.rows:
@@ -108,7 +108,7 @@ def cells_of(protocol: Protocol, scale: Scale, runs: Sequence[Run]) -> dict[tupl
 
 
 def measured(figure: Figure, run: Run, scale: Scale) -> float:
-    """A figure of a run; a figure under distortions scores its domains again."""
+    """Value of a figure for a run; a figure under distortions scores the distorted domains."""
     distortions = distortions_of(figure)
     if not distortions:
         return value_of(figure, run.setting, run.results()["domains"])
@@ -118,7 +118,7 @@ def measured(figure: Figure, run: Run, scale: Scale) -> float:
 
 
 def distorted(config: TrainConfig, distortion: str, names: Sequence[str], replicates: int) -> dict[str, Any]:
-    """Figures of a run's model on domains whose pictures are made worse; what is there is taken as it is."""
+    """Results of a run's model on distorted domains; existing results are reused."""
     folder = config.output_dir / "distorted" / "-".join([distortion.replace(":", "-"), *names])
     if not (folder / "results.json").exists():
         sources = {**config.train_domains, **config.test_only_domains}
@@ -144,7 +144,7 @@ def write(
     place: Path,
     remarks: list[str],
 ) -> None:
-    """Markdown, CSV and PNG of a protocol; the remarks stand at its end."""
+    """Write Markdown, CSV and PNG of a protocol; the remarks are at the end of the Markdown file."""
     seeds = sorted({run.seed for run in runs})
     text = [
         f"# {protocol.title}",
@@ -172,7 +172,7 @@ def write(
 
 
 def comparisons(protocol: Protocol, runs: Sequence[Run], replicates: int) -> list[str]:
-    """Each row's AUC against that of the row it is compared with, over the same drawn videos and over seeds."""
+    """Difference of each row's AUC from that of the `compare` row, with paired resampling of videos and seeds."""
     if protocol.compare is None:
         return []
     paths: dict[tuple[str, str], list[Path]] = {}
@@ -187,7 +187,7 @@ def comparisons(protocol: Protocol, runs: Sequence[Run], replicates: int) -> lis
             pairs = [((label, setting.label), (protocol.compare, setting.label), setting) for setting in chosen]
             if not all(own in paths and other in paths for own, other, _ in pairs):
                 continue
-            tables = (  # read when they are needed: all at once may be many
+            tables = (  # a generator, because all tables may not fit in memory
                 ([*map(read_scores, paths[own])], [*map(read_scores, paths[other])], setting.test or setting.train)
                 for own, other, setting in pairs
             )
@@ -205,7 +205,7 @@ def comparisons(protocol: Protocol, runs: Sequence[Run], replicates: int) -> lis
 
 
 def budgets(protocol: Protocol, runs: Sequence[Run]) -> list[list[str]]:
-    """What each method was given and how well it did on the source domains: that is what methods may be chosen by."""
+    """Budget and source-domain validation results of each method, the only basis for choosing a method."""
     rows = [["", "steps", "images", "seconds", "validation AUC"]]
     for row in protocol.rows:
         results = [run.results() for run in runs if run.row == row and run.config is not None]
@@ -236,7 +236,7 @@ def picture_of(protocol: Protocol, runs: Sequence[Run], cells: dict[tuple[str, s
 
 
 def curves_of(runs: dict[str, Run]) -> dict[str, dict[str, DomainScores]]:
-    """Scores by domain and method."""
+    """Scores by domain, then method."""
     curves: dict[str, dict[str, DomainScores]] = {}
     for label, run in runs.items():
         for domain, samples in split_domains(read_scores(run.planned.output_dir / "scores.parquet")).items():
@@ -245,7 +245,7 @@ def curves_of(runs: dict[str, Run]) -> dict[str, dict[str, DomainScores]]:
 
 
 def attention_picture(runs: Sequence[Run]) -> Any:
-    """Last-block attention and rollout of each method, on some pictures of every test domain."""
+    """Last-block attention and rollout of each method on `PICTURES` pictures per class and test domain."""
     config = runs[0].planned
     pictures, titles = [], []
     for name, source in {**config.train_domains, **config.test_only_domains}.items():
@@ -264,12 +264,12 @@ def attention_picture(runs: Sequence[Run]) -> Any:
         last, rollout = attention_maps(model, pixel_values)
         maps |= {f"{run.row.label}, last block": last.numpy(), f"{run.row.label}, rollout": rollout.numpy()}
     side = max(picture.size for picture in pictures)[0]
-    squares = [ImageOps.fit(picture, (side, side)) for picture in pictures]  # the centre, which is what the model sees
+    squares = [ImageOps.fit(picture, (side, side)) for picture in pictures]  # the centre crop, as in the model's input
     return plots.attention_grid(squares, titles, maps)
 
 
 def protocol_names() -> list[str]:
-    """The protocols there are."""
+    """Names of all protocols."""
     return sorted(path.stem for path in (RECIPES / "protocols").glob("*.yaml"))
 
 
@@ -285,7 +285,7 @@ class ProtocolOptions(Options):
 
 
 def run(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
-    """Run the protocols that the command line names, and print their tables."""
+    """Run the protocols of the command line and print their tables."""
     options = parse_options(ProtocolOptions, arguments, __doc__, program)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

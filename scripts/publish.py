@@ -43,9 +43,9 @@ class PublishOptions(Options):
 
 
 def main(options: PublishOptions) -> None:
-    """List what would be published, and publish it if told to."""
+    """List the files to publish, and publish them if `--yes` is given."""
     folder = options.run or options.expert
-    assert folder is not None  # one of them is given
+    assert folder is not None  # the options require one of the two
     list_files = published_files if options.run else expert_files
     files = list_files(folder, options.repo)
     table = Table("file", "size", title=f"{folder} to {options.repo}")
@@ -62,7 +62,7 @@ def main(options: PublishOptions) -> None:
 
 
 def run(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
-    """Publish what the command line names."""
+    """Publish with the options of the command line."""
     options = parse_options(PublishOptions, arguments, __doc__, program)
     program = program or "publish.py"
     try:

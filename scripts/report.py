@@ -3,8 +3,8 @@
 python scripts/report.py runs/drawn --output_dir runs/report
 python scripts/report.py GM-DF=runs/gmdf CLIP=runs/direct_merge      # beside each other, the first one in detail
 
-Writes report.html, one file with all pictures inside, and report.md with them beside it. A page about real data shows
-faces of real people: --no_faces leaves them out.
+Writes report.html, one file with all pictures embedded, and report.md with a folder of pictures. A page about real data
+shows faces of real people: --no_faces omits them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
-import gmdf_hf.modeling.auto_gmdf  # noqa: F401  the auto classes then know the model
+import gmdf_hf.modeling.auto_gmdf  # noqa: F401  registers the model with the auto classes
 from gmdf_hf.common.errors import UserError, exit_on_error
 from gmdf_hf.common.options import Argument, Options, parse_options
 from gmdf_hf.data.dataset import Domain, load_domain
@@ -39,7 +39,7 @@ from gmdf_hf.evaluation.tables import domain_table, percent, percent_interval
 from gmdf_hf.modeling.images_gmdf import ImageError
 from gmdf_hf.training.config import DomainSource, TrainConfig
 
-MISTAKES = 8  # of each class and domain
+MISTAKES = 8  # per class and domain
 THUMBNAIL = 112
 
 
@@ -48,9 +48,9 @@ class Scored:
     """A run of meta_train.py or evaluate.py.
 
     Attributes:
-        label: What the report calls it.
-        folder: Its folder.
-        replicates: Draws for the intervals.
+        label: Name in the report.
+        folder: Folder of the run.
+        replicates: Number of bootstrap replicates for the intervals.
     """
 
     label: str
@@ -59,23 +59,23 @@ class Scored:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """Its table of scores."""
+        """Table of scores."""
         return read_scores(self.folder / "scores.parquet")
 
     @cached_property
     def results(self) -> dict[str, Any]:
-        """What its `results.json` holds, with intervals."""
+        """Content of `results.json`, with intervals."""
         results = json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
         return results | measure(self.scores, results["threshold"], replicates=self.replicates)
 
     @cached_property
     def domains(self) -> dict[str, DomainScores]:
-        """Its scores by domain."""
+        """Scores by domain."""
         return split_domains(self.scores)
 
     @property
     def model(self) -> str:
-        """Folder or hub id of its model."""
+        """Folder or hub id of the model."""
         return self.results.get("model", str(self.folder / "model"))
 
     def load_domain(self, name: str) -> Domain:
@@ -95,14 +95,14 @@ def main(runs: Sequence[Scored], folder: Path, faces: bool = True) -> Path:
 
     Args:
         runs: Runs to show, the first one in detail.
-        folder: Of `report.html`, `report.md` and `pictures/`.
+        folder: Output folder for `report.html`, `report.md` and `pictures/`.
         faces: Whether to show faces.
 
     Returns:
         The HTML page.
 
     Raises:
-        UserError: If a folder holds no scores.
+        UserError: If a folder has no scores.
     """
     for run in runs:
         for name in ("scores.parquet", "results.json"):
@@ -155,7 +155,7 @@ def main(runs: Sequence[Scored], folder: Path, faces: bool = True) -> Path:
 
 
 def chosen(results: dict[str, Any]) -> str:
-    """Where the threshold comes from."""
+    """Text on the source of the threshold."""
     source = results.get("threshold_source", "validation videos of the source domains")
     return f", a threshold chosen on {source}" if source.startswith("validation") else f" (threshold: {source})"
 
@@ -166,7 +166,7 @@ def _by_domain(runs: Sequence[Scored]) -> dict[str, dict[str, DomainScores]]:
 
 
 def effect_parts(runs: Sequence[Scored]) -> list[Part]:
-    """Table of the expert effect of the runs that measured it; nothing if none did."""
+    """Table of the expert effect of the runs that have it; empty if none has."""
     rows = [["run", "experts, known domain", "experts, unknown", "text affine, known domain", "text affine, unknown"]]
     for run in runs:
         if (effect := run.results.get("expert_effect")) is not None:
@@ -180,7 +180,7 @@ def effect_parts(runs: Sequence[Scored]) -> list[Part]:
 
 
 def comparison(runs: Sequence[Scored]) -> list[list[str]]:
-    """A row a domain and level, for every run its AUC with interval and its EER."""
+    """One row per domain and level; AUC with interval and EER of every run."""
     header = ["domain", "level"]
     for run in runs:
         header += [f"{run.label} AUC", "95 %", "EER"]
@@ -218,7 +218,7 @@ def cross_table(results: dict[str, Any]) -> list[list[str]]:
 
 
 def method_table(results: dict[str, Any]) -> list[list[str]]:
-    """AUC of each forgery's fakes against all reals of their domain, where a domain has several forgeries."""
+    """AUC of each forgery method's fakes against all reals of the domain, for domains with several methods."""
     rows = [["domain", "forgery", "frame", "95 %", "video", "95 %"]]
     for domain, methods in results["method_auc"]["frame"].items():
         for method in methods:
@@ -245,7 +245,7 @@ def attention_section(run: Scored, domains: dict[str, Domain], folder: Path) -> 
     except (OSError, ValueError, ImageError) as error:
         return Section("Attention", [Part(text=f"No attention maps: {' '.join(str(error).split())}")])
     side = max(max(face.size) for face, _ in faces)
-    squares = [ImageOps.fit(face, (side, side)) for face, _ in faces]  # the centre, which is what the model sees
+    squares = [ImageOps.fit(face, (side, side)) for face, _ in faces]  # the centre crop, as in the model's input
     maps = {"last block": last.numpy(), "rollout": rollout.numpy()}
     plots.save(plots.attention_grid(squares, [title for _, title in faces], maps), folder / "attention.png")
     text = "What the class token attends to: in the last block, and by rollout over all blocks."
@@ -253,7 +253,7 @@ def attention_section(run: Scored, domains: dict[str, Domain], folder: Path) -> 
 
 
 def mistakes_section(run: Scored, domains: dict[str, Domain], folder: Path) -> Section:
-    """The reals that look most fake and the fakes that look most real, one frame a video."""
+    """Reals with the highest scores and fakes with the lowest, one frame per video."""
     threshold, parts = run.results["threshold"], []
     for name, domain in domains.items():
         scores = run.scores[run.scores["domain"] == name]
@@ -287,7 +287,7 @@ class ReportOptions(Options):
     no_faces: bool = Field(False, description="Show no pictures of the data.")
 
     def scored(self) -> list[Scored]:
-        """The runs with their labels."""
+        """Runs with their labels."""
         found = []
         for text in self.runs:
             label, is_named, folder = text.partition("=")
@@ -304,7 +304,7 @@ class ReportOptions(Options):
 
 
 def run(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
-    """Write the report that the command line asks for, and print where it is."""
+    """Write the report with the options of the command line and print its path."""
     options = parse_options(ReportOptions, arguments, __doc__, program)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

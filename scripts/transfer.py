@@ -2,11 +2,10 @@
 
 python scripts/transfer.py --recipe scripts/recipes/real_faces.yaml
 
-Two kinds of features, neither learned: `layout` (a thumbnail of 16 x 16 pixels), which finds what has nothing to do
-with forgery, such as another framing of real and fake pictures; and `texture` (how often which noise residuals stand
-side by side, the family of features of Fridrich and Kodovsky 2012, and the radial spectrum). AUC on a training domain
-is what that domain gives away so cheaply; on another, what such a detector carries over. About five minutes for ten
-thousand pictures on one core.
+Two kinds of hand-crafted features: `layout` (a thumbnail of 16 x 16 pixels) detects differences unrelated to forgery,
+such as different framing of real and fake pictures; `texture` is the co-occurrence of neighbouring noise residuals
+(Fridrich and Kodovsky 2012) and the radial spectrum. AUC on the training domain measures its simple cues; AUC on
+another domain measures their transfer. Takes about five minutes for ten thousand pictures on one core.
 """
 
 from __future__ import annotations
@@ -34,22 +33,22 @@ from gmdf_hf.modeling.images_gmdf import ImageError
 from gmdf_hf.training.config import load_recipe
 
 THUMBNAIL = 16  # pixels
-WINDOW = 224  # pixels of the picture's middle, not resized: resizing destroys the traces
-COARSENESS = 2  # grey values in a step of a residual
-LARGEST = 2  # residuals are cut off at so many steps
-RINGS = 48  # of the spectrum
+WINDOW = 224  # side of the centre crop in pixels; no resizing, which destroys the traces
+COARSENESS = 2  # quantisation step of residuals in grey values
+LARGEST = 2  # residuals are clipped to this number of steps
+RINGS = 48  # in the spectrum
 INVERSE_PENALTY = {"layout": 1e-3, "texture": 1e-2}
 
 
 def layout(picture: Image.Image) -> np.ndarray:
-    """Features of where what is: a thumbnail, shape `(768,)`."""
+    """Layout features: a thumbnail, shape `(768,)`."""
     return np.asarray(picture.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), float).ravel() / 255
 
 
 def neighbours(channel: np.ndarray) -> np.ndarray:
-    """How often each three residuals stand side by side in the rows of a channel, square roots of shares, `(125,)`.
+    """Square roots of the relative frequencies of triples of neighbouring residuals in the rows of a channel, `(125,)`.
 
-    The residual is what a pixel differs by from the mean of its two neighbours, in whole steps, cut off.
+    A residual is a pixel minus the mean of its two neighbours, quantised and clipped.
     """
     residuals = (2 * channel[:, 1:-1] - channel[:, :-2] - channel[:, 2:]) / 2
     steps = np.clip(np.round(residuals / COARSENESS), -LARGEST, LARGEST).astype(int) + LARGEST
@@ -59,18 +58,18 @@ def neighbours(channel: np.ndarray) -> np.ndarray:
 
 
 def spectrum(channel: np.ndarray) -> np.ndarray:
-    """Mean log magnitude of the Fourier transform in rings from the lowest frequency to the highest, `(RINGS,)`."""
+    """Mean log magnitude of the Fourier transform in rings of increasing frequency, `(RINGS,)`."""
     side = min(channel.shape)
     square = channel[:side, :side] * np.hanning(side)[:, None] * np.hanning(side)
     magnitude = np.log1p(np.abs(np.fft.fftshift(np.fft.fft2(square))))
     rows, columns = np.indices(magnitude.shape) - side // 2
     ring = (np.hypot(rows, columns) / (side / 2) * RINGS).astype(int).ravel()
     sums, counts = (np.bincount(ring, weights, RINGS)[:RINGS] for weights in (magnitude.ravel(), None))
-    return sums / np.maximum(counts, 1)  # a small picture leaves rings empty
+    return sums / np.maximum(counts, 1)  # rings of a small picture may be empty
 
 
 def texture(picture: Image.Image) -> np.ndarray:
-    """Features of how a picture was made: neighbouring residuals of three channels, both ways, and the spectrum."""
+    """Texture features: residual triples of three channels along rows and columns, and the spectrum of the first."""
     width, height = picture.size
     left, top = max((width - WINDOW) // 2, 0), max((height - WINDOW) // 2, 0)
     middle = picture.crop((left, top, min(left + WINDOW, width), min(top + WINDOW, height)))
@@ -83,7 +82,7 @@ FEATURES = {"layout": layout, "texture": texture}
 
 
 def features_of(domain: Domain) -> tuple[dict[str, np.ndarray], np.ndarray, list[str]]:
-    """Features of each kind `(frames, features)`, labels `(frames,)`, and why others were left out."""
+    """Features of each kind `(frames, features)`, labels `(frames,)`, and reasons for skipped frames."""
     rows: dict[str, list[np.ndarray]] = {kind: [] for kind in FEATURES}
     labels, unread = [], []
     for row in tqdm(range(len(domain)), desc=f"{domain.name}, {domain.split}", unit="img"):
@@ -99,12 +98,12 @@ def features_of(domain: Domain) -> tuple[dict[str, np.ndarray], np.ndarray, list
 
 
 def transfer(train: dict[str, tuple], test: dict[str, tuple], kind: str) -> list[list[str]]:
-    """A table of AUC: rows are what was trained on, each domain, all, and all but one; columns are tests.
+    """Table of AUC: a row per training set (each domain, all, all but one) and a column per test domain.
 
     Args:
-        train: `features_of` of the training split, by domain.
-        test: The same of the test split.
-        kind: Of the features.
+        train: `features_of` the training split, by domain.
+        test: `features_of` the test split, by domain.
+        kind: Kind of features.
     """
     sets = [[name] for name in train] + [list(train)]
     if len(train) > 2:
@@ -113,7 +112,7 @@ def transfer(train: dict[str, tuple], test: dict[str, tuple], kind: str) -> list
     for names in sets:
         detector = make_pipeline(StandardScaler(), LogisticRegression(C=INVERSE_PENALTY[kind], max_iter=300))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it could be fitted more closely
+            warnings.simplefilter("ignore")  # convergence warnings
             detector.fit(
                 np.concatenate([train[name][0][kind] for name in names]),
                 np.concatenate([train[name][1] for name in names]),
@@ -131,7 +130,7 @@ class TransferOptions(Options):
 
 
 def main(arguments: list[str] | None = None) -> dict[str, list[list[str]]]:
-    """Read the command line, compute and print; returns the table of each kind of features."""
+    """Read the command line, compute and print; return the table of each kind of features."""
     options = parse_options(TransferOptions, arguments, __doc__)
     sources = load_recipe(options.recipe, {"method": "direct_merge"}).train_domains
     train, test = (

@@ -1,7 +1,7 @@
-"""Single domain experts: adding one to a trained model, training it alone, and files of a few megabytes that hold one.
+"""Single domain experts: add one to a trained model, train it alone, save and load it (a few megabytes).
 
-All that belongs to domain n - its expert and DIL in every block, its prompt vector, its text affine - is row n of the
-parameters that `GMDFModel.expert_parameters` names, and nothing else is.
+The parameters of domain n (its expert and DIL in every block, its prompt vector, its text affine) are row n of the
+parameters that `GMDFModel.expert_parameters` names.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ WEIGHTS_NAME, DESCRIPTION_NAME = "expert.safetensors", "expert.json"
 
 
 def add_domain(model: GMDFModel, domain: str) -> int:
-    """Grow the model by a domain, whose expert starts at zero effect.
+    """Add a domain whose expert starts at zero effect.
 
-    Scores with known `domain_ids` stay as they are, to the bit: the others' rows are copied. Scores without do
-    change, for one more expert, silent at first, takes part in the mean.
+    Scores with known `domain_ids` stay bit-identical, because the rows of the other domains are copied. Scores without
+    `domain_ids` change, because the mean over experts includes the new one.
 
     Args:
         model: Detector; changed in place.
         domain: Name of the new domain.
 
     Returns:
-        Its index.
+        Index of the new domain.
 
     Raises:
-        ValueError: If the model has that domain.
+        ValueError: If the model already has that domain.
     """
     if not domain or domain in model.config.domains:
         raise ValueError(f"A new domain needs a new name, found {domain!r} beside {model.config.domains}.")
@@ -58,8 +58,8 @@ def add_domain(model: GMDFModel, domain: str) -> int:
 def train_only_domain(model: GMDFModel, domain: str) -> dict[str, nn.Parameter]:
     """Freeze all but one domain's expert, prompt vector and text affine.
 
-    The rows of the other domains are in the same tensors: their gradient is set to zero as it is made, so that an
-    optimizer without weight decay and with no earlier steps leaves them as they are, to the bit.
+    The rows of the other domains are in the same tensors. A hook sets their gradient to zero, so that a new optimizer
+    without weight decay leaves them bit-identical.
 
     Args:
         model: Detector; changed in place.
@@ -79,19 +79,19 @@ def train_only_domain(model: GMDFModel, domain: str) -> dict[str, nn.Parameter]:
         kept[index] = gradient[index]
         return kept
 
-    hooks: list[RemovableHandle] = getattr(model, "_own_row_hooks", [])  # of a domain trained before
+    hooks: list[RemovableHandle] = getattr(model, "_own_row_hooks", [])  # of the domain trained before
     for hook in hooks:
         hook.remove()
     parameters = model.expert_parameters()
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     hooks = [parameter.register_hook(own_row) for parameter in parameters.values()]
-    model.__dict__["_own_row_hooks"] = hooks  # a list, which `nn.Module` does not expect as an attribute
+    model.__dict__["_own_row_hooks"] = hooks  # bypasses `nn.Module.__setattr__`, which is not typed for a list
     return parameters
 
 
 def base_digest(model: GMDFModel) -> str:
-    """SHA-256 of what an expert was trained beside: shared weights of the vision side, and the class sentences."""
+    """SHA-256 of an expert's base: the shared weights of the vision side and the class sentences."""
     experts = model.expert_parameters()
     digest = hashlib.sha256(json.dumps(model.config.prompt_ids).encode())
     for name, parameter in sorted(model.named_parameters()):
@@ -103,7 +103,7 @@ def base_digest(model: GMDFModel) -> str:
 
 
 def save_expert(model: GMDFModel, domain: str, save_directory: str | os.PathLike) -> None:
-    """Write one domain's expert: `expert.safetensors` and `expert.json`, which says what base it belongs to.
+    """Write one domain's expert: `expert.safetensors`, and `expert.json` with the digest of its base.
 
     Args:
         model: Detector.
@@ -144,8 +144,8 @@ def load_expert(
         Index of the new domain.
 
     Raises:
-        ValueError: If the expert belongs to another base, does not fit, or its domain is there already.
-        OSError: If it cannot be found.
+        ValueError: If the expert has another base or other shapes, or the model already has its domain.
+        OSError: If the expert is not found.
     """
     files = [Path(name_or_path) / name for name in (DESCRIPTION_NAME, WEIGHTS_NAME)]
     if not os.path.isdir(name_or_path):

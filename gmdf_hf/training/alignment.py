@@ -12,14 +12,14 @@ from gmdf_hf.training.losses import alignment_loss
 
 
 class FeatureQueue:
-    """The last batches of every domain's features, oldest out first; whole batches, whatever order processes have.
+    """The last feature batches of each domain, first in, first out; independent of the order of the processes.
 
     Args:
         domains: Number of domains E.
-        batches: Batches to keep of each.
-        batch_size: Images of a domain in an iteration of all processes together.
+        batches: Batches to keep for each domain.
+        batch_size: Images per domain and iteration, summed over processes.
         width: Width P of the features.
-        device: Where the features are kept.
+        device: Device of the features.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class FeatureQueue:
     ) -> None:
         self.batches = batches
         self.features = torch.zeros(domains, batches, batch_size, width, device=device)
-        self.counts = torch.zeros(domains, batches, dtype=torch.long)  # images of each batch; on the host, as is `seen`
+        self.counts = torch.zeros(domains, batches, dtype=torch.long)  # images of each batch; on the CPU, like `seen`
         self.seen = torch.zeros(domains, dtype=torch.long)
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -49,20 +49,20 @@ class FeatureQueue:
 
 
 class Alignment:
-    """L_sis of an episode, its statistics taken over the current batch and the batches before it.
+    """L_sis of an episode, with statistics over the current batch and the queued batches.
 
-    On 32 images of a feature of hundreds of numbers, most of Eq. 8's distance is the sample's own. Source features are
-    queued as the inner step sees them, meta-test features as the outer step does: each domain has two queues.
+    With 32 images and hundreds of feature dimensions, sampling error dominates the distance of Eq. 8. Each domain has
+    two queues: source features come from the inner step, meta-test features from the outer step.
 
-    The gradient reaches the current batch alone, a small part of the statistics; it is multiplied by the number of
-    images in them over that of the batch, which makes it the gradient of moving all of them alike.
+    The gradient reaches only the current batch, which is a small part of the statistics. It is multiplied by (images in
+    the statistics) / (images in the batch), which gives the gradient of shifting all images equally.
 
     Args:
         domains: Number of domains E.
-        batch_size: Images of a domain in an iteration of all processes together.
+        batch_size: Images per domain and iteration, summed over processes.
         width: Width P of the features.
-        queue_size: Images whose features count, the current batch included; no more than `batch_size` for it alone.
-        device: Where the features are kept.
+        queue_size: Images in the statistics, including the current batch; up to `batch_size` means no queue.
+        device: Device of the features.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Alignment:
         return {f"{name}.{key}": value for name, queue in names for key, value in queue.state().items()}
 
     def loss(self, embeds: torch.Tensor, episode: Episode) -> torch.Tensor:
-        """L_sis of the features of all processes, the same in each of them.
+        """L_sis over the features of all processes; every process gets the same value.
 
         Args:
             embeds: This process's features of an episode's images, shape `(B, P)`.
@@ -103,9 +103,9 @@ class Alignment:
 
     @torch.no_grad()
     def floor(self) -> float | None:
-        """L_sis between the odd and the even batches of a domain, mean over domains: what no alignment can remove.
+        """Sampling error of L_sis: its value between the odd and even batches of a domain, averaged over domains.
 
-        Halves have half the images, so this is above the floor of the loss itself. None before there are two batches.
+        Each half has half the images, so this exceeds the sampling error of the loss. None with fewer than two batches.
         """
         if self.queues is None:
             return None
@@ -116,7 +116,7 @@ class Alignment:
 
 
 def _joined(past: Sequence[torch.Tensor], current: torch.Tensor) -> torch.Tensor:
-    """Past and current features, the current ones' gradient standing for that of all."""
+    """Past and current features; the gradient of the current ones is scaled to represent all (see `Alignment`)."""
     images = sum(map(len, past)) + len(current)
     if current.requires_grad and past:
         factor = images / len(current)

@@ -1,4 +1,4 @@
-"""Output of a run: the model folder and the files to repeat the run."""
+"""Output of a run: the model folder and the files for reproducing the run."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ MAX_LISTED = 10_000
 
 
 def save_model(folder: Path, model: PreTrainedModel, processor: BaseImageProcessor, **kwargs) -> None:
-    """Write model, processor and their code to a folder, whole or not at all.
+    """Write model, processor and their code to a folder, atomically.
 
     Args:
-        folder: Replaced if it is there, after the new files are complete.
+        folder: Output folder; an existing one is replaced after the new files are complete.
         model: The detector.
         processor: Its image processor.
         **kwargs: For the model's `save_pretrained`.
@@ -40,7 +40,7 @@ def save_model(folder: Path, model: PreTrainedModel, processor: BaseImageProcess
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine, commit and command line: what a repetition of the run has to match."""
+    """Versions, machine, commit and command line, for reproducing the run."""
     return {
         "packages": {name: version(name) for name in PACKAGES if _installed(name)},
         "python": platform.python_version(),
@@ -60,20 +60,20 @@ def _installed(name: str) -> bool:
 
 
 def _commit() -> str | None:
-    """Commit of the code in use, with `-dirty` if it was changed; None outside a checkout."""
+    """Commit of the code, with `-dirty` if there are uncommitted changes; None outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # no git on this machine
+    except FileNotFoundError:  # git is not installed
         return None
     return result.stdout.strip() or None
 
 
 def write_skipped(path: Path, skipped: Iterable[Skipped]) -> int:
-    """List images that could not be read, each once, at most `MAX_LISTED`.
+    """Write the list of unreadable images: each once, at most `MAX_LISTED`.
 
     Returns:
-        How many there are.
+        Number of unreadable images.
     """
     unique = sorted({(item.domain, item.row, item.reason) for item in skipped})
     with path.open("w", newline="") as file:

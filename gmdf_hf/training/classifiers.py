@@ -1,4 +1,4 @@
-"""Any image classifier of transformers in the place of CLIP: ViT, ConvNeXt, ResNet, timm's through `TimmWrapper`."""
+"""Image classifiers of transformers as baselines: ViT, ConvNeXt, ResNet, and timm models through `TimmWrapper`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 from gmdf_hf.common.errors import UserError
 from gmdf_hf.modeling import GMDFModel
 
-CLASSIFIER_METHODS = ("direct_merge", "balanced_erm", "linear_probe")  # the others need what only a GM-DF has
-# `num_labels` as well: timm's configurations carry their own number of classes, which wins over the names.
+CLASSIFIER_METHODS = ("direct_merge", "balanced_erm", "linear_probe")  # the other methods need a GM-DF
+# `num_labels` as well: the number of classes in a timm configuration takes precedence over the names.
 NORMS = (torch.nn.LayerNorm, torch.nn.modules.batchnorm._BatchNorm)
 CLASSES = {"id2label": {0: "real", 1: "fake"}, "label2id": {"real": 0, "fake": 1}, "num_labels": 2}
 
@@ -28,20 +28,20 @@ CLASSES = {"id2label": {0: "real", 1: "fake"}, "label2id": {"real": 0, "fake": 1
 def load_classifier(
     backbone: str, domains: Sequence[str], image_size: int | None = None, attn_implementation: str = "sdpa"
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """An image classifier with a new head for real and fake, and its own image processor.
+    """Load an image classifier with a new head for real and fake, and its image processor.
 
-    Weights are read from safetensors alone, and no code of the checkpoint's runs.
+    Only safetensors weights are read, and no code from the checkpoint is run.
 
     Args:
         backbone: Hub id or folder.
         domains: Names of the source domains, kept in the model's configuration.
-        image_size: Side of the images in pixels, if other than the image processor's.
-        attn_implementation: Attention of transformers.
+        image_size: Side of the images in pixels; None for the image processor's.
+        attn_implementation: Attention implementation of transformers.
 
     Raises:
-        UserError: If it cannot be loaded, has no head, or does not take images of that size.
+        UserError: If the classifier cannot be loaded, has no head, or does not accept images of that size.
     """
-    # Asked for by name, `sdpa` is refused by models without attention; not asked for, it is what the others take.
+    # Models without attention reject an explicit `sdpa`; the others default to it.
     attention = {} if attn_implementation == "sdpa" else {"attn_implementation": attn_implementation}
     try:
         config = AutoConfig.from_pretrained(backbone, trust_remote_code=False, **CLASSES)
@@ -54,12 +54,12 @@ def load_classifier(
             output_loading_info=True,
             use_safetensors=True,
             trust_remote_code=False,
-            dtype=torch.float32,  # in which it trains, whatever it was saved in
+            dtype=torch.float32,  # dtype of training, whatever the checkpoint's dtype
             **attention,
         )
         head = head_parameters(model)
         absent = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])} - head.keys()
-        # Old checkpoints lack the number of batches behind running statistics, which nothing depends on.
+        # Old checkpoints lack `num_batches_tracked`, which is not used.
         needed = {name for name in model.state_dict() if not name.endswith("num_batches_tracked")}
         if lacking := sorted(absent & needed):
             raise ValueError(f"it lacks weights, or has them in another shape: {', '.join(lacking[:5])}.")
@@ -70,7 +70,7 @@ def load_classifier(
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"The backbone {backbone!r} cannot be used: {' '.join(str(error).split())}") from error
     for name, module in model.named_modules():
-        # Made anew even where there was one for two classes: they were other ones, or stood in another order.
+        # Also replaces a head for two classes: its classes or their order may differ.
         if isinstance(module, torch.nn.Linear) and f"{name}.weight" in head:
             module.reset_parameters()
     model.config.domains = list(domains)
@@ -78,16 +78,16 @@ def load_classifier(
 
 
 def missing_packages(backbone: str) -> list[str]:
-    """Missing packages for a timm model on the hub; empty for any other name."""
+    """Packages that a timm model on the hub needs and that are not installed; empty for any other name."""
     needed = ("timm", "torchvision") if backbone.startswith("timm/") else ()
     return [name for name in needed if find_spec(name) is None]
 
 
 def image_side(processor: BaseImageProcessor) -> int:
-    """Side in pixels of the images that an image processor makes.
+    """Side in pixels of an image processor's output.
 
     Raises:
-        ValueError: If they are not squares of one size, whatever the picture's shape.
+        ValueError: If the output is not square, or its size depends on the input.
     """
     pixel_values = processor(images=Image.new("RGB", (64, 48)), return_tensors="pt")["pixel_values"]
     if pixel_values.ndim != 4 or pixel_values.shape[-1] != pixel_values.shape[-2]:
@@ -96,10 +96,10 @@ def image_side(processor: BaseImageProcessor) -> int:
 
 
 def resized(processor: BaseImageProcessor, image_size: int) -> BaseImageProcessor:
-    """An image processor like another whose images have another size, the share that it cuts off being the same.
+    """Copy of an image processor with another output size and the same crop fraction.
 
     Raises:
-        ValueError: If it cannot make images of that size.
+        ValueError: If the processor cannot make images of that size.
     """
     own, fields = image_side(processor), processor.to_dict()
     for name in ("size", "crop_size"):
@@ -113,10 +113,10 @@ def resized(processor: BaseImageProcessor, image_size: int) -> BaseImageProcesso
 
 @torch.no_grad()
 def check_size(model: PreTrainedModel, image_size: int) -> None:
-    """Make sure that a model takes images of a size.
+    """Check that a model accepts images of a size.
 
     Raises:
-        ValueError: If it does not, as a transformer with a position embedding for each patch.
+        ValueError: If it does not, such as a transformer with one position embedding per patch.
     """
     try:
         model.eval()(pixel_values=torch.zeros(1, 3, image_size, image_size))
@@ -125,14 +125,13 @@ def check_size(model: PreTrainedModel, image_size: int) -> None:
 
 
 def head_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """By name: what a linear probe trains, everything else being frozen.
+    """Trainable parameters of a linear probe, by name.
 
-    For a GM-DF or CLIP these are the projection of the image features and the temperature, and class features that are
-    learned: real and fake are then told
-    apart by the sign of a linear function of the frozen features, and training starts at CLIP's own zero-shot decision.
+    For a GM-DF or CLIP these are the projection of the image features, the temperature, and learned class features: the
+    decision is the sign of a linear function of the frozen features and starts as CLIP's zero-shot decision.
 
     Raises:
-        ValueError: If the model has no head of a known name.
+        ValueError: If the model has no head with a known name.
     """
     names = (
         ("visual_projection.", "logit_scale", "prompt_embeds")
@@ -151,20 +150,20 @@ def head_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 def freeze_all_but_the_head(model: torch.nn.Module) -> None:
-    """Make a model a linear probe: `requires_grad` is True for `head_parameters` alone."""
+    """Make a model a linear probe: `requires_grad` is True only for `head_parameters`."""
     head = head_parameters(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in head)
 
 
 def freeze_tower(model: GMDFModel, but_layer_norms: bool) -> None:
-    """Freeze what is CLIP's in the vision tower, so that what it knows of images it never saw is kept.
+    """Freeze CLIP's weights in the vision tower, to keep its generalisation to unseen images.
 
-    The experts in it, the projection behind it, the temperature and the masked-image head train as before.
+    The experts, the projection, the temperature and the masked-image head stay trainable.
 
     Args:
         model: The detector.
-        but_layer_norms: Let the gains and biases of the tower's layer normalisations train, as GenD does.
+        but_layer_norms: Keep the gains and biases of the tower's layer normalisations trainable, as GenD does.
     """
     norms = (module for module in model.vision_model.modules() if isinstance(module, NORMS))
     spared = {id(parameter) for norm in norms for parameter in norm.parameters()} if but_layer_norms else set()
@@ -174,6 +173,6 @@ def freeze_tower(model: GMDFModel, but_layer_norms: bool) -> None:
 
 
 def running_statistics(model: torch.nn.Module) -> list[torch.Tensor]:
-    """Buffers of batch normalisation, which every forward pass in training changes; none in a GM-DF."""
+    """Buffers of batch normalisation, updated by every forward pass in training mode; empty for a GM-DF."""
     names = ("running_mean", "running_var", "num_batches_tracked")
     return [buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] in names]

@@ -1,4 +1,4 @@
-"""One frozen object with everything a run needs, from a recipe file and the command line."""
+"""Frozen configuration of a run, read from a recipe file and the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gmdf_hf.common.schema import check_name
 from gmdf_hf.training.domain_source import DomainSource
 
 MethodName = Literal["gmdf", "direct_merge", "balanced_erm", "merged_losses", "mldg", "linear_probe", "add_domain"]
-# Fields of GMDFConfig that a recipe may set; the rest follows from backbone and domains.
+# Fields of GMDFConfig that a recipe may set; the others are derived from backbone and domains.
 MODEL_FIELDS = (
     "dil",
     "expert_bottleneck_size",
@@ -34,7 +34,7 @@ MODEL_FIELDS = (
 
 
 class TrainConfig(BaseModel):
-    """A run of `scripts/meta_train.py`; defaults are the paper's (section 5.1) where it gives them (decision D13)."""
+    """Configuration of `scripts/meta_train.py`; defaults follow section 5.1 of the paper where given (decision D13)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -165,11 +165,11 @@ class TrainConfig(BaseModel):
             raise ValueError(f"unknown key {unknown[0]!r}; a recipe can set {', '.join(MODEL_FIELDS)}")
         if not value:
             return value
-        from gmdf_hf.modeling import GMDFConfig  # imports transformers, which takes seconds: `--help` does without
+        from gmdf_hf.modeling import GMDFConfig  # imports transformers, which takes seconds; `--help` does not need it
 
         try:
             GMDFConfig(**value)
-        except Exception as error:  # strict dataclasses have error types of their own, one per kind of mistake
+        except Exception as error:  # strict dataclasses raise several error types of their own
             raise ValueError(str(error).splitlines()[-1].strip()) from error
         return value
 
@@ -181,7 +181,7 @@ class TrainConfig(BaseModel):
     @field_validator("push_to_hub")
     @classmethod
     def _check_repository(cls, value: str | None) -> str | None:
-        # Now, and not after the training.
+        # Checked before training, not after it.
         if value is not None:
             from huggingface_hub.utils import validate_repo_id  # slow to import
 
@@ -226,7 +226,7 @@ class TrainConfig(BaseModel):
                     f"second_order differentiates Eq. 10 as it is written: it needs inner_optimizer sgd, found "
                     f"{self.inner_optimizer!r}"
                 )
-            # Each of these gives a wrong gradient without a word, or has no second derivative.
+            # Each of these silently gives a wrong gradient, or has no second derivative.
             if self.gradient_checkpointing:
                 raise ValueError("second_order cannot be had with gradient_checkpointing: the gradient would be wrong")
             if self.torch_compile:
@@ -250,11 +250,11 @@ class TrainConfig(BaseModel):
 
 
 def load_recipe(path: Path, overrides: dict[str, Any]) -> TrainConfig:
-    """Read a recipe and lay the command line's values over it.
+    """Read a recipe and override its fields with the command line's values.
 
     Args:
         path: YAML file with fields of `TrainConfig`.
-        overrides: Fields that win over the file's.
+        overrides: Fields that replace the file's.
 
     Raises:
         UserError: If the file cannot be read, or a field is unknown or out of range.
@@ -278,9 +278,9 @@ def load_recipe(path: Path, overrides: dict[str, Any]) -> TrainConfig:
 
 
 def parse_command_line(arguments: Sequence[str] | None, description: str, default_recipe: Path) -> TrainConfig:
-    """Make a `TrainConfig` from `--recipe FILE` and an option for every field, whose value is read as YAML.
+    """Make a `TrainConfig` from `--recipe FILE` and one option per field; values are parsed as YAML.
 
-    A bare name, such as `paper`, is a recipe beside the default one, which an installed package brings with it.
+    A bare name, such as `paper`, is a recipe in the folder of the default one, which the package includes.
 
     Raises:
         UserError: As `load_recipe`.

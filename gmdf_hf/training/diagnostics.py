@@ -22,30 +22,30 @@ from gmdf_hf.data.frames import FrameReader, collate
 from gmdf_hf.modeling import GMDFModel
 from gmdf_hf.modeling.experts_gmdf import DomainExperts
 
-EFFECT_GOAL = 0.1  # expert effect from which ablations of experts count (decision D17)
+EFFECT_GOAL = 0.1  # smallest expert effect at which expert ablations are meaningful (decision D17)
 
 
 @torch.no_grad()
 def restore(tensors: Sequence[torch.Tensor], before: Sequence[torch.Tensor]) -> None:
-    """Put the values of before a failed iteration back."""
+    """Restore the values from before a failed iteration."""
     for tensor, value in zip(tensors, before, strict=True):
         tensor.copy_(value)
 
 
 @torch.no_grad()
 def broken_images(model: torch.nn.Module, episode: Episode, names: Sequence[str]) -> list[str]:
-    """Images of an episode whose pixels or whose own loss are not finite.
+    """Images of an episode with non-finite pixels or a non-finite loss.
 
     Args:
-        model: The detector, as it was before the iteration; it is left in evaluation mode.
+        model: The detector, restored to its state before the iteration; left in evaluation mode.
         episode: Images of all domains.
-        names: What each image is called.
+        names: Name of each image.
     """
     finite = episode.pixel_values.isfinite().flatten(1).all(1)
     if finite.all():
         ours = isinstance(model, GMDFModel)
         route = {"domain_ids": episode.domain_ids, "prompt_ids": episode.prompt_ids} if ours else {}
-        # In training, batch normalisation would carry what one image has to all others.
+        # In training mode, batch normalisation would spread one image's non-finite values to all others.
         output = model.eval()(pixel_values=episode.pixel_values, **route)
         finite = cross_entropy(output.logits.float(), episode.labels, reduction="none").isfinite()
     return [name for name, fine in zip(names, finite.tolist(), strict=True) if not fine]
@@ -54,18 +54,18 @@ def broken_images(model: torch.nn.Module, episode: Episode, names: Sequence[str]
 def record_failure(
     path: Path, model: PreTrainedModel, episode: Episode, names: Sequence[str], step: int, values: Mapping[str, float]
 ) -> str:
-    """Write down an iteration that gave a number that is not finite; all processes come here together.
+    """Record an iteration with a non-finite loss or gradient; called by all processes.
 
     Args:
         path: JSON file to write.
-        model: The detector, as it was before the iteration.
+        model: The detector, restored to its state before the iteration.
         episode: Images of all domains.
-        names: What each image is called.
+        names: Name of each image.
         step: Number of the iteration.
         values: Its losses and gradient norm.
 
     Returns:
-        What happened and which images did it, in a few sentences.
+        Error message that names the affected images.
     """
     broken, images = gather_object(broken_images(model, episode, names)), gather_object(list(names))
     record = {
@@ -87,17 +87,17 @@ def record_failure(
 
 @torch.no_grad()
 def expert_state(model: GMDFModel, frames: FrameReader, images: int = 32) -> dict[str, Any]:
-    """What the experts have become.
+    """Gains, DIL change, usage and effect of the experts.
 
     Args:
         model: The detector.
-        frames: Its domains' validation images, of which evenly spaced ones are looked at.
-        images: How many of each domain.
+        frames: Validation images of its domains, from which evenly spaced ones are taken.
+        images: Number of images per domain.
 
     Returns:
-        `alpha`: of every domain's expert, block by block (Eq. 2), 0 where an expert adds nothing. `dil_change`: mean
-        distance of the gains of the Dataset Information Layers from 1 (`affine` variants). `expert_use`: each expert's
-        share in what the experts add to the images of a domain, over all blocks. `expert_effect`: see `effect_of`.
+        `alpha`: gain of every domain's expert in every block (Eq. 2); 0 means no effect. `dil_change`: mean absolute
+        deviation of the Dataset Information Layers' gains from 1 (`affine` variants). `expert_use`: each expert's share
+        of the experts' output on the images of a domain, over all blocks. `expert_effect`: see `effect_of`.
     """
     use, batches = {}, []
     for number, domain in enumerate(frames.domains):
@@ -127,10 +127,10 @@ def expert_layers(model: GMDFModel) -> list[DomainExperts]:
 def effect_of(
     model: GMDFModel, batches: Sequence[tuple[torch.Tensor, torch.Tensor]], part: Literal["experts", "text"]
 ) -> dict[str, float]:
-    """How much of the decision a part of theta_E makes (decision D17).
+    """Effect of a part of theta_E on the decision (decision D17).
 
-    The standard deviation over images of the margin's change when the part is silenced, over that of the margin; the
-    margin is the logit of fake minus that of real.
+    With the margin ``logit(fake) - logit(real)``: the standard deviation over images of the margin's change when the
+    part is set to zero effect, divided by the standard deviation of the margin.
 
     Args:
         model: The detector.
@@ -138,7 +138,7 @@ def effect_of(
         part: All vision `experts`, or the `text` affine.
 
     Returns:
-        `known`: on the images' own route, `unknown`: on the aggregated one.
+        `known`: on the route of the images' own domain; `unknown`: on the aggregated route.
     """
     effects = {}
     for route in ("known", "unknown"):
@@ -151,7 +151,7 @@ def effect_of(
 
 
 def margins(model: GMDFModel, batches: Sequence[tuple[torch.Tensor, torch.Tensor]], known: bool) -> torch.Tensor:
-    """Margins of all images, shape `(B,)`, each on its own domain's route or all on the aggregated one."""
+    """Margins of all images, shape `(B,)`, on the route of their own domain or on the aggregated one."""
     routes = [{"domain_ids": domain_ids} if known else {} for _, domain_ids in batches]
     logits = torch.cat([model(batch[0], **route).logits for batch, route in zip(batches, routes, strict=True)])
     return logits[:, 1] - logits[:, 0]
@@ -175,7 +175,7 @@ def silenced(model: GMDFModel, part: Literal["experts", "text"]) -> Iterator[Non
 
 
 def idle_warning(effect: Mapping[str, Mapping[str, float]]) -> str | None:
-    """A sentence for the end of a run whose experts have little effect; None for any other."""
+    """Warning if the experts have little effect; None otherwise."""
     found = effect["experts"]
     if min(found.values()) >= EFFECT_GOAL:
         return None
@@ -187,7 +187,7 @@ def idle_warning(effect: Mapping[str, Mapping[str, float]]) -> str | None:
 
 
 def plot_history(history: Path, picture: Path) -> None:
-    """Draw the curves of a run: losses, gradient norm, validation AUC, and the experts' mean gain.
+    """Plot the curves of a run: losses, gradient norm, validation AUC and the experts' mean gain.
 
     Args:
         history: The run's `history.jsonl`.

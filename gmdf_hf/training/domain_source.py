@@ -1,4 +1,4 @@
-"""Where the frames of a domain come from, as a recipe says it."""
+"""Source of a domain's frames in a recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Visual codes of patches, the targets of masked-image modelling; never part of a published detector (decision D7)."""
+"""Visual codes of patches, the targets of masked-image modelling; not part of a published detector (decision D7)."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class GMDFImageTokenizerConfig(PreTrainedConfig):
 
     Args:
         image_size: Side of the images in pixels.
-        patch_size: Side of a patch; one code stands for one patch.
+        patch_size: Side of a patch in pixels; one code per patch.
         hidden_size: Channels of encoder and decoder.
         codebook_size: Number of codes T.
     """
@@ -67,7 +67,7 @@ class ResidualConv(nn.Module):
 
 
 class GMDFImageTokenizer(PreTrainedModel):
-    """Gumbel-Softmax variational autoencoder over patches: each is encoded into one of T values (section 3.3).
+    """Gumbel-Softmax variational autoencoder that encodes each patch as one of T codes (section 3.3).
 
     Args:
         config: See `GMDFImageTokenizerConfig`.
@@ -92,7 +92,7 @@ class GMDFImageTokenizer(PreTrainedModel):
             fan_in = module.in_channels * math.prod(module.kernel_size)
             init.normal_(module.weight, std=fan_in**-0.5)
         if isinstance(module, GMDFImageTokenizer):
-            init.normal_(module.codebook.weight, std=1.0)  # a code selects one column: unit spread, whatever T
+            init.normal_(module.codebook.weight, std=1.0)  # a code selects one column: unit deviation for any T
 
     def code_logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Scores of the codes, shape `(B, T, h, w)`, for normalised images `(B, 3, H, W)`."""
@@ -100,7 +100,7 @@ class GMDFImageTokenizer(PreTrainedModel):
 
     @torch.no_grad()
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Most probable code of each patch, shape `(B, patches)`, row by row."""
+        """Most probable code of each patch, shape `(B, patches)`, in row-major order."""
         return self.code_logits(pixel_values).argmax(1).flatten(1)
 
     def forward(
@@ -110,7 +110,7 @@ class GMDFImageTokenizer(PreTrainedModel):
 
         Args:
             pixel_values: Normalised images, shape `(B, 3, H, W)`.
-            temperature: Of the Gumbel-Softmax; low is close to a choice of one code.
+            temperature: Of the Gumbel-Softmax; a low value approaches a one-hot code.
             kl_weight: Weight of the divergence of the code distribution from the uniform one.
 
         Returns:
@@ -138,11 +138,11 @@ class GMDFImageTokenizer(PreTrainedModel):
 
 
 class DalleImageTokenizer(nn.Module):
-    """The published DALL-E codebook (8192 codes) as a target of masked-image modelling, through FLAVA's copy of it.
+    """The published DALL-E codebook (8192 codes) as a target of masked-image modelling, from FLAVA's copy.
 
     Args:
         codebook: `FlavaImageCodebook.from_pretrained("facebook/flava-image-codebook", use_safetensors=True)`.
-        grid_size: Patches along a side of the detector's images; the codebook has one code for 8x8 pixels.
+        grid_size: Patches along a side of the detector's images; the codebook has one code per 8x8 pixels.
     """
 
     def __init__(self, codebook: FlavaImageCodebook, grid_size: int):
@@ -154,10 +154,10 @@ class DalleImageTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Code of each patch, shape `(B, patches)`, for images normalised as CLIP's, shape `(B, 3, H, W)`."""
+        """Code of each patch, shape `(B, patches)`, for images with CLIP's normalisation, shape `(B, 3, H, W)`."""
         pixels = (pixel_values * self.std + self.mean).clamp(0, 1)
         pixels = interpolate(pixels, size=8 * self.grid_size, mode="bicubic", antialias=True).clamp(0, 1)
-        # The codebook was trained on pixels squeezed into [0.1, 0.9] (DALL-E's logit-Laplace likelihood).
+        # The codebook was trained on pixels scaled to [0.1, 0.9] (DALL-E's logit-Laplace likelihood).
         return self.codebook.get_codebook_indices(0.8 * pixels + 0.1).flatten(1)
 
 

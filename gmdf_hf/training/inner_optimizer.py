@@ -1,7 +1,7 @@
-"""Optimizers of the inner step: how theta_E moves along its gradient (Eq. 10, decision D17).
+"""Optimizers of the inner step, which updates theta_E (Eq. 10, decision D17).
 
-All that belongs to domain n is row n of every parameter of theta_E, so each optimizer treats each domain as if it were
-alone: a domain that is held out keeps its weights, moments and step count.
+The parameters of domain n are row n of every parameter of theta_E. Each optimizer treats the domains independently: a
+held-out domain keeps its weights, moments and step count.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 class ExpertSGD:
-    """Plain gradient descent, Eq. 10 to the letter: ``theta_E' = theta_E - beta * gradient``; differentiable.
+    """Plain gradient descent, exactly Eq. 10: ``theta_E' = theta_E - beta * gradient``; differentiable.
 
     Args:
         learning_rate: Step size beta.
@@ -25,7 +25,7 @@ class ExpertSGD:
         self.learning_rate, self.max_grad_norm = learning_rate, max_grad_norm
 
     def prepare(self, parameters: Mapping[str, torch.Tensor]) -> None:
-        """Make the state for these parameters: none."""
+        """Allocate the state for these parameters (none)."""
 
     def state(self) -> Tensors:
         """Tensors that a resumed run needs; updated in place."""
@@ -37,7 +37,7 @@ class ExpertSGD:
         """Take one step.
 
         Args:
-            parameters: theta_E by name, each of shape `(E, ...)`; left as they are.
+            parameters: theta_E by name, each of shape `(E, ...)`; not modified.
             gradients: Of each parameter, 0 in the rows of other domains.
             domains: Domains that had a batch.
 
@@ -50,7 +50,7 @@ class ExpertSGD:
 
 
 class ExpertAdam(ExpertSGD):
-    """Adam, which the paper names for its training, with moments and a step count for each domain.
+    """Adam, the paper's optimizer, with separate moments and step count per domain.
 
     Args:
         learning_rate: Step size beta.
@@ -60,7 +60,7 @@ class ExpertAdam(ExpertSGD):
     betas, eps = (0.9, 0.999), 1e-8
 
     def prepare(self, parameters: Mapping[str, torch.Tensor]) -> None:
-        """Make the moments of these parameters."""
+        """Allocate the moments of these parameters."""
         first = next(iter(parameters.values()))
         self.steps = torch.zeros(len(first), device=first.device)
         self.means = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
@@ -99,7 +99,7 @@ class ExpertAdam(ExpertSGD):
 
 
 def clipped(gradients: Sequence[torch.Tensor], max_norm: float | None) -> Sequence[torch.Tensor]:
-    """Gradients shrunk to a norm of at most `max_norm` over all parameters, for each domain (row) by itself."""
+    """Clip the gradient norm over all parameters to `max_norm`, separately for each domain (row)."""
     if max_norm is None:
         return gradients
     squares = [

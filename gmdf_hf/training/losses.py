@@ -14,12 +14,12 @@ from gmdf_hf.common.processes import num_processes, process_index, sum_over_proc
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """L_cls: cross-entropy, averaged over each domain's images and summed over domains (Eq. 9, decision D11).
 
-    Eq. 9 lacks the minus sign of a cross-entropy. The sum over domains is what Algorithm 1's loop adds up.
+    Eq. 9 lacks the minus sign of a cross-entropy. The sum over domains follows the loop of Algorithm 1.
 
     Args:
         logits: Scores of real and fake, shape `(B, 2)`.
         labels: 0 real, 1 fake, shape `(B,)`.
-        weights: One over the number of images of each image's domain, those of all processes counted, shape `(B,)`.
+        weights: 1 / (images of the image's domain, summed over processes), shape `(B,)`.
 
     Returns:
         A scalar; the sum over processes is the loss.
@@ -31,17 +31,17 @@ def alignment_loss(sources: Sequence[torch.Tensor], target: torch.Tensor) -> tor
     """L_sis: squared Fréchet distance between source and meta-test features (Eq. 8, decision D11).
 
     ``|mu_s - mu_t|^2 + Tr(S_s + S_t - 2 (S_s S_t)^(1/2))``, averaged over source domains. Eq. 8 names its means
-    inconsistently; source against meta-test is what its text describes. With A and B the centred batches over
+    inconsistently; the paper's text compares source with meta-test. With A and B the centred batches over
     ``sqrt(n - 1)``, ``Tr((S_s S_t)^(1/2))`` is the nuclear norm of ``A B^T``, which is ``<U V^T, A B^T>`` with the
-    orthogonal factor ``U V^T`` as a constant: exact, with its gradient, and one decomposition without autograd. The
-    processes, which all have the same features, share out the source domains' decompositions.
+    orthogonal factor ``U V^T`` as a constant. Value and gradient are exact, and the decomposition needs no autograd.
+    All processes have the same features and split the source domains' decompositions between them.
 
     Args:
         sources: Features of each source domain, each of shape `(n, P)`.
         target: Features of the meta-test domain, shape `(m, P)`.
 
     Returns:
-        A scalar, never negative but for rounding.
+        A scalar, non-negative up to rounding.
 
     Raises:
         ValueError: If a batch has fewer than two images.
@@ -52,10 +52,10 @@ def alignment_loss(sources: Sequence[torch.Tensor], target: torch.Tensor) -> tor
     with torch.autocast(target.device.type, enabled=False):
         b, target_mean = _centre(target)
         centred, means = zip(*map(_centre, sources), strict=True)
-        # Rows of zeros change no singular value: one decomposition for all source domains, however many images each.
+        # Zero rows do not change the singular values: one decomposition for source domains with different batch sizes.
         a = pad_sequence(list(centred), batch_first=True)  # (S, n, P)
         products = a @ b.T
-        # A number that is not finite is an error of the decomposition; the means below carry it into the loss instead.
+        # The decomposition raises on non-finite values; the means below propagate them to the loss instead.
         finite = products.detach().isfinite().all()
         a_finite, b_finite = a.detach().where(finite, 0), b.detach().where(finite, 0)
         factors = torch.zeros_like(products, requires_grad=False)
@@ -71,14 +71,15 @@ def alignment_loss(sources: Sequence[torch.Tensor], target: torch.Tensor) -> tor
 def orthogonal_factor(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """``U V^T`` of the singular value decomposition ``A B^T = U S V^T``; the gradient of the nuclear norm.
 
-    The eigenvalues of the smallest Gram matrix give it, in double precision, as they are squares: of side n, m or P.
+    Computed from the eigenvalues of the smallest Gram matrix (side n, m or P), in double precision because they are
+    squared singular values.
 
     Args:
         a: A, shape `(n, P)`.
         b: B, shape `(m, P)`.
 
     Returns:
-        Shape `(n, m)`; singular values of 0 are left out.
+        Shape `(n, m)`; singular values of 0 are omitted.
     """
     if a.shape[1] < min(len(a), len(b)):
         (a_basis, a_core), (b_basis, b_core) = torch.linalg.qr(a.double()), torch.linalg.qr(b.double())
@@ -108,14 +109,14 @@ def masked_image_loss(
         code_logits: Predicted scores of the codes, shape `(K, T)`.
         pixels: Predicted pixels, shape `(K, 3 * patch_size**2)`.
         codes: Codes of the hidden patches, shape `(K,)`.
-        patches: Their pixels as the model sees images, normalised, of the shape of `pixels`.
+        patches: Normalised pixels of the hidden patches, same shape as `pixels`.
 
     Returns:
-        A scalar: both terms are means over the hidden patches.
+        A scalar; both terms are means over the hidden patches.
     """
     return cross_entropy(_at_least_single(code_logits), codes) + l1_loss(_at_least_single(pixels), patches)
 
 
 def _at_least_single(tensor: torch.Tensor) -> torch.Tensor:
-    """Losses are sums of small numbers: half precision is widened, double precision stays."""
+    """Convert half precision to single precision, for accurate sums; keep double precision."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

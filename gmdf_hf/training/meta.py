@@ -19,7 +19,7 @@ from gmdf_hf.training.losses import classification_loss, masked_image_loss
 
 
 def _run(model: GMDFModel, experts: Mapping[str, torch.Tensor] | None, pixel_values: torch.Tensor, **arguments):
-    """The model on images, with theta_E' in place of its own experts where they are given."""
+    """Forward pass; `experts` (theta_E'), if given, replaces the model's expert parameters."""
     if experts is None:
         return model(pixel_values, **arguments)
     return functional_call(model, dict(experts), (pixel_values,), arguments)
@@ -28,15 +28,15 @@ def _run(model: GMDFModel, experts: Mapping[str, torch.Tensor] | None, pixel_val
 def inner_loss(
     model: GMDFModel, episode: Episode, experts: Mapping[str, torch.Tensor] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """L_cls of the meta-train images, each through its own domain's expert.
+    """L_cls of the meta-train images, each with the expert of its own domain.
 
-    Decision D10: no parameter of one expert gets a gradient from another domain's images, so one pass over all of them
-    is Algorithm 1's loop over domains, exactly.
+    Decision D10: an expert gets no gradient from another domain's images, so one pass over all domains equals the loop
+    of Algorithm 1.
 
     Args:
         model: The detector.
         episode: Images of all domains.
-        experts: theta_E in place of the model's own.
+        experts: theta_E that replaces the model's own.
 
     Returns:
         The sum over domains of their mean losses, to be summed over processes, and the images' features
@@ -60,21 +60,21 @@ def update_experts(
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Eq. 10: one step of theta_E along the gradient of `loss`.
 
-    theta_O needs no weight gradients here, unless `shared_weight` adds the meta-train loss to its objective (decision
-    D16); those are left in `.grad`, where the outer step adds its own.
+    theta_O gets no gradients here, unless `shared_weight` adds the meta-train loss to its objective (decision D16).
+    These are stored in `.grad`, to which the outer step adds its own.
 
     Args:
-        model: The detector; its parameters are left as they are.
+        model: The detector; its parameters are not modified.
         loss: Value of `inner_loss`.
-        optimizer: Takes the step.
+        optimizer: Inner optimizer.
         domains: The meta-train domains.
-        shared_weight: Factor on the gradient of theta_O that is left in `.grad`; 0 for none.
-        second_order: Keep the graph of the update, for the outer step to take its gradient through.
-        scale: What the loss is multiplied by against underflow in half precision. What is in `.grad` stays multiplied.
+        shared_weight: Factor on the gradient of theta_O in `.grad`; 0 for none.
+        second_order: Keep the graph of the update, so that the outer step differentiates through it.
+        scale: Loss scale against underflow in half precision. The gradients in `.grad` stay scaled.
 
     Returns:
-        theta_E' by name, equal on all processes; and whether its gradient was finite. With a `scale`, one that is not
-        counts as 0: the caller then has to undo the whole iteration, as a gradient scaler does.
+        theta_E' by name, equal on all processes; and whether its gradient was finite. With a `scale`, a non-finite
+        gradient is replaced by 0, and the caller must undo the whole iteration, as a gradient scaler does.
     """
     experts = model.expert_parameters()
     shared = list(model.shared_parameters().values()) if shared_weight else []
@@ -94,7 +94,7 @@ def update_experts(
 
 @torch.no_grad()
 def keep_experts(model: GMDFModel, experts: Mapping[str, torch.Tensor]) -> None:
-    """Write theta_E' into the model (decision D9: Eq. 10 is an update, which is kept)."""
+    """Write theta_E' into the model (decision D9: the update of Eq. 10 is permanent)."""
     for name, parameter in model.expert_parameters().items():
         parameter.copy_(experts[name])
 
@@ -110,23 +110,23 @@ def outer_losses(
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """The three losses of Eq. 11 on the meta-test images, at the updated experts.
 
-    Decision D3: the meta-test domain's own expert is left out, because that is what an unseen domain meets. Decision
-    D7: the masked images take the same route as the clean ones, in one pass with them.
+    Decision D3: the meta-test domain's own expert is excluded, as for an unseen domain. Decision D7: the masked images
+    take the same route as the clean ones, in the same pass.
 
     Args:
         model: The detector.
-        episode: Images of all domains; its mask says which patches to hide.
+        episode: Images of all domains; its mask marks the patches to hide.
         source_embeds: Features of the meta-train images, shape `(num_source, P)`; detached, they are constants of
             L_sis (decision D12).
-        image_tokenizer: Gives the visual codes of patches; None leaves L_mim out.
-        alignment: Computes L_sis; None leaves it out.
-        all_experts: Let the meta-test domain's own expert take part.
-        experts: theta_E' in place of the model's own, for a gradient through the update.
+        image_tokenizer: Computes the visual codes of patches; None omits L_mim.
+        alignment: Computes L_sis; None omits it.
+        all_experts: Include the meta-test domain's own expert.
+        experts: theta_E' that replaces the model's own, for a gradient through the update.
 
     Returns:
-        `classification`, and `alignment` and `masked_image` where asked for, and the features of all images `(B, P)`.
-        Classification and masked image are this process's share, to be summed; the alignment is that of all processes'
-        features in each of them.
+        `classification`, optionally `alignment` and `masked_image`; and the features of all images `(B, P)`.
+        `classification` and `masked_image` are this process's share, to be summed over processes; `alignment` covers
+        the features of all processes and is equal on each.
     """
     rows = episode.target
     images = pixel_values = episode.pixel_values[rows]
@@ -149,7 +149,7 @@ def outer_losses(
         hidden = episode.mask.flatten().nonzero().flatten().to(images.device, non_blocking=True)
         codes = image_tokenizer.encode(images).flatten()[hidden]
         patches = patchify(images, cast(int, model.config.patch_size)).flatten(0, 1)[hidden]
-        # Every image has as many hidden patches, so this process's share of them is its share of the images.
+        # Every image has the same number of hidden patches: this process's share of patches is its share of images.
         losses["masked_image"] = weights.sum() * masked_image_loss(
             output.mim_code_logits, output.mim_pixels, codes, patches
         )

@@ -74,10 +74,10 @@ class Protocol(_Strict):
 class Scale(_Strict):
     """Domains, backbones and base recipe of the runs.
 
-    A row whose backbone is not among `backbones` is not run; a row that names none has the recipe's. `max_settings`
-    keeps a protocol's first settings only, for a trial. With `pretraining_steps` the rows that have the recipe's
-    backbone start from it pre-trained, for so many steps, on the unlabelled faces of the setting's training domains
-    (`scripts/pretrain_faces.py`): for machines that have no CLIP of the web.
+    A row whose backbone is not in `backbones` is not run; a row without a backbone uses the recipe's. `max_settings`
+    keeps only the first settings of a protocol, for a trial. With `pretraining_steps`, the recipe's
+    backbone is first pre-trained for that many steps on the unlabelled faces of the setting's training domains
+    (`scripts/pretrain_faces.py`), for machines without a web-trained CLIP.
     """
 
     recipe: str
@@ -136,7 +136,7 @@ def read_yaml(path: Path, kind: type[BaseModel]) -> Any:
     """Read a protocol or a scale.
 
     Raises:
-        UserError: If the file is not there or not right.
+        UserError: If the file is missing or invalid.
     """
     try:
         return kind(**yaml.safe_load(path.read_text()))
@@ -148,7 +148,7 @@ def read_yaml(path: Path, kind: type[BaseModel]) -> Any:
 
 
 def _merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a run, the later over the earlier; `model` is merged field by field."""
+    """Fields of a run; later layers override earlier ones, and `model` is merged field by field."""
     fields: dict[str, Any] = {}
     for layer in layers:
         model = {**fields.get("model", {}), **layer.get("model", {})}
@@ -173,7 +173,7 @@ def plan(protocol: Protocol, scale: Scale, recipe: Path, seeds: Sequence[int], f
         folder: Parent of the run folders.
 
     Raises:
-        UserError: If the scale lacks a domain, a domain's data are not there, or a configuration is wrong.
+        UserError: If the scale lacks a domain, a domain's data are missing, or a configuration is invalid.
     """
     base = {k: v for k, v in yaml.safe_load(recipe.read_text()).items() if not k.endswith("_domains")}
     names = {name for setting in protocol.settings for name in (*setting.train, *setting.test)}
@@ -207,7 +207,7 @@ def plan(protocol: Protocol, scale: Scale, recipe: Path, seeds: Sequence[int], f
 
 
 def _without_backbone(row: Row, scale: Scale) -> str | None:
-    """Reason why a row's backbone is unavailable; None if it is available as far as known without the hub."""
+    """Reason why a row's backbone is unavailable; None if available (the hub is not checked)."""
     if row.backbone is None:
         return None
     if row.backbone not in scale.backbones:

@@ -1,4 +1,4 @@
-"""Table of a protocol: our values beside those of the paper."""
+"""Table of a protocol: measured values and those of the paper."""
 
 from __future__ import annotations
 

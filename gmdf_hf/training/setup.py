@@ -1,4 +1,4 @@
-"""From a run's settings to what it trains with: the one place of the library that reads them."""
+"""Set-up of a run: data, model, method and optimizer parameters from its `TrainConfig`."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ from gmdf_hf.training.visual_codes import make_image_tokenizer
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run trains with.
+    """Objects of a training run.
 
     Attributes:
         accelerator: Device, precision, processes.
         train: Training splits of the source domains.
         validation: Their validation splits.
         test: Test splits of all domains, the unseen ones last.
-        method: What trains, and how.
-        model: The detector: a GM-DF, or another image classifier.
-        parameters: What the optimizer updates.
-        statistics: Running statistics of its batch normalisation, which are kept the same on all processes.
+        method: Training method.
+        model: The detector, a GM-DF or another image classifier.
+        parameters: Parameters that the optimizer updates.
+        statistics: Running statistics of its batch normalisation, synchronised over processes.
         restore_on_failure: Tensors to restore if an iteration fails: theta_E and running statistics.
         processor: Its image processor.
         save_options: For the model's `save_pretrained`.
-        episode_of: Makes an episode of the loader's batch.
+        episode_of: Makes an episode from a batch of the loader.
         score: Scores of domains by a model, and the frames that could not be read.
         sampler: Sets the loader's epoch.
         loader: Batches of episodes.
@@ -74,10 +74,10 @@ class Setup:
 
 
 def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
-    """Make what a run trains with.
+    """Make the objects of a training run.
 
     Raises:
-        UserError: If the run is not possible as asked.
+        UserError: If the configuration cannot be run.
         DomainError: If a domain cannot be used.
     """
     set_seed(config.seed)
@@ -90,7 +90,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
     model.to(accelerator.device)
     if config.gradient_checkpointing:
         try:
-            # The reentrant form does not allow gradients of chosen inputs, as both half steps take them.
+            # The reentrant form does not support `autograd.grad` with chosen inputs, which both half steps use.
             model.gradient_checkpointing_enable({"use_reentrant": False})
         except ValueError as error:
             raise UserError(f"gradient_checkpointing: {' '.join(str(error).split())}") from error
@@ -101,7 +101,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
     parameters = method.prepare(model)
     same_on_all(model.parameters())
     statistics = running_statistics(model)
-    # A grown detector keeps the sentences it was saved with.
+    # A detector with an added domain keeps its saved class sentences.
     captions = getattr(model.config, "prompt", None) == "P3" and config.method != "add_domain"
     encode_captions = caption_encoder(backbone_path(config.backbone)) if captions else None
     sampler, loader = make_loader(
@@ -115,7 +115,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
         transforms=TRANSFORMS[config.augment],
     )
     if method.needs_codes:
-        with accelerator.main_process_first():  # it trains the tokenizer, the others load it
+        with accelerator.main_process_first():  # the main process trains the tokenizer, the others load it
             method.image_tokenizer = make_image_tokenizer(
                 config.image_tokenizer,
                 cast(GMDFConfig, model.config),
@@ -127,7 +127,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
     episode_of = partial(
         episode_of_batch,
         num_domains=len(train),
-        config=cast(GMDFConfig, model.config),  # read only if patches are hidden
+        config=cast(GMDFConfig, model.config),  # used only if patches are hidden
         hide_patches=method.needs_codes,
         encode_captions=encode_captions,
         device=accelerator.device,
@@ -139,7 +139,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
         num_workers=config.num_workers,
         encode_captions=encode_captions,
     )
-    # Template P3 needs the text tower whenever an image brings a caption.
+    # Template P3 needs the text tower if an image has a caption.
     save_options = {"slim": config.save_slim and encode_captions is None} if isinstance(model, GMDFModel) else {}
     return Setup(
         accelerator=accelerator,
@@ -166,7 +166,7 @@ def backbone_path(backbone: str) -> str:
 
 
 def check_method(backbone: str, method: str, train_tower: str, baseline_model: str = "classifier") -> None:
-    """Make sure that a backbone can be trained as asked, before anything else is loaded, drawn or removed.
+    """Check that a backbone supports the training options, before any data are loaded, drawn or removed.
 
     Args:
         backbone: Hub id or folder of a CLIP, another image backbone or a trained GM-DF, or `tiny_clip`.
@@ -175,7 +175,7 @@ def check_method(backbone: str, method: str, train_tower: str, baseline_model: s
         baseline_model: As in `TrainConfig`.
 
     Raises:
-        UserError: If it cannot, or its configuration cannot be read.
+        UserError: If it does not, or its configuration cannot be read.
     """
     found = backbone_type(backbone)
     is_detector = found == GMDFConfig.model_type
@@ -193,15 +193,15 @@ def check_method(backbone: str, method: str, train_tower: str, baseline_model: s
 
 
 def trains_gmdf(model_type: str, method: str, baseline_model: str) -> bool:
-    """Whether a method trains a `GMDFModel` on a backbone, and not the backbone's own image classifier."""
+    """Whether a method trains a `GMDFModel` on a backbone instead of the backbone's own image classifier."""
     return model_type in ("clip", "gmdf") or method not in CLASSIFIER_METHODS or baseline_model == "gmdf"
 
 
 def backbone_type(backbone: str) -> str:
-    """The model type in a backbone's own configuration: `clip`, `gmdf`, `vit`, `timm_wrapper` and so on.
+    """Model type in a backbone's configuration: `clip`, `gmdf`, `vit`, `timm_wrapper` and so on.
 
     Raises:
-        UserError: If it cannot be read.
+        UserError: If the configuration cannot be read.
     """
     try:
         return str(PreTrainedConfig.get_config_dict(backbone_path(backbone))[0].get("model_type"))
@@ -210,10 +210,10 @@ def backbone_type(backbone: str) -> str:
 
 
 def make_model(config: TrainConfig, domains: Sequence[str]) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """The model that a run starts from, and its image processor.
+    """Make the initial model of a run and its image processor.
 
-    `config.model` describes GM-DF. Another image classifier ignores it, as every baseline ignores what it has no use
-    for: so one recipe serves all rows of a table.
+    `config.model` describes GM-DF; other image classifiers ignore it. Baselines ignore options that do not apply to
+    them, so that all rows of a table share one recipe.
 
     Raises:
         UserError: If the backbone cannot be used.
@@ -231,10 +231,10 @@ def make_model(config: TrainConfig, domains: Sequence[str]) -> tuple[PreTrainedM
 
 
 def image_processor(backbone: str, model_type: str, image_size: int) -> GMDFImageProcessor:
-    """The image processor of a detector: a trained one's own, CLIP's, or that of another backbone at a size.
+    """Image processor of a detector: that of a trained detector, CLIP's, or another backbone's at `image_size`.
 
     Raises:
-        UserError: If a backbone says nothing of its pixels.
+        UserError: If the backbone has no usable image processor.
     """
     if model_type == "clip":
         return GMDFImageProcessor.of_size(image_size)
@@ -247,7 +247,7 @@ def image_processor(backbone: str, model_type: str, image_size: int) -> GMDFImag
 
 
 def start_model(backbone: str, domains: Sequence[str], fields: dict[str, Any]) -> GMDFModel:
-    """Make a detector that starts as a pre-trained CLIP or another image backbone.
+    """Make a detector from a pre-trained CLIP or another image backbone.
 
     Args:
         backbone: Hub id or folder of the checkpoint, or `tiny_clip`.
@@ -264,15 +264,15 @@ def start_model(backbone: str, domains: Sequence[str], fields: dict[str, Any]) -
 
 
 def grown_model(detector: str, domain: str, attn_implementation: str) -> GMDFModel:
-    """Load a trained detector and grow it by a domain.
+    """Load a trained detector and add a domain to it.
 
     Args:
         detector: Hub id or folder.
         domain: Name of the new domain.
-        attn_implementation: Attention of transformers.
+        attn_implementation: Attention implementation of transformers.
 
     Raises:
-        UserError: If it cannot be loaded, or has that domain.
+        UserError: If the detector cannot be loaded, or already has that domain.
     """
     try:
         model = GMDFModel.from_pretrained(detector, attn_implementation=attn_implementation)

@@ -1,8 +1,8 @@
-"""Checkpoints to go on from: everything a killed run needs to end as if it had not been killed.
+"""Checkpoints of training: a resumed run gives the same result as an uninterrupted one.
 
 A checkpoint is a folder `checkpoints/step-<n>` with `state.safetensors` and `state.json`; nothing in it is unpickled.
-It is written beside its place, brought to the disk and renamed, so that a folder of that name is always whole. There is
-no state of random numbers in it: all that is random in an iteration follows from the seed and the iteration's number.
+It is written under a temporary name, flushed to disk and renamed, so that a folder of that name is always complete. It
+has no random state, because the random numbers of an iteration depend only on the seed and the iteration's number.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from gmdf_hf.common.files import replace_folder
 from gmdf_hf.data.frames import Skipped
 
 TENSORS, VALUES = "state.safetensors", "state.json"
-# What may change when a run goes on: nothing of it touches the numbers. (Of the batch size, the joined one is held.)
+# Fields that may change on resume, because they do not affect the result. (The total batch size must not change.)
 FREE_TO_CHANGE = {"resume", "num_workers", "keep", "save_steps", "report_to", "output_dir", "batch_size"}
 
 
 @dataclass
 class Progress:
-    """How far a run has come.
+    """Progress of a run.
 
     Attributes:
         step: Meta-iterations done.
-        epoch: Epoch they are in.
-        iteration: Those of them in this epoch.
+        epoch: Current epoch.
+        iteration: Meta-iterations done in this epoch.
         best: Highest mean AUC on the validation splits so far; -1 before the first.
-        threshold: Score at that point's equal error rate.
+        threshold: Threshold at the equal error rate of the best model.
         history: Bytes of `history.jsonl` so far.
         seconds: Time spent so far.
         overflows: Iterations undone because a gradient overflowed half precision.
@@ -72,23 +72,23 @@ def save_state(
     """Write a checkpoint and remove the oldest ones.
 
     Args:
-        folder: Where checkpoints are kept.
-        progress: How far the run has come.
-        model: Its parameters and buffers are kept.
+        folder: Folder of the checkpoints.
+        progress: Progress of the run.
+        model: Its parameters and buffers are saved.
         optimizer: Of the shared parameters.
         states: Objects whose `state_dict` holds plain numbers: scheduler, gradient scaler.
         of_method: The training method's own tensors.
-        joined_batch: Images of each domain in an iteration of all processes together.
+        joined_batch: Images per domain and iteration, summed over processes.
         keep: Checkpoints to keep, this one included.
 
     Returns:
         The checkpoint.
 
     Raises:
-        UserError: If it cannot be written; the ones before it are untouched.
+        UserError: If the checkpoint cannot be written; earlier checkpoints are unchanged.
     """
     place, new = folder / f"step-{progress.step:08d}", folder / f"new-{progress.step:08d}"
-    if place.exists():  # of the same run, so the same to the last bit
+    if place.exists():  # of the same run, therefore bit-identical
         return place
     state = optimizer.state_dict()
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
@@ -107,7 +107,7 @@ def save_state(
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, new / TENSORS)
         (new / VALUES).write_text(json.dumps(values, indent=2) + "\n")
         replace_folder(new, place)
-    except Exception as error:  # safetensors has an exception of its own for a full disk
+    except Exception as error:  # safetensors raises its own exception for a full disk
         shutil.rmtree(new, ignore_errors=True)
         last = last_state(folder)
         raise UserError(
@@ -127,13 +127,13 @@ def load_state(
     of_method: Mapping[str, torch.Tensor],
     joined_batch: int,
 ) -> Progress:
-    """Put a checkpoint back; the arguments are those of `save_state`.
+    """Load a checkpoint; the arguments are those of `save_state`.
 
     Returns:
-        How far the run had come.
+        Progress of the run.
 
     Raises:
-        UserError: If the checkpoint is of another model, or of batches of another size.
+        UserError: If the checkpoint has another model or another batch size.
     """
     values = json.loads((place / VALUES).read_text())
     if values["joined_batch"] != joined_batch:
@@ -162,7 +162,7 @@ def load_state(
 
 
 def last_state(folder: Path) -> Path | None:
-    """The newest complete checkpoint in a folder; None where there is none."""
+    """Newest complete checkpoint in a folder; None if there is none."""
     states = _states(folder)
     return states[-1] if states else None
 
@@ -172,26 +172,25 @@ def _states(folder: Path) -> list[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a killed process left half written."""
+    """Remove incomplete files of a killed process."""
     for path in folder.glob("new-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def open_run(folder: Path, config: Mapping[str, Any], resume: bool, main: bool = True) -> Path | None:
-    """Find the checkpoint a run goes on from, or make the folder ready for a new run.
+    """Find the checkpoint to resume from, or prepare the folder for a new run.
 
     Args:
         folder: Folder of the run.
         config: Fields of this run's configuration.
-        resume: Whether to go on from what is there.
-        main: Whether this is the first of the processes, which makes the folder ready for all.
+        resume: Whether to resume an existing run.
+        main: Whether this is the main process, which prepares the folder.
 
     Returns:
-        The newest complete checkpoint; None for a run from the beginning.
+        Newest complete checkpoint; None for a new run.
 
     Raises:
-        UserError: If there is an unfinished run that this one would overwrite, or the one to go on with has other
-            settings.
+        UserError: If this run would overwrite an unfinished run, or the run to resume has other settings.
     """
     checkpoint = last_state(folder / "checkpoints")
     settings = folder / "train_config.yaml"
@@ -218,22 +217,22 @@ def open_run(folder: Path, config: Mapping[str, Any], resume: bool, main: bool =
 
 
 class Stopped(GMDFError):
-    """SIGTERM came, as clusters send it before they end a job; everything done so far is saved."""
+    """The process received SIGTERM, which clusters send before they end a job; the progress is saved."""
 
     exit_code = 75  # "try again later" in sysexits.h
     hint = "The same command with --resume true goes on."
 
 
 class StopSignal:
-    """Notes a SIGTERM, for the loop to stop at a good place; a context manager.
+    """Context manager that records a SIGTERM, so that the loop can stop between iterations.
 
     Attributes:
-        received: Whether it came.
+        received: Whether a SIGTERM was received.
     """
 
     def __enter__(self) -> StopSignal:
         self.received, self._at_once = False, False
-        # Only the main thread may handle signals; elsewhere there is none to wait for.
+        # Only the main thread may handle signals.
         self._in_main = threading.current_thread() is threading.main_thread()
         if self._in_main:
             self._before = signal.signal(signal.SIGTERM, self._note)
@@ -253,10 +252,10 @@ class StopSignal:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """While everything is saved, as it is while scoring: raise `Stopped` as soon as the signal comes.
+        """Raise `Stopped` as soon as the signal arrives; for phases without unsaved progress, such as scoring.
 
         Raises:
-            Stopped: If it has come.
+            Stopped: If a SIGTERM was received.
         """
         self._at_once = True
         self._stop_if_saved()
@@ -265,27 +264,27 @@ class StopSignal:
 
 
 class History:
-    """The run's `history.jsonl`, a record a line, written by the first process alone.
+    """The run's `history.jsonl`, one record per line, written by the main process only.
 
     Args:
-        path: File to add to.
-        active: Whether this is the first process.
+        path: File to append to.
+        active: Whether this is the main process.
     """
 
     def __init__(self, path: Path, active: bool):
         self.path, self.active = path, active
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Add a record."""
+        """Append a record."""
         if self.active:
             with self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
 
     def size(self) -> int:
-        """Bytes so far."""
+        """Size of the file in bytes."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     def cut(self, size: int) -> None:
-        """Forget what was added after it had `size` bytes."""
+        """Truncate the file to `size` bytes."""
         if self.active and self.path.exists():
             os.truncate(self.path, size)

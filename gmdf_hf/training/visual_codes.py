@@ -1,4 +1,4 @@
-"""Visual codes for masked-image modelling: training the tokenizer, or loading one (decision D7)."""
+"""Visual codes for masked-image modelling: train or load the tokenizer (decision D7)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gmdf_hf.training.image_tokenizer import (
 )
 
 DALLE_CODEBOOK = "facebook/flava-image-codebook"
-FINAL_TEMPERATURE = 1 / 16  # where DALL-E's annealing of the Gumbel-Softmax ends
+FINAL_TEMPERATURE = 1 / 16  # final Gumbel-Softmax temperature of DALL-E
 
 
 def train_image_tokenizer(
@@ -31,13 +31,13 @@ def train_image_tokenizer(
     learning_rate: float = 1e-3,
     kl_weight: float = 1e-3,
 ) -> list[float]:
-    """Fit a tokenizer to images, in place, and freeze it.
+    """Train a tokenizer on images, in place, and freeze it.
 
-    The loss is the reconstruction's squared error plus the divergence of the codes from uniform use; the temperature of
-    the Gumbel-Softmax falls from 1 to 1/16 along a cosine.
+    The loss is the squared reconstruction error plus the KL divergence of the code distribution from the uniform one.
+    The temperature of the Gumbel-Softmax follows a cosine from 1 to 1/16.
 
     Args:
-        tokenizer: On the device to train on.
+        tokenizer: Tokenizer on the training device.
         batches: At least `steps` batches of normalised images `(B, 3, H, W)`.
         steps: Number of updates.
         learning_rate: Of Adam; falls to 0 along the same cosine.
@@ -71,22 +71,22 @@ def make_image_tokenizer(
     device: torch.device,
     folder: Path,
 ) -> ImageTokenizer:
-    """Train or load the tokenizer that a detector's masked-image head predicts the codes of.
+    """Train or load the tokenizer whose codes a detector's masked-image head predicts.
 
     Args:
-        source: `train`, or load what this run trained before; `dalle` for the published codebook; or a folder or hub id
-            with a trained tokenizer.
+        source: `train` to train a tokenizer or load the one this run trained before; `dalle` for the published
+            codebook; or a folder or hub id with a trained tokenizer.
         config: The detector's configuration.
-        crops: Batches of the training images, at least `steps`; read by `train` alone.
-        steps: Updates of the training.
-        device: Where the tokenizer is to be.
-        folder: Where a tokenizer trained now is saved.
+        crops: Batches of the training images, at least `steps`; used only by `train`.
+        steps: Number of training updates.
+        device: Device of the tokenizer.
+        folder: Output folder of a newly trained tokenizer.
 
     Returns:
         A frozen module whose `encode` maps images `(B, 3, H, W)` to codes `(B, patches)`.
 
     Raises:
-        UserError: If the tokenizer does not fit the detector.
+        UserError: If the tokenizer does not match the detector.
     """
     if config.patch_size is None or config.image_size % config.patch_size:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The benchmark's peer computes what it should, and the benchmark runs."""
+"""The literal reference of the benchmark is correct, and the benchmark runs."""
 
 import json
 import os

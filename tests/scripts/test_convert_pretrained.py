@@ -1,4 +1,4 @@
-"""Weights of the package index as a backbone folder."""
+"""Conversion of weights from the package index to a backbone folder."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The evaluation script as a user runs it, in miniature."""
+"""The evaluation script end to end, on tiny data."""
 
 import json
 import os
@@ -88,7 +88,7 @@ def test_twice_the_same_to_the_last_bit(folder, scored, tmp_path):
 
 
 def test_two_processes_give_what_one_gives(folder, scored, tmp_path):
-    """16 frames in batches of 3 are 6 batches, and 2 domains: nothing divides evenly, and no row is lost or doubled."""
+    """16 frames in batches of 3, and 2 domains: the division has remainders, and no row is lost or duplicated."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "scripts/evaluate.py"]
     command += ["--model", str(folder / "run" / "model"), "--domains", f"z={folder / 'z'}", f"c={folder / 'c'}"]
     command += ["--batch_size", "3", "--replicates", "20", "--output_dir", str(tmp_path / "two")]
@@ -103,7 +103,7 @@ def test_two_processes_give_what_one_gives(folder, scored, tmp_path):
 
 
 def test_the_order_of_the_input_makes_no_difference_to_the_table(folder, tmp_path):
-    """To the last bit, with and without methods and numbers of frames."""
+    """Bit-identical, with and without methods and frame numbers."""
     write_methods(tmp_path / "sorted" / "z")
     write_methods(tmp_path / "mixed" / "z", np.random.default_rng(0).permutation(18))
     for name, order in (("sorted", range(16)), ("mixed", np.random.default_rng(1).permutation(16))):
@@ -118,7 +118,7 @@ def test_the_order_of_the_input_makes_no_difference_to_the_table(folder, tmp_pat
 
 
 def test_videos_of_one_name_in_two_methods_are_two_videos(folder, tmp_path):
-    """Also beside a domain without methods; every figure of videos is recomputed here from the frames."""
+    """Also with a second domain without methods; the test recomputes every video figure from the frames."""
     domains = {"c": DomainSource(path=str(folder / "c")), "ff": DomainSource(path=write_methods(tmp_path / "ff"))}
     results = evaluate.main(replace(evaluation(folder, tmp_path / "scores"), domains=domains))
     scores = pd.read_parquet(tmp_path / "scores" / "scores.parquet")
@@ -159,7 +159,7 @@ def test_a_killed_run_goes_on(folder, scored, tmp_path, monkeypatch):
     assert not (tmp_path / "killed" / "scores.parquet").exists()
     monkeypatch.setattr(evaluate, "score_batches", lambda *a: dying(*a))
     evaluate.main(evaluation(folder, tmp_path / "killed"))
-    assert len(seen) == 9 + 12 - 8  # the ninth batch was scored and not yet written
+    assert len(seen) == 9 + 12 - 8  # the ninth batch was scored but not written
     assert (tmp_path / "killed" / "scores.parquet").read_bytes() == (scored / "scores.parquet").read_bytes()
 
 
@@ -209,7 +209,7 @@ def test_validation_gives_the_threshold_for_the_test_split(folder, tmp_path):
 
 
 def test_any_image_classifier_is_scored(folder, tmp_path):
-    """With its own image processor, and with its own idea of which class is the first."""
+    """With its own image processor and its own class order."""
     config = ViTConfig(
         hidden_size=16,
         num_hidden_layers=1,

@@ -1,4 +1,4 @@
-"""Scoring domains as they are read gives what scoring them at rest gives."""
+"""Streaming evaluation gives the same scores as evaluation of stored data."""
 
 import io
 import json
@@ -71,7 +71,7 @@ def test_sorted_data_have_the_same_scores_to_the_last_bit(folder, tmp_path):
 
 
 def test_data_in_another_order_have_the_same_scores_and_the_same_order_in_the_table(folder, tmp_path):
-    """`x` has neither numbers of frames nor methods, and its videos come in turn."""
+    """`x` has neither frame numbers nor methods, and its videos are interleaved."""
     tables = []
     for streaming in (False, True):
         output = tmp_path / str(streaming)
@@ -104,7 +104,7 @@ def test_two_processes_give_what_one_gives(folder, tmp_path):
 
 
 def killed(folder: Path, output: Path, monkeypatch, frames: int, **fields) -> list[str]:
-    """An evaluation that is killed when it has decoded so many frames; the names of all it decodes from now on."""
+    """Kill an evaluation after it has decoded `frames` frames; return the list of the names decoded from now on."""
     monkeypatch.setattr(score_parts, "BATCHES_IN_A_PART", 2)
     decoded: list[str] = []
     read_frame = scoring.read_frame
@@ -201,7 +201,7 @@ print("peak", re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text
 
 
 def peak_mib(tmp_path: Path, rows: int) -> float:
-    """Peak memory of scoring noise pictures of 12 KiB, two videos to a hundred frames, a hundred rows a group."""
+    """Peak memory of scoring noise pictures of 12 KiB, with two videos per hundred frames and row groups of 100."""
     image = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(image, "BMP")
     path = tmp_path / f"{rows}" / "test.parquet"
@@ -227,6 +227,6 @@ def peak_mib(tmp_path: Path, rows: int) -> float:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_data(tmp_path):
-    """18,000 pictures more are 211 MiB more of data."""
+    """18,000 more pictures are 211 MiB more data."""
     many, few = peak_mib(tmp_path, 20_000), peak_mib(tmp_path, 2_000)
     assert many - few < 60

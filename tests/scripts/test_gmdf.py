@@ -1,4 +1,4 @@
-"""The command `gmdf`: what it offers, what it imports, and what it starts."""
+"""The command `gmdf`: subcommands, imports and started processes."""
 
 import resource
 import subprocess
@@ -31,7 +31,7 @@ def test_help_answers_at_once(words):
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert result.returncode == 0 and "usage: gmdf" in result.stdout
     assert result.stderr == "[]\n"
-    # Time of the processor, which other processes of the machine do not change.
+    # CPU time, which does not depend on other processes.
     assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 0.5
 
 

@@ -1,4 +1,4 @@
-"""The training script as a user runs it, in miniature."""
+"""The training script end to end, on tiny data."""
 
 import json
 import subprocess
@@ -253,7 +253,7 @@ def test_a_mistake_is_one_sentence_through_accelerate_too(tmp_path):
 
 
 def test_an_overflow_undoes_the_iteration_lowers_the_scale_and_is_counted(tmp_path, monkeypatch):
-    """Half precision's gradient scaler in the loop, at a scale that overflows single precision at first."""
+    """The gradient scaler in the training loop, with an initial scale that overflows single precision."""
     scalers, seen = [], []
 
     class Scaled(Accelerator):
@@ -278,6 +278,6 @@ def test_an_overflow_undoes_the_iteration_lowers_the_scale_and_is_counted(tmp_pa
     assert 1 <= overflows <= 2
     assert scalers[0].get_scale() == 2.0 ** (127 - 40 * overflows)
     for name, value in seen[0].items():
-        assert torch.equal(value, seen[1][name]), name  # weights, moments and queues are those of before
+        assert torch.equal(value, seen[1][name]), name  # weights, moments and queues are restored
     alphas = [value for name, value in seen[-1].items() if name.endswith(".alpha")]
-    assert all(alpha.any() for alpha in alphas)  # and the iterations behind it do learn
+    assert all(alpha.any() for alpha in alphas)  # the later iterations learn

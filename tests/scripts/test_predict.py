@@ -1,4 +1,4 @@
-"""`gmdf predict` and `gmdf info`, as they are typed."""
+"""The commands `gmdf predict` and `gmdf info`."""
 
 import csv
 import io
@@ -36,7 +36,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two pictures, a video, a broken file of each kind, one hidden file."""
+    """Two pictures, a video, a broken picture, a broken video and a hidden file."""
     root = tmp_path / "files"
     (root / "deep").mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -56,7 +56,7 @@ class Result(NamedTuple):
 
 
 def gmdf(*arguments: object) -> Result:
-    """What a command prints and its exit status, within this process."""
+    """Output and exit status of a command, run in this process."""
     status = 0
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
         try:
@@ -98,21 +98,21 @@ def test_json_and_csv_say_the_same(model, folder):
 @pytest.mark.parametrize("form", ["--json", "--csv"])
 def test_it_continues_where_it_stopped_and_tries_errors_again(model, folder, tmp_path, form):
     output = tmp_path / "out"
-    # One face a batch: a score's last bit may depend on what else is in its batch.
+    # One face per batch: the last bit of a score may depend on the rest of its batch.
     options = ("--model", model, "--detector", "none", "--batch_size", "1", form, "--output")
     first = gmdf("predict", folder / "a.png", folder / "f.png", *options, output)
     assert first.exit_code == UNREADABLE
     whole = output.read_text()
     good = "".join(line for line in whole.splitlines(keepends=True) if "f.png" not in line)
-    output.write_text(whole + whole.splitlines()[-1][:20])  # killed while it wrote
+    output.write_text(whole + whole.splitlines()[-1][:20])  # killed during writing
     second = gmdf("predict", folder, *options, output)
     assert "4 files" in second.stderr and "1 more were done before" in second.stderr
     assert output.read_text().startswith(good)
     gmdf("predict", folder, *options, tmp_path / "at_once")
     assert sorted(output.read_text().splitlines()) == sorted((tmp_path / "at_once").read_text().splitlines())
-    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(folder / "f.png")  # the broken file is mended
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(folder / "f.png")  # the broken file is replaced
     third = gmdf("predict", folder, *options, output)
-    assert "2 files" in third.stderr and third.exit_code == UNREADABLE  # g.mp4 is broken still
+    assert "2 files" in third.stderr and third.exit_code == UNREADABLE  # g.mp4 is still broken
     assert len(output.read_text().splitlines()) == (5 if form == "--json" else 6)
 
 
@@ -304,7 +304,7 @@ def test_an_interrupted_run_goes_on_without_a_gap_or_a_double(model, tmp_path):
         pixels = rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number:04}.png", compress_level=1)
     options = ["predict", str(folder), "--model", model, "--detector", "none", "--csv", "--output", str(output)]
-    # The program interrupts itself: on a busy machine it may be done before somebody else sees that it has begun.
+    # The program interrupts itself: on a busy machine it may finish before another process sees its start.
     code = """
 import os, signal
 from gmdf_hf.scripts.gmdf import main

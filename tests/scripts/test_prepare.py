@@ -102,7 +102,7 @@ def test_one_person_is_followed_and_what_has_no_face_is_listed(tmp_path):
         "real/dfdc_track_aayrffkzxn_0_0": 32,
         "fake/dfdc_track_aaqaifqrwn_0_0": 32,
     }
-    # The singer's close shot and nobody else: not the audience of the last shot, not the head of the second.
+    # Only the singer's close-up: not the audience of the last shot, not the head in the second shot.
     assert min(frames["real/several_faces"]) >= 81 and max(frames["real/several_faces"]) <= 205
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
@@ -133,7 +133,7 @@ def test_ten_kills_of_each_lose_and_double_nothing(tmp_path, source):
     whole = time.monotonic() - started
     chance = random.Random(0)
     kills = 0
-    # Moments are spread over start, work and finish; a run that finished before its moment starts a new domain.
+    # The kill times cover start, work and finish; a run that finishes before its kill time starts a new domain.
     for attempt in range(200):
         output = tmp_path / f"killed{attempt}"
         finished = False
@@ -159,7 +159,7 @@ def test_memory_does_not_grow_with_the_number_of_videos(tmp_path):
     video = write_video(tmp_path / "a.mp4", numbered(60, 720, 1280))
     if not Path("/proc/self/status").exists():
         pytest.skip("peak memory of a process is read from /proc")
-    # `ru_maxrss` is at least what the parent had when it started the process.
+    # `ru_maxrss` is at least the parent's memory at the start of the process.
     program = (
         "import re, runpy, sys; sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"

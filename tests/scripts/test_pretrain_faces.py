@@ -85,7 +85,7 @@ def test_the_losses_learn_their_tasks():
 def recipe(tmp_path):
     for split in ("train", "validation", "test"):
         write_parquet(tmp_path / "data", split, rows=8, label=[0, 1] * 4)
-    # Frames of one label alone could not be trained on; here labels play no part, so turned round they change nothing.
+    # Pre-training ignores labels: inverted labels do not change the result.
     write_parquet(tmp_path / "turned", "train", rows=8, label=[1, 0] * 4)
     text = "backbone: tiny_clip\nsource_domains: {{a: {0}/{1}}}\n"
     for name in ("data", "turned"):

@@ -1,4 +1,4 @@
-"""Every protocol from end to end, on drawn domains with one step a run; the runs are shared as in real use."""
+"""Every protocol end to end, on drawn domains with one step per run; protocols share runs, as in real use."""
 
 import csv
 import shutil
@@ -40,7 +40,7 @@ def check(name: str, folder: Path) -> list[list[str]]:
     assert len(cells) == len(described.rows) * len(settings) * len(described.figures)
     reasons = (": method: ", ": backbone: ")
     refused = {line.split(",")[0].removeprefix("- ") for line in text.splitlines() if any(r in line for r in reasons)}
-    assert refused >= {row.label for row in described.rows if row.backbone}  # of which this scale has none
+    assert refused >= {row.label for row in described.rows if row.backbone}  # this scale has no backbones
     for cell in cells:
         if cell["row"] not in refused and ": at least two" not in text:
             assert cell["seeds"] == "0" or 0 <= float(cell["mean"]) <= 100, cell

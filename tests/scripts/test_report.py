@@ -1,4 +1,4 @@
-"""A page about runs, in miniature."""
+"""The report of runs, on tiny data."""
 
 import base64
 import re
@@ -74,7 +74,7 @@ def test_a_page_is_one_file_and_says_what_the_scores_say(evaluated, tmp_path):
 
 def test_the_worst_mistakes_are_the_worst(evaluated, tmp_path):
     run = report.Scored("ours", evaluated, 20)
-    run.results["threshold"] = 1.1  # every fake is called real, and no real is called fake
+    run.results["threshold"] = 1.1  # every fake is classified as real, and no real as fake
     reals, fakes = report.mistakes_section(run, {"x": run.load_domain("x")}, tmp_path).parts
     assert (reals.title, reals.text, reals.faces) == ("x: reals called fake, 0 of 8", "None.", [])
     assert fakes.title == "x: fakes called real, 8 of 8"

@@ -30,7 +30,7 @@ def test_a_wave_stands_in_the_ring_of_its_frequency():
     side = 96
     slow, fast = (100 * np.cos(2 * np.pi * waves * np.arange(side) / side)[None].repeat(side, 0) for waves in (12, 24))
     difference = spectrum(fast) - spectrum(slow)
-    assert difference.argmax() in (24, 25)  # it stands a little beside the axis too
+    assert difference.argmax() in (24, 25)  # the peak lies slightly off the axis
     assert np.isfinite(spectrum(fast[:20, :20])).all()
 
 
@@ -73,8 +73,8 @@ def test_what_carries_over_is_told_from_what_does_not(tmp_path, capsys):
     assert [row[0] for row in rows][:4] == ["bright", "smooth", "smoother", "bright + smooth + smoother"]
     assert rows[-1][0] == "bright + smooth"
     aucs = {row[0]: dict(zip(header[1:], map(float, row[1:]), strict=True)) for row in rows}
-    assert aucs["smooth"]["smoother"] > 95  # one kind of forgery
-    assert aucs["smooth"]["bright"] < 80  # another
+    assert aucs["smooth"]["smoother"] > 95  # the same kind of forgery
+    assert aucs["smooth"]["bright"] < 80  # another kind
     thumbnails = {row[0]: float(row[1]) for row in tables["layout"][1:]}
     assert thumbnails["bright"] > 95
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out: ")]

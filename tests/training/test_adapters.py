@@ -1,4 +1,4 @@
-"""Domain experts on their own."""
+"""Single domain experts: add, train, save, load."""
 
 import json
 
@@ -20,7 +20,7 @@ def known(model, pixel_values):
 
 
 def train_new(model, domain, pixel_values, steps=3, aggregated=False):
-    """A few steps of what `--add_domain` does; on the aggregated route every expert would get a gradient."""
+    """A few steps of `add_domain`; on the aggregated route every expert would get a gradient."""
     parameters = train_only_domain(model, domain)
     optimizer = torch.optim.Adam(parameters.values(), lr=1e-2)
     ids = None if aggregated else torch.full((5,), model.domain_id(domain))
@@ -42,11 +42,11 @@ def test_old_domains_do_not_change(pixel_values, dil, aggregated):
     before, weights = known(model, pixel_values), {n: p.detach().clone() for n, p in model.named_parameters()}
     assert add_domain(model, "d") == 3
     assert model.config.domains == ["a", "b", "c", "d"]
-    # Their weights are equal bit for bit (below); products over four experts may round unlike those over three.
+    # Their weights are bit-identical (below); products over four experts may round differently from those over three.
     torch.testing.assert_close(known(model, pixel_values), before, rtol=1e-5, atol=1e-6)
     losses = train_new(model, "d", pixel_values, steps=20, aggregated=aggregated)
     assert losses[-1] < losses[0]
-    # Their weights are equal bit for bit (below); products over four experts may round unlike those over three.
+    # Their weights are bit-identical (below); products over four experts may round differently from those over three.
     torch.testing.assert_close(known(model, pixel_values), before, rtol=1e-5, atol=1e-6)
     experts = model.expert_parameters()
     changed = set()
@@ -105,7 +105,7 @@ def test_an_expert_plugs_into_its_base(pixel_values, tmp_path, dil):
     assert torch.equal(base(pixel_values, domain_ids=ids).logits, grown(pixel_values, domain_ids=ids).logits)
     assert torch.equal(base(pixel_values).logits, grown(pixel_values).logits)
     described = json.loads((tmp_path / "expert" / "expert.json").read_text())
-    assert described["base"]["name"] == "base"  # and not where that folder is
+    assert described["base"]["name"] == "base"  # without the parent path
     with pytest.raises(ValueError, match="needs a new name, found 'd'"):
         load_expert(base, tmp_path / "expert")
 
@@ -125,7 +125,7 @@ def test_an_expert_of_another_base_or_size_is_refused(tmp_path, pixel_values):
             target.data.copy_(source.data)
     with pytest.raises(ValueError, match=r"does not fit: expected .*down_bias of shape \(4,\), found \(8,\)"):
         load_expert(wide, tmp_path / "b")
-    assert wide.config.domains == ["a", "b", "c"]  # nothing half done
+    assert wide.config.domains == ["a", "b", "c"]  # unchanged after the error
     with pytest.raises(ValueError, match="knows the domains"):
         save_expert(model, "z", tmp_path / "z")
     with pytest.raises(ValueError, match="needs a new name, found 'a'"):

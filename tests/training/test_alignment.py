@@ -23,7 +23,7 @@ def test_a_queue_forgets_the_oldest_batch_and_keeps_batches_of_any_size():
 
 
 def test_statistics_are_those_of_past_and_current_features_of_their_own_half_step():
-    """Each domain once held out: source statistics of source features, meta-test statistics of meta-test features."""
+    """Hold out each domain once: source statistics use source features, meta-test statistics meta-test features."""
     torch.manual_seed(0)
     alignment = Alignment(domains=3, batch_size=4, width=5, queue_size=12)
     seen = {"source": {n: [] for n in range(3)}, "target": {n: [] for n in range(3)}}
@@ -39,7 +39,7 @@ def test_statistics_are_those_of_past_and_current_features_of_their_own_half_ste
 
 
 def test_the_gradient_stands_for_moving_all_images_alike():
-    """Past features that equal the current ones: the same gradient as of the current batch counted twice."""
+    """If the past features equal the current ones, the gradient equals that of the current batch counted twice."""
     torch.manual_seed(0)
     embeds = torch.randn(12, 5, dtype=torch.double, requires_grad=True)
     alignment = Alignment(domains=3, batch_size=4, width=5, queue_size=8)
@@ -62,7 +62,7 @@ def test_without_a_queue_the_batch_alone_counts():
 
 
 def features_of(domain: int, images: int, generator: torch.Generator, width: int = 512) -> torch.Tensor:
-    """Unit features of a domain with a centre and principal axes of its own; their variances fall as 1 / n^1.5."""
+    """Unit features of a domain with its own centre and principal axes; the n-th variance is 1 / n^1.5."""
     own = torch.Generator().manual_seed(domain)
     axes = torch.linalg.qr(torch.randn(width, width, generator=own))[0]
     spread = torch.arange(1, width + 1) ** -0.75
@@ -72,7 +72,7 @@ def features_of(domain: int, images: int, generator: torch.Generator, width: int
 
 
 def distances(queue_size: int) -> tuple[float, float]:
-    """L_sis of two sets of one domain and of two domains, at 32 images a batch and the given queue."""
+    """L_sis between two sets of one domain and between two domains, for 32 images per batch and the given queue."""
     generator = torch.Generator().manual_seed(99)
     found = []
     for domains in ((0, 0), (0, 1)):
@@ -86,7 +86,7 @@ def distances(queue_size: int) -> tuple[float, float]:
 
 
 def test_two_batches_of_one_domain_are_near_and_of_two_domains_far():
-    """Decision D18: without the queue, most of the distance is the sample's own."""
+    """Decision D18: without the queue, sampling error dominates the distance."""
     same, different = distances(512)
     assert same <= 0.1 * different
     same, different = distances(32)

@@ -1,4 +1,4 @@
-"""Other image classifiers than CLIP through the whole training loop, in miniature."""
+"""Image classifiers other than CLIP in the whole training loop, with tiny models."""
 
 import json
 import shutil
@@ -69,7 +69,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def save_backbone(kind: str, folder: Path) -> str:
-    """A random checkpoint of that kind with its image processor."""
+    """Save a random checkpoint of that kind with its image processor."""
     model_class, config, processor = BACKBONES[kind]
     torch.manual_seed(0)
     model_class(config).save_pretrained(folder)
@@ -78,7 +78,7 @@ def save_backbone(kind: str, folder: Path) -> str:
 
 
 def miniature(tmp_path: Path, kind: str, **fields) -> TrainConfig:
-    """Four iterations on two domains of noise, a checkpoint after two of them."""
+    """Configuration of four iterations on two domains of noise, with a checkpoint after two."""
     for seed, name in enumerate("xyz"):
         if not (tmp_path / name).exists():
             write_domain(tmp_path / name, seed)
@@ -87,7 +87,7 @@ def miniature(tmp_path: Path, kind: str, **fields) -> TrainConfig:
         "unseen_domains": {"z": str(tmp_path / "z")},
         "backbone": save_backbone(kind, tmp_path / kind),
         "method": "direct_merge",
-        "model": {"codebook_size": 16},  # GM-DF's, of no effect here
+        "model": {"codebook_size": 16},  # a field of GM-DF, without effect here
         "epochs": 1,
         "steps_per_epoch": 4,
         "save_steps": 2,
@@ -185,7 +185,7 @@ def test_a_linear_probe_changes_its_head_alone(kind, tmp_path):
     history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
     assert history[0]["gradient_norm"] > 0
     state = load_file(last_state(tmp_path / "run" / "checkpoints") / "state.safetensors")
-    # The optimizer has the head's two tensors, and nothing else.
+    # The optimizer has only the two tensors of the head.
     assert {name.split(".")[1] for name in state if name.startswith("optimizer.")} == {"0", "1"}
 
 
@@ -235,10 +235,10 @@ def test_two_processes_train_as_one(kind, tmp_path):
     one, two = (load_file(last_state(tmp_path / name / "checkpoints") / "state.safetensors") for name in ("one", "two"))
     if kind == "vit":
         for name, tensor in one.items():
-            if name.startswith("model.") and "attention.key.bias" not in name:  # rounding alone moves that
+            if name.startswith("model.") and "attention.key.bias" not in name:  # changes only by rounding
                 torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5)
     else:
-        # Each process normalises with its own part of the batch; the mean of both is that of the whole in layer one.
+        # Each process normalises its half of the batch; in the first layer their mean equals the whole batch's mean.
         name = "model.resnet.embedder.embedder.normalization.running_mean"
         assert one[name].any()
         torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-7)
@@ -354,7 +354,7 @@ def test_settings_that_a_backbone_cannot_have_are_one_sentence(tmp_path):
 
 
 def test_timms_own_classes_give_way_to_ours(tmp_path, monkeypatch):
-    """As timm's checkpoints stand on the hub: no model type, and a number of classes of their own."""
+    """A timm checkpoint on the hub has no model type and its own number of classes."""
     settings = {"architecture": "legacy_xception", "num_classes": 1000, "pretrained_cfg": {"input_size": [3, 299, 299]}}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     config = AutoConfig.from_pretrained(tmp_path, **CLASSES)

@@ -49,7 +49,7 @@ def test_a_planted_nan_stops_the_run_with_the_videos_name(tmp_path, monkeypatch)
         item = read_frame(frame, *arguments)
         if "y, video train-2-1" in str(frame):
             first_uses.append(frame)
-            if len(first_uses) > 3:  # not in the first epochs, for something to be saved before
+            if len(first_uses) > 3:  # after the first epochs, so that a model has been saved
                 item["pixel_values"][0, 3, 4] = torch.nan
         return item
 
@@ -62,7 +62,7 @@ def test_a_planted_nan_stops_the_run_with_the_videos_name(tmp_path, monkeypatch)
     assert len(record["images"]) == 8 and sorted(record["domains"]) == ["x", "y"]
     assert "nan" in record["values"].values()
     assert f"Iteration {record['step']} " in str(caught.value)
-    # What was learned before that iteration is saved, whole and finite, and the run goes on from it.
+    # The state before that iteration is saved, complete and finite, and the run resumes from it.
     checkpoint = last_state(run / "checkpoints")
     assert checkpoint.name == f"step-{record['step'] - 1:08d}"
     monkeypatch.setattr(frames, "read_frame", read_frame)
@@ -120,7 +120,7 @@ def test_effect_is_the_spread_of_what_a_part_changes(frames_of_two_domains, part
             margin, without = (m(images, domain_ids=ids).logits.diff(dim=1) for m in (model, twin))
         assert found[route] == pytest.approx(float((margin - without).std() / margin.std()), rel=1e-3)
     for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, before[name]), name  # put back
+        assert torch.equal(parameter, before[name]), name  # restored
 
 
 def test_idle_experts_are_said_and_active_ones_are_not():

@@ -13,7 +13,7 @@ def make_tokenizer() -> GMDFImageTokenizer:
 
 
 def flat_images(count: int, seed: int) -> torch.Tensor:
-    """Images whose patches have one of four colours: sixteen codes can tell them apart."""
+    """Images whose patches have one of four colours, which sixteen codes can distinguish."""
     generator = torch.Generator().manual_seed(seed)
     colours = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, 1]])
     choice = torch.randint(4, (count, 4, 4), generator=generator)
@@ -68,7 +68,7 @@ def test_published_codebook_gives_one_code_a_patch():
     codes = tokenizer.encode(images)
     assert codes.shape == (2, 36)
     assert codes.max() < 50
-    # The codebook sees the pixels in [0.1, 0.9], at 8 pixels a patch.
+    # The codebook's input has pixels in [0.1, 0.9] and patches of 8 pixels.
     seen = {}
     codebook.get_codebook_indices = lambda pixels: seen.update(pixels=pixels) or torch.zeros(2, 6, 6, dtype=torch.long)
     black_and_white = (torch.tensor([0.0, 1.0]).view(2, 1, 1, 1) - tokenizer.mean) / tokenizer.std

@@ -22,7 +22,7 @@ def test_a_domain_without_a_batch_keeps_everything(kind):
     before = {name: value.clone() for name, value in optimizer.state().items()}
     gradient[1] = 0
     new = optimizer.updated(parameters, [gradient], [0, 2])
-    assert torch.equal(new["w"][1], parameters["w"][1])  # Adam's mean of the first step would move it
+    assert torch.equal(new["w"][1], parameters["w"][1])  # Adam's first moment from the first step would change it
     assert not torch.equal(new["w"][0], parameters["w"][0])
     for name, value in optimizer.state().items():
         assert torch.equal(value[1], before[name][1]), name

@@ -10,7 +10,7 @@ from gmdf_hf.training.losses import alignment_loss, classification_loss, masked_
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """Eq. 8 with the matrix square root of the covariances' product."""
+    """Eq. 8 with the matrix square root of the product of the covariances."""
     covariance_a, covariance_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     root = scipy.linalg.sqrtm(covariance_a @ covariance_b)
     return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(covariance_a + covariance_b - 2 * root.real)

@@ -26,7 +26,7 @@ BETA = 0.1
 
 
 def step(model, episode, tokenizer, inner=None, **options) -> dict[str, torch.Tensor]:
-    """One meta-iteration but for the outer optimizer's step."""
+    """One meta-iteration without the step of the outer optimizer."""
     method = GMDF(inner or ExpertSGD(BETA), MetaOptions(**options), batch_size=4)
     method.prepare(model)
     method.image_tokenizer = tokenizer
@@ -71,7 +71,7 @@ def test_parts_of_an_episode(episode):
 def test_batched_inner_step_equals_the_literal_loop(episode, dil, inner):
     """Algorithm 1: for each meta-train domain, evaluate its loss and update theta_E (decision D10).
 
-    Three iterations, each with another domain held out, so that domains have made different numbers of steps.
+    Three iterations hold out different domains, so that the domains have different step counts.
     """
     batched, literal = tiny_model(dil=dil).double(), tiny_model(dil=dil).double()
     optimizer = ExpertSGD(BETA) if inner == "sgd" else ExpertAdam(1e-3)
@@ -143,10 +143,10 @@ def test_inner_step_moves_the_source_experts_and_nothing_else(episode):
 
 @pytest.mark.parametrize("dil", DIL_VARIANTS)
 def test_every_expert_parameter_moves_from_its_initial_zero(episode, dil, clip_folder):
-    """ReZero: alpha moves in the first step, what it multiplies in the second, what that was made from in the third."""
+    """ReZero: alpha changes in the first step, its factor in the second, the inputs of that factor in the third."""
     model = GMDFModel.from_clip(
         clip_folder, ["a", "b", "c"], dil=dil, prompt_ids=PROMPT_IDS, prompt_size=8, expert_bottleneck_size=8
-    ).double()  # the first of these steps are too small for single precision
+    ).double()  # the first steps are too small for single precision
     before = {name: p.clone() for name, p in model.expert_parameters().items()}
     for _ in range(4):
         images = Episode.of(episode.pixel_values.double(), episode.labels, episode.domain_ids)
@@ -195,7 +195,7 @@ def test_outer_step_can_use_all_experts_and_leave_losses_out(episode):
 
 
 def test_masked_image_loss_reads_hidden_patches_only(episode, tokenizer):
-    """Changing the pixels that are not hidden may change features, but never the targets of the losses."""
+    """Changing visible pixels may change features, but not the targets of the losses."""
     model = tiny_model()
     mask, target = episode.mask, episode.pixel_values[8:]
     _, embeds = inner_loss(model, episode)
@@ -230,7 +230,7 @@ class Toy(torch.nn.Module):
 
 
 def test_second_order_in_closed_form():
-    """Inner loss (e o - 1)^2 / 2 gives e' = e - b (e o - 1) o; outer loss (e' o)^2 has the slope written below."""
+    """Inner loss (e o - 1)^2 / 2 gives e' = e - b (e o - 1) o; outer loss (e' o)^2 has the derivative below."""
     toy = Toy()
     e, o = toy.e.item(), toy.o.item()
     loss = (toy.e * toy.o - 1) ** 2 / 2
@@ -246,7 +246,7 @@ def test_second_order_in_closed_form():
 
 @pytest.mark.parametrize("order", ["second", "first"])
 def test_second_order_equals_finite_differences_and_first_order_does_not(episode, tokenizer, order):
-    """The slope of all three losses along a random direction of theta_O, through the update of theta_E."""
+    """Directional derivative of the three losses in theta_O, through the update of theta_E."""
     model, tokenizer = tiny_model().double(), tokenizer.double()
     images = Episode.of(episode.pixel_values.double(), episode.labels, episode.domain_ids, episode.mask)
     generator = torch.Generator().manual_seed(3)
@@ -269,7 +269,7 @@ def test_second_order_equals_finite_differences_and_first_order_does_not(episode
     slope = sum((parameter.grad * direction[name]).sum().item() for name, parameter in shared.items())
     if order == "second":
         assert slope == pytest.approx(expected, rel=1e-5)
-    else:  # else this test could not tell the two apart
+    else:  # otherwise the test cannot distinguish the two orders
         assert slope != pytest.approx(expected, rel=1e-3)
 
 
@@ -284,7 +284,7 @@ def test_second_order_moves_the_experts_as_first_order_does(episode, tokenizer):
 
 
 def test_a_scaled_loss_gives_the_same_update_and_an_overflow_none(episode):
-    """What a gradient scaler asks of the inner step in half precision."""
+    """The inner step supports a gradient scaler for half precision."""
     model = tiny_model()
     before = {name: p.detach().clone() for name, p in model.expert_parameters().items()}
     plain = updated(model, episode)
@@ -321,7 +321,7 @@ def test_source_loss_is_added_to_the_shared_gradient(episode):
 
 
 def fresh_model(clip, **fields) -> GMDFModel:
-    """A detector that starts as a CLIP at the temperature that CLIPs of the web end with."""
+    """A detector made from a CLIP, with the temperature of web-trained CLIPs."""
     torch.manual_seed(0)
     model = GMDFModel.from_clip(clip, ["a", "b", "c"], prompt_ids=PROMPT_IDS, **fields)
     return model.train()
@@ -329,7 +329,7 @@ def fresh_model(clip, **fields) -> GMDFModel:
 
 @pytest.mark.parametrize("temperature", [100, None])
 def test_ten_inner_steps_lower_the_loss_each(temperature):
-    """Decision D17: at a real CLIP's temperature with the paper's sizes, and at the tiny CLIP's as it is shipped."""
+    """Decision D17: at a real CLIP's temperature with the paper's sizes, and at the packaged tiny CLIP's."""
     torch.manual_seed(0)
     sizes = {"expert_bottleneck_size": 64, "prompt_size": 64} if temperature else {"expert_bottleneck_size": 16}
     model = GMDFModel.from_clip(TINY_CLIP, ["a", "b", "c"], **sizes)
@@ -361,7 +361,7 @@ def test_the_text_shift_is_divided_by_the_loaded_temperature(clip_folder, tmp_pa
 
 
 def test_experts_of_a_block_start_alike_and_their_prompts_do_not(clip_folder):
-    """Independent draws learn in random directions, which the mean over experts cancels."""
+    """Independently initialised experts learn in random directions, which the mean over experts cancels."""
     model = fresh_model(clip_folder, dil="affine_bias")
     for layer in model.vision_model.encoder.layers:
         for weight in (layer.experts.up_weight, layer.experts.down_weight, layer.experts.dil.gain_weight):
@@ -373,7 +373,7 @@ def test_experts_of_a_block_start_alike_and_their_prompts_do_not(clip_folder):
 
 
 def test_both_routes_of_new_experts_move_together(episode, clip_folder):
-    """After ten steps on the images' own route, the aggregated one has changed about as much."""
+    """Ten steps on the route of the images' own domain change the aggregated route by a similar amount."""
     model = fresh_model(clip_folder)
     with torch.no_grad():
         before = [
@@ -398,7 +398,7 @@ class Scaler(torch.amp.GradScaler):
 
 
 def test_an_overflow_in_the_inner_step_reaches_the_scaler(episode):
-    """The scaler looks at the gradients of theta_O alone, which an overflow of the inner step leaves finite."""
+    """The scaler checks only the gradients of theta_O, which stay finite if the inner step overflows."""
     model, accelerator = tiny_model(), Accelerator()
     method = GMDF(ExpertAdam(1e-3), MetaOptions(alignment_queue=8), batch_size=4)
     shared = method.prepare(model)
@@ -406,7 +406,7 @@ def test_an_overflow_in_the_inner_step_reaches_the_scaler(episode):
     accelerator.scaler = Scaler()
     before = {name: parameter.clone() for name, parameter in model.expert_parameters().items()}
     with pytest.MonkeyPatch.context() as patch:
-        # The inner gradient alone overflows: autograd.grad is the inner step's, backward the outer one's.
+        # Only the inner gradient overflows: the inner step calls autograd.grad, the outer step backward.
         grad = torch.autograd.grad
         patch.setattr(
             torch.autograd, "grad", lambda *a, **k: [None if g is None else g * torch.inf for g in grad(*a, **k)]

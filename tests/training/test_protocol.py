@@ -38,7 +38,7 @@ def test_the_papers_figures_fit_their_protocol(name):
 
 
 def test_some_figures_of_the_paper():
-    """Copied once more by hand, from the abstract-level claims of its text."""
+    """Compare with the claims in the paper's text, copied by hand."""
     table2, table8 = paper_results("table2"), paper_results("table8")
     columns = [table2["columns"].index(f"FF++ & Celeb & DFF: {domain} AUC") for domain in ("DFDC", "WDF")]
     ours, theirs = (np.mean([table2["rows"][row][column] for column in columns]) for row in ("GM-DF", "UCF"))
@@ -74,14 +74,14 @@ def test_the_three_real_domains_are_found(name, tmp_path, monkeypatch, real_data
 
 
 def test_every_row_has_the_same_schedule(tmp_path):
-    """No baseline gets a worse one: rows differ in what the row is about, and in nothing else.
+    """No baseline has a worse schedule: rows differ only in the compared component.
 
-    What trains few weights of CLIP, as the linear probe, has a larger step size, one for all rows that train as few.
+    Rows that train few weights of CLIP, such as the linear probe, share one larger step size.
     """
     step_sizes: dict[str, float] = {}
     about = {"method", "model", "alignment_weight", "mim_weight", "output_dir", "train_tower"}
     for name in PROTOCOLS:
-        if name in ("real_variants", "real_step_sizes"):  # whose rows are about the schedule
+        if name in ("real_variants", "real_step_sizes"):  # their rows compare schedules
             continue
         configs = {}
         for run in planned(name, "mini", tmp_path):

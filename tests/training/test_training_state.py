@@ -98,13 +98,13 @@ def test_a_full_disk_costs_nothing_but_the_new_checkpoint(tmp_path, monkeypatch)
 
 
 def test_a_full_disk_in_truth(tmp_path):
-    """A file system of one megabyte, where the machine allows to mount one."""
+    """Use a file system of one megabyte, if the machine allows mounting one."""
     command = "mkdir -p $0 && mount -t tmpfs -o size=1m tmpfs $0"
     folder = tmp_path / "disk"
     if os.geteuid() != 0 or subprocess.run(["sh", "-c", command, folder], capture_output=True, check=False).returncode:
         pytest.skip("no file system can be mounted here")
     try:
-        model = torch.nn.Linear(300, 300)  # a third of the disk: room for one and no second
+        model = torch.nn.Linear(300, 300)  # a third of the disk: space for only one checkpoint
         optimizer = torch.optim.Adam(model.parameters())
         before = save_state(folder, Progress(step=1), model, torch.optim.SGD(model.parameters()), {}, {}, 8, keep=2)
         model(torch.ones(1, 300)).sum().backward()
@@ -137,7 +137,7 @@ def test_an_unfinished_run_is_not_overwritten(tmp_path):
     with pytest.raises(UserError, match="other settings: seed was 0, is 1"):
         open_run(tmp_path, {"seed": 1}, resume=True)
     (tmp_path / "results.json").write_text("{}")
-    assert open_run(tmp_path, {"seed": 1}, resume=False) is None  # finished: a new run takes its place
+    assert open_run(tmp_path, {"seed": 1}, resume=False) is None  # finished: a new run replaces it
     assert not place.exists() and not (tmp_path / "results.json").exists()
 
 
@@ -181,7 +181,7 @@ def settings(tmp_path: Path, **fields) -> dict:
     } | fields
 
 
-# One process imports, and forks a child for every attempt: what is tested is the run, not the start of Python.
+# One process imports the modules and forks a child per attempt, which saves the start-up time of Python.
 KILLER = """
 import json, os, random, signal, sys, time
 from pathlib import Path
@@ -240,7 +240,7 @@ def test_a_run_killed_twenty_times_ends_as_one_that_was_not(tmp_path):
             assert (killed / name).read_bytes() == (straight / name).read_bytes(), name
         last, expected = (last_state(run / "checkpoints") for run in (killed, straight))
         assert last.name == expected.name == "step-00000008"
-        # Parameters and optimizer state, bit for bit.
+        # Parameters and optimizer state are bit-identical.
         assert (last / "state.safetensors").read_bytes() == (expected / "state.safetensors").read_bytes()
         one, other = (json.loads((run / "results.json").read_text()) for run in (killed, straight))
         assert one["domains"] == other["domains"] and one["threshold"] == other["threshold"]
@@ -252,7 +252,7 @@ def test_sigterm_saves_and_exits_with_a_code_of_its_own(tmp_path):
     command = [sys.executable, str(ROOT / "scripts" / "meta_train.py"), "--recipe", str(recipe)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT)
     step = re.compile(r"meta-training.*\| (\d+)/")
-    for line in process.stderr:  # the bar's carriage returns end lines too; it is not drawn at every step
+    for line in process.stderr:  # carriage returns of the progress bar end lines too; it is not drawn at every step
         if (shown := step.search(line)) and int(shown[1]) >= 3:
             break
     process.send_signal(signal.SIGTERM)

@@ -15,13 +15,13 @@ from gmdf_hf.training.methods.mldg import MLDG
 def make_method(
     config: TrainConfig, domains: Sequence[str], images: Sequence[int] | None, num_processes: int
 ) -> Method:
-    """The method that a run's settings name.
+    """Make the training method of a run.
 
     Args:
         config: The run's settings.
-        domains: Names of the domains it trains on.
-        images: Images of each; None for streams, whose domains then count the same.
-        num_processes: Processes of the run.
+        domains: Names of the training domains.
+        images: Number of images per domain; None for streams, whose domains then have equal weights.
+        num_processes: Number of processes of the run.
     """
     batch_size = config.batch_size * num_processes
     tower = config.train_tower
@@ -45,7 +45,7 @@ def make_method(
 
 
 def make_gmdf(config: TrainConfig, batch_size: int) -> GMDF:
-    """The paper's method as a run's settings say."""
+    """Make the paper's method from a run's settings."""
     optimizer = ExpertSGD if config.inner_optimizer == "sgd" else ExpertAdam
     options = MetaOptions(
         source_weight=config.source_weight,

@@ -1,4 +1,4 @@
-"""`add_domain`: a trained detector learns one more domain; all it knew stays as it is."""
+"""`add_domain`: train the expert of a new domain in a trained detector; all other weights stay unchanged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gmdf_hf.training.methods.method import Losses, Method
 
 
 class KnownDomain(nn.Module):
-    """A detector that is told the domain of its images: they go through that domain's own expert.
+    """A detector for images of one known domain: it scores them with that domain's expert.
 
     Args:
         model: The detector.
@@ -34,7 +34,7 @@ class KnownDomain(nn.Module):
 
 
 class AddDomain(Method):
-    """Train the expert of one domain, by which its images are scored.
+    """Train the expert of one domain and score the domain's images with it.
 
     Args:
         domain: Name of the domain.
@@ -54,10 +54,10 @@ class AddDomain(Method):
         return merged_step(self.route(model), episode, accelerator, equal_shares(1))
 
     def route(self, model: nn.Module) -> nn.Module:
-        """The domain is known: its own expert scores."""
+        """Score with the expert of the known domain."""
         assert isinstance(model, GMDFModel)
         return KnownDomain(model, self.domain)
 
     def changed_tensors(self, model: nn.Module) -> list[torch.Tensor]:
-        """Nothing changes before the optimizer's step."""
+        """None: `step` changes no tensors."""
         return []

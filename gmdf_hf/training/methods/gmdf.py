@@ -25,13 +25,13 @@ class MetaOptions:
     """Settings of the two half steps.
 
     Attributes:
-        source_weight: Weight of the meta-train domains' mean loss in the objective of theta_O (decision D16).
+        source_weight: Weight of the mean meta-train loss in the objective of theta_O (decision D16).
         alignment_weight: Weight of L_sis.
         mim_weight: Weight of L_mim.
-        alignment_queue: Images of a domain whose features L_sis compares (decision D18).
-        second_order: Take theta_O's gradient through the update of theta_E, as MAML does (decision D9).
-        align_both: Let L_sis train the source features too (decision D12).
-        all_experts: Let the meta-test domain's own expert take part (decision D3).
+        alignment_queue: Images per domain in the statistics of L_sis (decision D18).
+        second_order: Differentiate theta_O's objective through the update of theta_E, as MAML does (decision D9).
+        align_both: Propagate the gradient of L_sis to the source features too (decision D12).
+        all_experts: Include the meta-test domain's own expert (decision D3).
     """
 
     source_weight: float = 0.0
@@ -44,12 +44,12 @@ class MetaOptions:
 
 
 class GMDF(Method):
-    """Experts learn in the inner step, shared weights in the outer one.
+    """Train experts in the inner step and shared weights in the outer step.
 
     Args:
         inner: Optimizer of the inner step.
         options: Settings of the half steps.
-        batch_size: Images of a domain in an iteration of all processes together.
+        batch_size: Images per domain and iteration, summed over processes.
         train_tower: As in `Method`.
     """
 
@@ -61,7 +61,7 @@ class GMDF(Method):
         self.needs_codes = options.mim_weight > 0
 
     def prepare(self, model: nn.Module) -> list[nn.Parameter]:
-        """The experts train too, in the inner step; the run's optimizer updates theta_O."""
+        """Return theta_O for the run's optimizer; the inner step trains the experts."""
         assert isinstance(model, GMDFModel)
         self.inner.prepare(model.expert_parameters())
         if self.options.alignment_weight > 0:
@@ -70,10 +70,10 @@ class GMDF(Method):
         return self.shared_parameters(model)
 
     def step(self, model: GMDFModel, episode: Episode, accelerator: Accelerator) -> Losses:
-        """One meta-iteration but for the last line: theta_E updated, theta_O's gradient left in `.grad`."""
+        """One meta-iteration without the optimizer step: update theta_E, accumulate theta_O's gradient in `.grad`."""
         options, domains = self.options, episode.source_domains
         scale = 1 if accelerator.scaler is None else accelerator.scaler.scale(torch.ones((), device=accelerator.device))
-        # The fused attention kernels cannot be differentiated twice.
+        # Fused attention kernels have no second derivative.
         twice_differentiable = sdpa_kernel(SDPBackend.MATH) if options.second_order else nullcontext()
         with accelerator.autocast(), twice_differentiable:
             source_loss, source_embeds = inner_loss(model, episode)
@@ -93,19 +93,19 @@ class GMDF(Method):
         shared = list(model.shared_parameters().values())
         accelerator.backward(total, inputs=shared)
         if accelerator.scaler is not None:
-            # The scaler sees the gradients of theta_O alone: through them it hears of an overflow in the inner step.
+            # The scaler checks only the gradients of theta_O: an overflow in the inner step is written into them.
             first = next(parameter.grad for parameter in shared if parameter.grad is not None)
             first += torch.where(finite, 0.0, torch.nan).to(first)
         if options.second_order:
             keep_experts(model, experts)
         if self.alignment is not None:
             self.alignment.push(embeds, episode)
-            losses["alignment"] = losses["alignment"] / num_processes()  # every process has the whole of it
+            losses["alignment"] = losses["alignment"] / num_processes()  # every process has the full value
         return {"source": source_loss.detach() / len(domains)} | {name: loss.detach() for name, loss in losses.items()}
 
     @property
     def weights(self) -> dict[str, float]:
-        """Of the three losses (Eq. 11)."""
+        """Weights of the three losses (Eq. 11)."""
         options = self.options
         return {
             "classification": 1.0,
@@ -114,9 +114,10 @@ class GMDF(Method):
         }
 
     def describe_step(self, model: GMDFModel, episode: Episode, accelerator: Accelerator) -> dict[str, float]:
-        """Norm of each loss's own gradient in the vision tower, unweighted, before the step; nothing changes.
+        """Gradient norm of each unweighted loss in the vision tower, before the step; has no side effects.
 
-        Loss weights are to be chosen by these and not by the size of a loss. `alignment_floor`: see `Alignment.floor`.
+        These norms, not the loss values, are the basis for choosing loss weights. `alignment_floor`: see
+        `Alignment.floor`.
         """
         tower = [p for name, p in model.shared_parameters().items() if name.startswith("vision_model.")]
         if not tower or accelerator.scaler is not None:  # unscaled half-precision gradients would underflow
@@ -137,7 +138,7 @@ class GMDF(Method):
         return norms | ({} if floor is None else {"alignment_floor": floor})
 
     def changed_tensors(self, model: nn.Module) -> list[torch.Tensor]:
-        """theta_E, and the method's own state."""
+        """theta_E and the method's state."""
         assert isinstance(model, GMDFModel)
         return [*model.expert_parameters().values(), *self.state().values()]
 

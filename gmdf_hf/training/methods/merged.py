@@ -1,12 +1,12 @@
 """Fine-tuning on merged domains: `direct_merge`, `balanced_erm` and `linear_probe`.
 
-- `direct_merge`: plain fine-tuning on the data sets poured into one, in which a data set counts by its size. This is
-  the paper's "CLIP" ("multiple datasets are randomly shuffled and then consolidated into a new dataset").
-- `balanced_erm`: every data set counts the same, however small (empirical risk minimisation over domains). On data
-  sets of one size the two are one.
+- `direct_merge`: plain fine-tuning on the merged data sets, so that each is weighted by its size. This is the paper's
+  "CLIP" ("multiple datasets are randomly shuffled and then consolidated into a new dataset").
+- `balanced_erm`: all data sets have equal weights (empirical risk minimisation over domains). Equals `direct_merge` for
+  data sets of equal size.
 - `linear_probe`: frozen features; only the last linear map (and CLIP's temperature) trains.
 
-Any image classifier of transformers can stand in for CLIP: see `gmdf_hf.training.classifiers`.
+Any image classifier of transformers can replace CLIP: see `gmdf_hf.training.classifiers`.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from gmdf_hf.training.methods.method import Losses, Method
 
 
 def size_shares(images: Sequence[int]) -> torch.Tensor:
-    """Each domain's share of the merged data set, shape `(domains,)`: the weights of `direct_merge`."""
+    """Each domain's fraction of the merged data set, shape `(domains,)`: the weights of `direct_merge`."""
     counts = torch.tensor(images, dtype=torch.float32)
     return counts / counts.sum()
 
 
 def equal_shares(domains: int) -> torch.Tensor:
-    """The same share for every domain: the weights of `balanced_erm`."""
+    """Equal weights for all domains: the weights of `balanced_erm`."""
     return torch.full((domains,), 1 / domains)
 
 
 def merged_step(model: nn.Module, episode: Episode, accelerator: Accelerator, shares: torch.Tensor) -> Losses:
     """One step of fine-tuning on merged domains.
 
-    A batch holds as many images of each domain; weighing them by the domains' shares gives, on average, the gradient
-    of batches drawn from the merged data set, without a small domain missing from most of them.
+    A batch has the same number of images of each domain. Weighting them by the domains' shares gives the expected
+    gradient of batches drawn from the merged data set, but every batch includes the small domains.
 
     Args:
         model: Classifier with `logits` of shape `(B, 2)`.
         episode: Images of all domains.
-        accelerator: Of the run.
+        accelerator: Accelerator of the run.
         shares: Weight of each domain's mean loss, shape `(domains,)`.
 
     Returns:
-        `classification`, this process's share of it.
+        `classification`: this process's share.
     """
     prompts = {} if episode.prompt_ids is None else {"prompt_ids": episode.prompt_ids}
     weights = episode.weights * shares.to(episode.weights)[episode.domain_ids]
@@ -59,7 +59,7 @@ def merged_step(model: nn.Module, episode: Episode, accelerator: Accelerator, sh
 
 
 class Merged(Method):
-    """`direct_merge` or `balanced_erm`, by the domains' shares.
+    """`direct_merge` or `balanced_erm`, depending on the domains' shares.
 
     Args:
         shares: Weight of each domain's mean loss, shape `(domains,)`.
@@ -76,11 +76,11 @@ class Merged(Method):
 
 
 class LinearProbe(Merged):
-    """`linear_probe`: the head alone trains, on all domains equally; no dropout and no moving batch statistics."""
+    """`linear_probe`: train only the head, with equal domain weights, no dropout and fixed batch statistics."""
 
     trains_model = False
 
     def prepare(self, model: nn.Module) -> list[nn.Parameter]:
-        """Freeze all but the head."""
+        """Freeze all parameters except the head."""
         freeze_all_but_the_head(model)
         return [parameter for parameter in model.parameters() if parameter.requires_grad]

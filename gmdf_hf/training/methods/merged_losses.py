@@ -1,4 +1,4 @@
-"""`merged_losses`: `balanced_erm` with L_sis and L_mim: the rows of Table 8 without experts and episodes."""
+"""`merged_losses`: `balanced_erm` with L_sis and L_mim, the rows of Table 8 without experts and episodes."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ def merged_losses_step(
     alignment_weight: float = 1.0,
     mim_weight: float = 1.0,
 ) -> Losses:
-    """One step of `balanced_erm` with L_sis and L_mim, the experts being at zero effect and frozen.
+    """One step of `balanced_erm` with L_sis and L_mim; the experts are frozen at zero effect.
 
-    The two losses are those of the outer step: the domain that is last in the episode is aligned with the others and is
-    the one with hidden patches. So they cost what they cost in GM-DF, and Table 8 changes one thing at a time. There is
-    no inner step that would make the other domains' features constants; both sides of L_sis train.
+    The two losses are those of the outer step: the last domain of the episode is aligned with the others and has the
+    hidden patches. Their cost equals that in GM-DF, so that the rows of Table 8 differ in one component each. There is
+    no inner step whose features would be constants, so both sides of L_sis get gradients.
 
     Args:
         model: The detector.
         episode: Images of all domains.
-        accelerator: Of the run.
-        image_tokenizer: Gives the visual codes of patches; None leaves L_mim out.
-        alignment: Computes L_sis; None leaves it out.
+        accelerator: Accelerator of the run.
+        image_tokenizer: Computes the visual codes of patches; None omits L_mim.
+        alignment: Computes L_sis; None omits it.
         alignment_weight: Weight of L_sis.
         mim_weight: Weight of L_mim.
 
     Returns:
-        `classification`, and `alignment` and `masked_image` where asked for: this process's share of each.
+        `classification`, optionally `alignment` and `masked_image`: this process's share of each.
     """
     domains = len(episode.source_domains) + 1
     with accelerator.autocast():
@@ -56,7 +56,7 @@ def merged_losses_step(
     accelerator.backward(total, inputs=list(model.shared_parameters().values()))
     if alignment is not None:
         alignment.push(embeds, episode)
-        # Every process has the whole of it.
+        # Every process has the full value.
         losses["alignment"] = losses["alignment"] / num_processes()
     return {name: loss.detach() for name, loss in losses.items()}
 
@@ -65,10 +65,10 @@ class MergedLosses(Method):
     """Fine-tuning on merged domains with the three losses of Eq. 11.
 
     Args:
-        alignment_weight: Weight of L_sis; 0 leaves it out.
-        mim_weight: Weight of L_mim; 0 leaves it out.
-        alignment_queue: Images of a domain whose features L_sis compares (decision D18).
-        batch_size: Images of a domain in an iteration of all processes together.
+        alignment_weight: Weight of L_sis; 0 omits it.
+        mim_weight: Weight of L_mim; 0 omits it.
+        alignment_queue: Images per domain in the statistics of L_sis (decision D18).
+        batch_size: Images per domain and iteration, summed over processes.
         train_tower: As in `Method`.
     """
 
@@ -88,7 +88,7 @@ class MergedLosses(Method):
         self.needs_codes = mim_weight > 0
 
     def prepare(self, model: nn.Module) -> list[nn.Parameter]:
-        """The experts stay frozen at zero effect."""
+        """Freeze the experts at zero effect."""
         assert isinstance(model, GMDFModel)
         if self.alignment_weight > 0:
             sizes = (model.config.num_experts, self.batch_size, model.config.projection_dim)

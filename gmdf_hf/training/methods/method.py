@@ -1,4 +1,4 @@
-"""What a training method decides: which parameters train, how one step is taken, and how images are routed."""
+"""Base class of training methods: trainable parameters, training step and route of the images."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Losses = dict[str, torch.Tensor]
 
 
 class Method:
-    """A training method of `scripts/meta_train.py`: a subclass in a file of its own and a line in `make_method`.
+    """A training method of `scripts/meta_train.py`: one subclass per file, listed in `make_method`.
 
     Attributes:
-        needs_codes: Whether L_mim is part of it, which needs visual codes.
+        needs_codes: Whether the method uses L_mim, which needs visual codes.
         trains_model: Whether the model is in training mode (a linear probe's features are frozen).
-        image_tokenizer: Visual codes of patches; set by the run's set-up where `needs_codes`.
+        image_tokenizer: Visual codes of patches; set by `set_up` if `needs_codes`.
         train_tower: Part of CLIP's vision tower that trains: `all`, `layer_norms` or `none`.
     """
 
@@ -35,9 +35,9 @@ class Method:
         self.train_tower = train_tower
 
     def prepare(self, model: nn.Module) -> list[nn.Parameter]:
-        """Freeze what does not train, and return what the run's optimizer updates (theta_O).
+        """Set `requires_grad` and return the parameters that the run's optimizer updates (theta_O).
 
-        By default a GM-DF's experts stay frozen at zero effect, so that the model remains a CLIP.
+        By default the experts of a GM-DF are frozen at zero effect, so that the model equals CLIP.
         """
         if not isinstance(model, GMDFModel):
             return [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -46,18 +46,18 @@ class Method:
         return self.shared_parameters(model)
 
     def shared_parameters(self, model: GMDFModel) -> list[nn.Parameter]:
-        """theta_O of a GM-DF, the tower frozen as `train_tower` says."""
+        """theta_O of a GM-DF, with the tower frozen according to `train_tower`."""
         if self.train_tower != "all":
             freeze_tower(model, but_layer_norms=self.train_tower == "layer_norms")
         return list(model.shared_parameters().values())
 
     def step(self, model: Any, episode: Episode, accelerator: Accelerator) -> Losses:
-        """Leave the gradient of what the optimizer updates in `.grad`.
+        """Compute the gradients of theta_O in `.grad`.
 
         Args:
             model: The detector.
             episode: Images of all domains.
-            accelerator: Of the run: precision and gradient scaler.
+            accelerator: Accelerator of the run, with precision and gradient scaler.
 
         Returns:
             This process's share of each loss; the sum over processes is the loss.
@@ -65,11 +65,11 @@ class Method:
         raise NotImplementedError
 
     def describe_step(self, model: Any, episode: Episode, accelerator: Accelerator) -> dict[str, float]:
-        """Figures about the coming step, for the run's history; nothing changes."""
+        """Statistics of the next step for the run's history; has no side effects."""
         return {}
 
     def route(self, model: nn.Module) -> nn.Module:
-        """The model as it scores images: by default their domain is unknown, as an unseen domain's is."""
+        """Model for scoring images; by default their domain is unknown, as for an unseen domain."""
         return model
 
     def changed_tensors(self, model: nn.Module) -> Sequence[torch.Tensor]:
@@ -77,5 +77,5 @@ class Method:
         return list(self.state().values())
 
     def state(self) -> Mapping[str, torch.Tensor]:
-        """Tensors of the method itself that a resumed run needs; loaded in place."""
+        """The method's tensors that a resumed run needs; loaded in place."""
         return {}

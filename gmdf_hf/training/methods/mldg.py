@@ -1,4 +1,4 @@
-"""`mldg`: Li et al. 2018, first order, on CLIP: GM-DF's episodes without GM-DF's model."""
+"""`mldg`: first-order MLDG (Li et al. 2018) on CLIP, with GM-DF's episodes and without experts."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def mldg_step(
 ) -> Losses:
     """One step of first-order MLDG: ``grad F(theta) + beta * grad G(theta')`` with ``theta' = theta - alpha grad F``.
 
-    F is the mean loss of the meta-train domains and G the loss of the meta-test domain. First order: theta' is taken as
-    a constant plus theta, so the second gradient is the one at theta' as it stands (Li et al. 2018, section 3).
+    F is the mean loss of the meta-train domains and G the loss of the meta-test domain. First order: theta' is
+    treated as theta plus a constant, so the second gradient is the gradient of G at theta' (Li et al. 2018, section 3).
 
-    The weights are changed in place and put back, because a model that recomputes its activations in the backward pass
-    would do that with the wrong weights if they had only been lent to it.
+    The weights are changed in place and restored, because gradient checkpointing recomputes activations in the backward
+    pass and would not use weights substituted only for the forward pass.
 
     Args:
         model: The detector, its experts at zero effect and frozen.
         episode: Images of all domains.
-        accelerator: Of the run; without gradient scaling.
+        accelerator: Accelerator of the run; without gradient scaling.
         inner_learning_rate: alpha.
         meta_test_weight: beta.
 
@@ -40,7 +40,7 @@ def mldg_step(
         `source` (F) and `classification` (G): this process's share of each.
 
     Raises:
-        ValueError: If the run scales its gradients against underflow, which is not built in here.
+        ValueError: If the run uses a gradient scaler, which is not supported.
     """
     if accelerator.scaler is not None:
         raise ValueError("mldg takes its inner step without a gradient scaler: use mixed_precision no or bf16.")
@@ -51,7 +51,7 @@ def mldg_step(
     source = _filled(parameters, torch.autograd.grad(source_loss, parameters, allow_unused=True))
     before = [parameter.detach().clone() for parameter in parameters]
     with torch.no_grad():
-        # All processes take the same step to theta'; what is left in `.grad` is this process's share.
+        # All processes use the same theta'; `.grad` keeps this process's share.
         for parameter, gradient in zip(parameters, sum_over_processes(source), strict=True):
             parameter.sub_(gradient, alpha=inner_learning_rate)
     try:
@@ -70,16 +70,16 @@ def mldg_step(
 
 
 def _filled(parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
-    """Gradients with zero in place of a missing one: every process must sum the same tensors."""
+    """Replace missing gradients by zeros, because all processes must sum the same tensors."""
     pairs = zip(parameters, gradients, strict=True)
     return [torch.zeros_like(parameter) if gradient is None else gradient for parameter, gradient in pairs]
 
 
 class MLDG(Method):
-    """Episodes over whole models: a step on the meta-train domains, then the meta-test domain's gradient there.
+    """Meta-learning of all weights: a step on the meta-train domains, then the meta-test gradient at the new weights.
 
     Args:
-        inner_learning_rate: Size alpha of that step.
+        inner_learning_rate: Step size alpha.
         train_tower: As in `Method`.
     """
 

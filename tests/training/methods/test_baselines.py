@@ -1,4 +1,4 @@
-"""Each step against what its docstring says, on models whose zeros are drawn anew where they matter."""
+"""Steps of the baselines against references, on models with re-drawn zero-initialised weights where they matter."""
 
 from types import SimpleNamespace
 
@@ -39,7 +39,7 @@ def episode() -> Episode:
 
 
 def losses_of(model, episode) -> torch.Tensor:
-    """Mean loss of each domain, by number."""
+    """Mean loss of each domain, in the order of domain indices."""
     each = cross_entropy(model(episode.pixel_values).logits, episode.labels, reduction="none")
     return torch.stack([each[episode.domain_ids == domain].mean() for domain in range(3)])
 
@@ -67,7 +67,7 @@ def test_merged_domains_count_by_their_share(model, episode, shares):
 
 
 def test_weighing_by_size_is_the_merged_data_set():
-    """The mean over all images of domains of 2 and 6, from means of each."""
+    """The mean over all images of domains with 2 and 6 images equals the weighted mean of the domain means."""
     losses = torch.rand(8)
     by_domain = torch.stack([losses[:2].mean(), losses[2:].mean()])
     assert (size_shares([2, 6]) * by_domain).sum() == pytest.approx(float(losses.mean()))
@@ -90,7 +90,7 @@ def test_mldg_is_two_gradients_the_second_after_a_step(model, episode):
     assert found["source"] == pytest.approx(float(source.detach()), rel=1e-5)
     assert found["classification"] == pytest.approx(float(target.detach()), rel=1e-5)
     for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, before[name]), name  # put back to the last bit
+        assert torch.equal(parameter, before[name]), name  # restored bit-identically
     assert any(
         (second[name] - gradients(model, losses_of(model, episode)[1])[name]).abs().max() > 1e-4 for name in first
     )
@@ -106,7 +106,7 @@ def test_mldg_with_recomputed_activations_is_the_same(model, episode):
 
 
 def test_mldg_sums_what_the_processes_step_on(model, episode, monkeypatch):
-    """Two processes with the same images: the step to theta' is as long as both gradients together."""
+    """Two processes with the same images: the step to theta' uses the sum of both gradients."""
     mldg_step(model, episode, Accelerator(), 0.6)
     expected = {name: parameter.grad.clone() for name, parameter in model.shared_parameters().items()}
     model.zero_grad()
@@ -149,7 +149,7 @@ def test_a_linear_probe_trains_its_head_alone(model, episode):
     assert trained == set(model.shared_parameters()) == {"visual_projection.weight", "logit_scale"}
     merged_step(model, episode, Accelerator(), equal_shares(3))
     assert model.visual_projection.weight.grad.any()
-    # A linear decision: the sign of the difference of logits is that of a linear function of the frozen features.
+    # A linear decision: the difference of logits has the sign of a linear function of the frozen features.
     features = model.vision_model(episode.pixel_values, domain_prompts=model.domain_prompts).pooler_output
     real, fake = model.class_features()
     linear = features @ (model.visual_projection.weight.T @ (fake - real))
