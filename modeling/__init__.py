@@ -8,8 +8,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> object:
-    # On first use: torch and transformers take seconds to import, and every process that cuts faces out of videos
-    # imports this package for its geometry alone.
+    # Imported on first use: torch and transformers take seconds to import, and the workers that crop faces need only
+    # the geometry functions of this package.
     auto = import_module(f"{__name__}.auto_gmdf") if name.startswith("GMDF") else None
     if not hasattr(auto, name):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What a `GMDFModel` does with its image backbone: making it, starting from a pre-trained one, running it."""
+"""Image backbone of a `GMDFModel`: construction, loading of pre-trained weights, forward pass."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ LOADING_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "subfol
 
 
 class ImageBackboneMixin:
-    """The image side of a `GMDFModel`: CLIP's tower with experts in its blocks, or another backbone beside experts.
+    """Image side of a `GMDFModel`: CLIP's tower with experts in its blocks, or another backbone with added experts.
 
-    Batch normalisation keeps the statistics it was loaded with, in training too: those of several domains in one batch
-    are none of theirs, and theta_E' would be judged by statistics that the inner step has moved (`freeze_batch_norm`).
+    Batch normalisation keeps its loaded statistics in training too (`freeze_batch_norm`): the statistics of a batch
+    that mixes domains fit none of them, and the inner step would change the statistics with which theta_E' is
+    evaluated.
     """
 
     config: Any
@@ -36,7 +37,7 @@ class ImageBackboneMixin:
     mim_head: nn.Module
 
     def _make_backbone(self, config: GMDFConfig) -> tuple[int, int]:
-        """Make the backbone and its experts; returns the width of its features and of its last states."""
+        """Make the backbone and its experts; return the width of its features and of its last hidden states."""
         settings = {
             "num_experts": config.num_experts,
             "bottleneck_size": config.expert_bottleneck_size,
@@ -63,9 +64,9 @@ class ImageBackboneMixin:
     ) -> T:
         """Make a detector that starts as a pre-trained image backbone.
 
-        A CLIP is loaded by `from_clip`. SigLIP and SigLIP 2 bring text tower, temperature and bias; any other backbone
-        of transformers, or timm's through `TimmWrapper`, brings its pooled features alone: the projection behind them
-        and the class features are new, and learned with theta_O.
+        A CLIP is loaded by `from_clip`. SigLIP and SigLIP 2 provide text tower, temperature and bias. Any other
+        backbone of transformers, or of timm through `TimmWrapper`, provides only its pooled features; the projection
+        after them and the class features are new and belong to theta_O.
 
         Args:
             name_or_path: Hub id or folder of the checkpoint.
@@ -78,7 +79,8 @@ class ImageBackboneMixin:
             The model, in evaluation mode.
 
         Raises:
-            ValueError: If the checkpoint lacks weights, experts have no place in it, or it takes no such images.
+            ValueError: If the checkpoint lacks weights, has no layer to which experts can be added, or does not accept
+                images of this size.
         """
         options = {key: kwargs.pop(key) for key in LOADING_OPTIONS if key in kwargs}
         hub = {key: value for key, value in options.items() if key not in ("dtype", "attn_implementation")}
@@ -86,7 +88,7 @@ class ImageBackboneMixin:
         if found.model_type == "clip":
             return cls.from_clip(name_or_path, domains, image_size, **kwargs, **options)  # type: ignore[attr-defined]
         if options.get("attn_implementation") == "sdpa":
-            del options["attn_implementation"]  # the default, which models without attention refuse by name
+            del options["attn_implementation"]  # the default; models without attention reject an explicit value
         loaded, report = AutoModel.from_pretrained(
             name_or_path, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
         )
@@ -141,10 +143,10 @@ class ImageBackboneMixin:
         active_experts: Sequence[int] | None = None,
         **kwargs,
     ) -> tuple[BaseModelOutputWithPooling, torch.Tensor | None]:
-        """Image features before the projection, along a route; arguments as of the model's forward pass.
+        """Return image features before the projection; the arguments are those of the model's forward pass.
 
         Returns:
-            What the backbone returns, and the last states of all patches, `(B, patches, D)`, where some are hidden.
+            Output of the backbone, and the last hidden states of all patches, `(B, patches, D)`, if some are masked.
         """
         mask_token: Any = None if bool_masked_pos is None else self.mim_head.mask_token
         if self.config.is_clip:
@@ -168,7 +170,7 @@ class ImageBackboneMixin:
         return vision, patches
 
     def get_input_embeddings(self) -> nn.Module:
-        """The patch embedding, which quantisation at load asks for."""
+        """Return the patch embedding; quantisation at load calls this method."""
         if self.config.is_clip:
             return self.vision_model.embeddings.patch_embedding
         return self.vision_model.get_input_embeddings()
@@ -185,10 +187,10 @@ class ImageBackboneMixin:
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **options: Any
     ) -> None:
-        """Recompute activations along the route of their own forward pass.
+        """Recompute activations with the routing of their own forward pass.
 
         Raises:
-            ValueError: If the backbone's own recomputation cannot be told the route.
+            ValueError: If the backbone's own checkpointing accepts no context functions for the routing.
         """
         if enable and not self.config.is_clip:
             if hasattr(self.vision_model, "timm_model"):

@@ -1,14 +1,14 @@
 """Domain experts beside any image backbone of transformers, timm's included (decision D20).
 
-A backbone keeps its own class, forward pass and parameter names; its experts are one module next to it, and forward
-hooks add their part
+A backbone keeps its own class, forward pass and parameter names. Its experts are a separate module, and forward hooks
+add the experts' output
 
 * in a transformer, to the output of each block's feed-forward module, whose input is the block's normalised tokens:
   ``F(x) = F_theta(x) + dF_n(x)`` (Eq. 1). A layer scale or stochastic depth behind that module acts on the sum;
 * in a convolutional network, to the output of each of its last stages, with positions as tokens:
-  ``x + dF_n(LayerNorm(x))``, the LayerNorm being free of parameters, for such a stage has none.
+  ``x + dF_n(LayerNorm(x))``, with a LayerNorm without parameters, as such a stage has no LayerNorm of its own.
 
-``alpha_n`` starts at 0 in both, so a new detector's image features are the bare backbone's on every route.
+``alpha_n`` starts at 0 in both, so a new detector's image features equal the backbone's on every route.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ from .sites_gmdf import backbone_inputs, convolutional_sites, patch_embedding, p
 
 @dataclass
 class Route:
-    """What the hooks of one forward pass need, and what they find.
+    """Inputs and outputs of the hooks in one forward pass.
 
     Attributes:
         prompts: Prompt vectors of the domains, shape `(E, M)`.
         domain_ids: Expert of each image, shape `(B,)`; None aggregates.
         active_experts: Experts the aggregated route may use.
-        mask: True where a patch is hidden, shape `(B, patches)`.
-        mask_token: What a hidden patch becomes, shape `(D,)`.
+        mask: True for masked patches, shape `(B, patches)`.
+        mask_token: Embedding that replaces a masked patch, shape `(D,)`.
         shares: Each expert's share at each site, each `(B, E)`.
-        states: Input of each transformer block and output of the last; or the maps behind the sites.
+        states: Input of each transformer block and output of the last; or the feature maps after the convolutional
+            stages.
     """
 
     prompts: torch.Tensor
@@ -54,13 +55,13 @@ class Route:
     states: list[torch.Tensor] = field(default_factory=list)
 
 
-# Of the forward pass that is running; each thread has its own. None: the bare backbone.
+# Route of the current forward pass, one per thread; None runs the backbone without experts.
 _ROUTE: ContextVar[Route | None] = ContextVar("route", default=None)
 
 
 @contextmanager
 def following(route: Route | None) -> Iterator[None]:
-    """Let experts act along a route."""
+    """Set the route of the experts for the block."""
     token = _ROUTE.set(route)
     try:
         yield
@@ -69,20 +70,20 @@ def following(route: Route | None) -> Iterator[None]:
 
 
 def recomputation_contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-    """For `torch.utils.checkpoint`: activations are recomputed along the route of their own forward pass."""
+    """Contexts for `torch.utils.checkpoint`: recomputation uses the route of the original forward pass."""
     route = _ROUTE.get()
     return nullcontext(), following(None if route is None else replace(route, shares=[], states=[]))
 
 
 class BackboneExperts(nn.Module):
-    """Experts of an image backbone, and the hooks by which they act (decision D20).
+    """Experts of an image backbone, and the hooks that add their output (decision D20).
 
     Args:
-        backbone: The backbone, whose modules get the hooks.
-        **expert_settings: Arguments of `DomainExperts` but width and activation.
+        backbone: The backbone to register the hooks on.
+        **expert_settings: Arguments of `DomainExperts` except width and activation.
 
     Raises:
-        ValueError: If the backbone has no place for experts.
+        ValueError: If the backbone has no layer to which experts can be added.
     """
 
     def __init__(self, backbone: PreTrainedModel, **expert_settings):
@@ -125,20 +126,21 @@ class BackboneExperts(nn.Module):
     def run(
         self, backbone: PreTrainedModel, pixel_values: torch.Tensor, route: Route, **kwargs
     ) -> tuple[BaseModelOutputWithPooling, torch.Tensor | None]:
-        """The backbone with its experts.
+        """Run the backbone with its experts.
 
         Args:
-            backbone: The backbone that this was made for.
+            backbone: The backbone that this object was made for.
             pixel_values: Shape `(B, 3, H, W)`.
-            route: Which experts act, and which patches are hidden; collects states and shares.
+            route: Selected experts and masked patches; collects states and shares.
             **kwargs: `output_attentions` and so on, for the backbone.
 
         Returns:
-            What the backbone returns, its image features of shape `(B, F)`; and the last states of all patches,
-            `(B, patches, D)`, where some are hidden.
+            Output of the backbone; its image features of shape `(B, F)`; and the last hidden states of all patches,
+            `(B, patches, D)`, if some are masked.
 
         Raises:
-            ValueError: If patches cannot be hidden, or there are not as many as the mask says.
+            ValueError: If the backbone does not support masking, or the mask has another number of patches than the
+                images.
         """
         patches = None
         if route.mask is not None:
@@ -178,7 +180,7 @@ class BackboneExperts(nn.Module):
     def _after_feed_forward(
         self, number: int, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
     ) -> torch.Tensor | None:
-        """Hook behind a block's feed-forward module, whose input is the block's normalised tokens."""
+        """Hook after a block's feed-forward module, whose input is the block's normalised tokens."""
         if (route := _ROUTE.get()) is None:
             return None
         normed, bias = args[0], getattr(self._norms[number], "bias", None)
@@ -191,7 +193,7 @@ class BackboneExperts(nn.Module):
     def _after_stage(
         self, number: int, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
     ) -> torch.Tensor | None:
-        """Hook behind a stage, which gives a map of shape `(B, C, H, W)`."""
+        """Hook after a stage, whose output is a map of shape `(B, C, H, W)`."""
         if (route := _ROUTE.get()) is None:
             return None
         tokens = output.flatten(2).transpose(1, 2)
@@ -210,13 +212,13 @@ def _keep_input(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def _keep_output(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    """Hook behind the last transformer block."""
+    """Hook after the last transformer block."""
     if (route := _ROUTE.get()) is not None:
         route.states.append(output[0] if isinstance(output, tuple) else output)
 
 
 def _hide_patches(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
-    """Hook behind a patch embedding: `(B, D, H, W)`, or `(B, patches, D)` where it is a linear map."""
+    """Hook after a patch embedding: `(B, D, H, W)`, or `(B, patches, D)` if it is a linear map."""
     route = _ROUTE.get()
     if route is None or route.mask is None or route.mask_token is None:
         return None

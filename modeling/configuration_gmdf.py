@@ -1,4 +1,4 @@
-"""What the weights of GM-DF need to be rebuilt."""
+"""Configuration of a GM-DF model."""
 
 import math
 import re
@@ -8,8 +8,8 @@ from typing import Any, cast
 import transformers
 from packaging.version import Version
 
-# Both bounds are hard, because modules of transformers are used that any minor version may change. They are checked
-# here, in the file that is loaded first, before an import below fails with a reason of its own.
+# Both bounds are enforced, because the package uses internal modules of transformers that any minor version may change.
+# This file is loaded first, so the check runs before an import below fails with an unrelated message.
 TRANSFORMERS = ("5.20", "5.25")  # first version that works, first one that was not tested
 if not Version(TRANSFORMERS[0]) <= Version(transformers.__version__) < Version(TRANSFORMERS[1]):
     needed = f"transformers>={TRANSFORMERS[0]},<{TRANSFORMERS[1]}"
@@ -24,7 +24,7 @@ AGGREGATIONS = ("sum", "mean")
 MASK_STRATEGIES = ("random", "block")
 CLIP_VISION = "clip_vision_model"
 TEXT_TOWERS = ("clip_text_model", "siglip_text_model", "siglip2_text_model")
-EXPERT_SCALE = 64.0  # of new detectors; docs/evidence.md has what other values gave
+EXPERT_SCALE = 64.0  # of new detectors; docs/evidence.md compares other values
 
 # Table 6 of the paper: the sentence for a real and for a fake face. P3 puts a caption of the image before the sentence;
 # the table prints "real face" in both of its columns, which could not tell the classes apart, so "fake" is used here.
@@ -48,44 +48,45 @@ class GMDFConfig(PreTrainedConfig):
 
     Args:
         vision_config: Image backbone (decision D20): CLIP's vision tower, or any other one of transformers, timm's
-            included, as a configuration or a dict of its fields with `model_type`, without which it is CLIP's.
+            included, as a configuration or a dict of its fields; a dict without `model_type` is CLIP's.
         text_config: Text tower of CLIP or SigLIP, in the same form; None with another backbone: the class features are
             then learned vectors.
-        projection_dim: Width P of the space image and text share.
+        projection_dim: Width P of the joint image and text space.
         logit_scale_init_value: Start of the learned log temperature, as in CLIP.
         initializer_factor: Factor on the spread of randomly initialised CLIP weights, as in CLIP.
         domains: Names of the source domains, in the order of their experts.
         dil: Variant of the Dataset Information Layer (Table 9): `affine`, `affine_bias` or `cross_attention`.
         expert_bottleneck_size: Width R inside an expert.
-        prompt_size: Numbers M in a domain's prompt vector.
-        num_prompt_tokens: Tokens the prompt vector is cut into; read by `cross_attention` alone.
-        expert_scale: Constant factor on every expert's output (decision D17). `from_clip` starts with 64; checkpoints
-            that do not say were trained with 1.
-        text_shift_scale: Constant factor on the text affine's shift: `from_clip` sets one over the temperature.
-        aggregation: Reduction over the experts' views of an image whose domain is not known: `sum` or `mean`.
+        prompt_size: Length M of a domain's prompt vector.
+        num_prompt_tokens: Number of tokens the prompt vector is split into; used by `cross_attention` only.
+        expert_scale: Constant factor on every expert's output (decision D17). `from_clip` sets 64; checkpoints without
+            this field were trained with 1.
+        text_shift_scale: Constant factor on the text affine's shift: `from_clip` sets the reciprocal of the
+            temperature.
+        aggregation: Reduction over the experts' outputs for an image of an unknown domain: `sum` or `mean`.
         prompt: Template of the class sentences, P1 to P7 (Table 6).
         prompt_ids: Token ids of the real and of the fake sentence, `(2, length)`.
         mask_ratio: Share of the patches that masked-image modelling hides, in (0, 1).
         mask_strategy: `random` patches or `block`-wise.
-        codebook_size: Codes T that the masked-image head tells apart.
-        threshold: Probability of fake from which a face is called fake; training sets it to the one chosen on the
-            source domains' validation videos.
-        expert_effect: Share of the decision that `experts` and `text` affine make on images of `known` and `unknown`
-            domains, as training measured it; None where it did not.
+        codebook_size: Number T of codes that the masked-image head predicts.
+        threshold: Smallest probability of fake at which a face is classified as fake; training sets it to the value
+            chosen on the source domains' validation videos.
+        expert_effect: Measured share of the `experts` and of the `text` affine in the decision, for images of `known`
+            and `unknown` domains; None if training did not measure it.
         backbone_image_size: Side in pixels of the images of a backbone other than CLIP; None for the backbone's own.
-        backbone_patch_size: Side in pixels of its patches, or of what a position of its last map stands for; found when
-            the model is made.
-        backbone_pooler: Whether its own pooler makes the image features; False takes its class token, for checkpoints
-            that hold no pooler.
-        freeze_batch_norm: Whether its batch normalisation keeps the statistics it was loaded with, in training too.
-        slim: Whether text tower and masked-image head are left out: what classification does not need.
+        backbone_patch_size: Side in pixels of its patches, or of one position of its last feature map; set when the
+            model is made.
+        backbone_pooler: Whether its own pooler computes the image features; False uses its class token, for checkpoints
+            without a pooler.
+        freeze_batch_norm: Whether its batch normalisation keeps the loaded statistics in training too.
+        slim: Whether text tower and masked-image head are left out; classification does not need them.
 
     Raises:
         StrictDataclassError: If a field has the wrong type or is out of range.
     """
 
     model_type = "gmdf"
-    keys_to_ignore_at_inference = [  # noqa: RUF012  `Trainer` then hands logits alone to `compute_metrics`
+    keys_to_ignore_at_inference = [  # noqa: RUF012  `Trainer` then passes only the logits to `compute_metrics`
         "image_embeds",
         "text_embeds",
         "mim_code_logits",
@@ -131,7 +132,7 @@ class GMDFConfig(PreTrainedConfig):
         if self.label2id is None and self.id2label is not None:
             self.label2id = {label: int(number) for number, label in self.id2label.items()}
         if not type(self).__module__.startswith("transformers_modules."):
-            # The package registers its own pipeline, which needs no trust in a saved folder's.
+            # The package registers its own pipeline, so the code in the saved folder need not be trusted.
             kwargs.pop("custom_pipelines", None)
         if self.text_config is None and _model_type(self.vision_config) == CLIP_VISION:
             self.text_config = {}
@@ -140,11 +141,11 @@ class GMDFConfig(PreTrainedConfig):
         if not self.is_clip and self.backbone_image_size is None:
             self.backbone_image_size = image_size_of(self.vision)
         if self.prompt_ids is None and self.text_config is not None:
-            # Two sentences that differ, for a model made without a tokenizer: start, word, end.
+            # Two different sentences for a model without a tokenizer: start, word, end.
             start, end = self.text.bos_token_id, self.text.eos_token_id
             if self.is_clip:
                 self.prompt_ids = [[start, word, end] for word in (0, 1)]
-            else:  # SigLIP's own ends lie outside of small vocabularies
+            else:  # SigLIP's own end token ids exceed small vocabularies
                 self.prompt_ids = [[word] for word in (0, 1)]
 
     def validate_architecture(self):
@@ -152,7 +153,7 @@ class GMDFConfig(PreTrainedConfig):
         if not self.domains or len(set(self.domains)) != len(self.domains) or not all(self.domains):
             raise ValueError(f"`domains` must be distinct names, at least one, found {self.domains}.")
         for name in self.domains:
-            # Names become parts of file names and pages.
+            # Names become parts of file names and HTML pages.
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name):
                 raise ValueError(
                     f"`domains` must be names of letters, digits, '.', '_' and '-' that begin with a letter, a digit "
@@ -213,7 +214,7 @@ class GMDFConfig(PreTrainedConfig):
 
     @classmethod
     def from_clip(cls, clip: CLIPConfig, domains: Sequence[str], **fields) -> "GMDFConfig":
-        """Configuration of a detector that starts as a given CLIP; `fields` are those of this class."""
+        """Configuration of a detector based on a CLIP checkpoint; `fields` are those of this class."""
         start: dict[str, Any] = {
             "projection_dim": clip.projection_dim,
             "logit_scale_init_value": clip.logit_scale_init_value,
@@ -225,10 +226,10 @@ class GMDFConfig(PreTrainedConfig):
 
     @classmethod
     def from_backbone(cls, backbone: PreTrainedConfig, domains: Sequence[str], **fields) -> "GMDFConfig":
-        """Configuration of a detector that starts as a given backbone; `fields` are those of this class.
+        """Configuration of a detector based on a backbone checkpoint; `fields` are those of this class.
 
         Raises:
-            ValueError: If it consists of parts other than those of SigLIP.
+            ValueError: If the checkpoint is a composite model other than SigLIP.
         """
         start: dict = {"expert_scale": EXPERT_SCALE, "text_shift_scale": math.exp(-cls.logit_scale_init_value)}
         vision = backbone
@@ -241,26 +242,26 @@ class GMDFConfig(PreTrainedConfig):
                 f"parts {sorted(backbone.sub_configs)}."
             )
         vision_fields = vision.to_dict()
-        if vision.model_type == "timm_wrapper":  # else a thousand names of classes, which the backbone has not
+        if vision.model_type == "timm_wrapper":  # otherwise it holds 1000 class names that the backbone does not use
             vision_fields |= {"num_labels": 2, "num_classes": 0, "label_names": []}
         return cls(vision_config=vision_fields, domains=list(domains), **start | fields)
 
     def set_prompts(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Fill `prompt_ids` with the template's sentences; P3's without a caption, for those come with a batch."""
+        """Fill `prompt_ids` with the template's sentences; those of P3 lack the caption, which comes with a batch."""
         sentences = [text.replace("{caption} ", "") for text in PROMPT_TEMPLATES[self.prompt]]
-        # SigLIP reads its features off the last place, to which it was trained to pad.
+        # SigLIP takes its features from the last position; it was trained with padding to the full length.
         length = {} if self.is_clip else {"max_length": self.text.max_position_embeddings}
         self.prompt_ids = tokenizer(sentences, padding="max_length" if length else True, **length)["input_ids"]
         self.validate_architecture()
 
     @property
     def vision(self) -> Any:
-        """`vision_config` as the object that every instance holds; its fields are those of its own class."""
+        """`vision_config` as an object; its fields are those of its own class."""
         return self.vision_config
 
     @property
     def text(self) -> Any:
-        """`text_config` as the object that an instance with a text tower holds."""
+        """`text_config` as an object, for a model with a text tower."""
         return self.text_config
 
     @property
@@ -270,12 +271,12 @@ class GMDFConfig(PreTrainedConfig):
 
     @property
     def is_clip(self) -> bool:
-        """Whether the image backbone is CLIP's vision tower, whose experts are part of its blocks."""
+        """Whether the image backbone is CLIP's vision tower, which has the experts inside its blocks."""
         return self.vision.model_type == CLIP_VISION
 
     @property
     def has_siglip_text(self) -> bool:
-        """Whether class sentences are those of SigLIP's text tower, which brings a bias of the logits."""
+        """Whether the text tower is SigLIP's, which adds a bias to the logits."""
         return self.text_config is not None and not self.is_clip
 
     @property
@@ -285,19 +286,19 @@ class GMDFConfig(PreTrainedConfig):
 
     @property
     def patch_size(self) -> int | None:
-        """Side in pixels of the patches that L_mim hides; None where the backbone has no place for it."""
+        """Side in pixels of the patches that L_mim masks; None if the backbone does not support masking."""
         return self.vision.patch_size if self.is_clip else self.backbone_patch_size
 
 
 def _model_type(vision_config: dict | PreTrainedConfig | None) -> str:
-    """Model type of an image backbone's configuration; CLIP's where it says none."""
+    """Model type of an image backbone's configuration; CLIP's if it is not set."""
     if isinstance(vision_config, PreTrainedConfig):
         return vision_config.model_type
     return (vision_config or {}).get("model_type", CLIP_VISION)
 
 
 def image_size_of(vision_config: PreTrainedConfig) -> int:
-    """Side in pixels of the images that a backbone was trained on; 224 where its configuration does not say."""
+    """Side in pixels of the images that a backbone was trained on; 224 if its configuration has no image size."""
     if vision_config.model_type == "siglip2_vision_model":
         return math.isqrt(vision_config.num_patches) * vision_config.patch_size
     size: Any = (getattr(vision_config, "pretrained_cfg", None) or {}).get("input_size")

@@ -1,7 +1,7 @@
 """Domain experts of a transformer block: Dataset Information Layer, bottlenecks, and their aggregation (Eq. 1-6).
 
-Experts are stacked along a leading dimension E, so that a batch with images of several domains, or all views of an
-image of no known domain, is one matrix product instead of a loop.
+Experts are stacked along a leading dimension E. A batch with images of several domains, or the outputs of all experts
+for an image of an unknown domain, is then one matrix product instead of a loop.
 """
 
 from __future__ import annotations
@@ -16,23 +16,24 @@ from .text_gmdf import at_least_single
 
 
 class DomainInformationLayer(nn.Module):
-    """Makes each expert's normalised input from its domain's prompt vector p_n (Eq. 3, 14, Table 9).
+    """Computes each expert's normalised input from its domain's prompt vector p_n (Eq. 3, 14, Table 9).
 
     With ``z`` the block's normalised input (``gamma``, ``beta`` its LayerNorm's own parameters):
 
     * `affine`: gain ``gamma * (1 + h(p_n))``, bias ``beta``;
     * `affine_bias`: the same gain, bias ``beta + b(p_n)``;
-    * `cross_attention`: ``z`` asks, p_n cut into tokens answers, and a projection of the answer is added to ``z``.
+    * `cross_attention`: ``z`` is the query, p_n split into tokens is key and value, and a projection of the result is
+      added to ``z``.
 
-    The last linear map of each variant starts small but not at 0 (decision D17): ``alpha_n = 0`` hides it in a new
-    model, and a zero there would hardly move as long as alpha is small.
+    The last linear map of each variant starts small but not at 0 (decision D17): in a new model ``alpha_n = 0`` already
+    removes its effect, and weights of 0 would hardly learn as long as alpha is small.
 
     Args:
         hidden_size: Token width D.
         num_experts: Number of source domains E.
-        prompt_size: Numbers M in a prompt vector.
+        prompt_size: Length M of a prompt vector.
         variant: `affine`, `affine_bias` or `cross_attention`.
-        num_prompt_tokens: Tokens the prompt vector is cut into; read by `cross_attention` alone.
+        num_prompt_tokens: Number of tokens the prompt vector is split into; used by `cross_attention` only.
     """
 
     def __init__(self, hidden_size: int, num_experts: int, prompt_size: int, variant: str, num_prompt_tokens: int):
@@ -53,7 +54,7 @@ class DomainInformationLayer(nn.Module):
     def forward(
         self, normed: torch.Tensor, norm_bias: torch.Tensor, prompts: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Every expert's change of the block's normalised input ``z``, which holds gamma and beta already.
+        """Return every expert's change of the block's normalised input ``z``, which includes gamma and beta.
 
         ``x_hat * gamma * (1 + h) + beta + b  =  z * (1 + h) + (b - beta * h)``, or ``z + W answer``.
 
@@ -63,8 +64,8 @@ class DomainInformationLayer(nn.Module):
             prompts: Prompt vectors p, shape `(E, M)`.
 
         Returns:
-            Gain and bias, each of shape `(E, D)`; of `cross_attention` also the answers `(B, T, E, m)` and the
-            projections W `(E, D, m)`, None otherwise.
+            Gain and bias, each of shape `(E, D)`; for `cross_attention` also the attention outputs `(B, T, E, m)` and
+            the projections W `(E, D, m)`, None otherwise.
         """
         if self.variant == "cross_attention":
             zeros = norm_bias.new_zeros(len(prompts), len(norm_bias))
@@ -80,7 +81,7 @@ class DomainInformationLayer(nn.Module):
         return 1 + torch.einsum("edm,em->ed", self.gain_weight, prompts) + self.gain_bias
 
     def _attend(self, normed: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
-        """Answer of every domain's prompt tokens to the image's tokens, before the output projection.
+        """Attention of the image's tokens to every domain's prompt tokens, before the output projection.
 
         Args:
             normed: Normalised tokens z, shape `(B, T, D)`.
@@ -101,16 +102,17 @@ class DomainExperts(nn.Module):
     Expert n maps tokens x to ``V_n = scale * alpha_n * up_n(act(down_n(DIL_n(x))))``. ``alpha_n`` starts at 0 (ReZero,
     Eq. 2), so a new module adds nothing and the block is CLIP's.
 
-    Decision D17: the constant `scale` lets experts act after steps as small as the text side's, and all experts of a
-    block start from one draw: what independent draws learn takes random directions, and Eq. 6's mean cancels it.
+    Decision D17: the constant `scale` lets experts learn at the small step sizes of the text side. All experts of a
+    block start from the same random weights: with independent weights they learn in random directions, and the mean of
+    Eq. 6 cancels them.
 
-    Decision D1: the shared MLP reads the block's own LayerNorm and only the experts read the DIL; Eq. 1 calls that MLP
-    shared by all domains, which it is not when its input depends on the domain.
+    Decision D1: the shared MLP reads the block's own LayerNorm and only the experts read the DIL. Eq. 1 shares that MLP
+    between all domains, so its input must not depend on the domain.
 
     Decision D2, routing: with `domain_ids` each image uses its own expert only. Without, every active expert sees every
-    token, the E views stacked as V (E x D) attend to each other, ``softmax(V V^T / sqrt(D)) V`` (Eq. 5-6), and the E
-    rows are reduced. The paper says "summation"; a sum grows with E while training shows a block one expert at a time,
-    so the `mean` is the default (docs/measurements.md).
+    token, the E outputs stacked as V (E x D) attend to each other, ``softmax(V V^T / sqrt(D)) V`` (Eq. 5-6), and the E
+    rows are reduced. The paper says "summation"; a sum grows with E, while in training each image uses a single expert,
+    so the default is `mean` (docs/measurements.md).
 
     Args:
         hidden_size: Token width D.
@@ -118,9 +120,9 @@ class DomainExperts(nn.Module):
         bottleneck_size: Width R inside an expert.
         prompt_size: Numbers M in a prompt vector.
         dil: Variant of the Dataset Information Layer.
-        num_prompt_tokens: Tokens a prompt vector is cut into (`cross_attention`).
+        num_prompt_tokens: Number of tokens a prompt vector is split into (`cross_attention`).
         hidden_act: Activation inside an expert.
-        aggregation: `sum` or `mean` over the views.
+        aggregation: `sum` or `mean` over the experts' outputs.
         scale: Constant factor on every expert's output.
 
     Raises:
@@ -159,7 +161,7 @@ class DomainExperts(nn.Module):
         domain_ids: torch.Tensor | None = None,
         active_experts: Sequence[int] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the experts' part of the block's output, and how much each expert gave.
+        """Return the experts' part of the block's output, and each expert's share of it.
 
         Args:
             normed: The block's normalised input ``LayerNorm(x)``, shape `(B, T, D)`.
@@ -177,7 +179,7 @@ class DomainExperts(nn.Module):
         down_weight = self.down_weight * gain[:, None]
         down_bias = self.down_bias + torch.einsum("erd,ed->er", self.down_weight, bias)
         if domain_ids is not None:
-            # `index_select`, whose gradient is far cheaper than that of indexing.
+            # The gradient of `index_select` is far cheaper than that of indexing.
             of_images = [tensor.index_select(0, domain_ids) for tensor in (down_bias[:, None], down_weight)]
             hidden = torch.baddbmm(of_images[0], normed, of_images[1].transpose(1, 2))  # (B, T, R)
             if answer is not None:
@@ -200,21 +202,21 @@ class DomainExperts(nn.Module):
     def _aggregate(
         self, hidden: torch.Tensor, active_experts: Sequence[int] | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Eq. 5-6 without ever forming the E views of each token.
+        """Compute Eq. 5-6 without materialising the E views (expert outputs) of each token.
 
-        A view is linear in its bottleneck activation with a 1 appended, ``V_e = U_e a_e``, so that
-        ``V_i . V_j = a_i^T (U_i^T U_j) a_j`` needs the Gram matrix of the up-projections only, and a weighted sum of
+        A view is linear in its bottleneck activation with a 1 appended, ``V_e = U_e a_e``. So
+        ``V_i . V_j = a_i^T (U_i^T U_j) a_j`` needs only the Gram matrix of the up-projections, and a weighted sum of
         views is one product.
 
-        An expert's share is the mean over tokens of ``w_e |V_e|``, over the sum of all experts; equal shares where no
-        expert adds anything.
+        An expert's share is the mean over tokens of ``w_e |V_e|`` divided by the sum over all experts; shares are equal
+        if all outputs are 0.
 
         Args:
             hidden: Activated bottlenecks, shape `(B, T, E, R)`.
             active_experts: Experts that take part; None for all.
 
         Returns:
-            The reduced views, shape `(B, T, D)`, and the experts' shares, shape `(B, E)`, 0 for those not active.
+            The reduced views, shape `(B, T, D)`, and the experts' shares, shape `(B, E)`, 0 for inactive experts.
         """
         alpha = self.scale * self.alpha[:, None, None]
         up = torch.cat([self.up_weight.transpose(1, 2), self.up_bias[:, None]], 1) * alpha
@@ -224,7 +226,7 @@ class DomainExperts(nn.Module):
         experts, size, width = up.shape  # E, R + 1, D
         codes = torch.cat([hidden, torch.ones_like(hidden[..., :1])], -1)  # (B, T, E, R + 1)
         up = up.flatten(0, 1)
-        # Products of views overflow half precision.
+        # Dot products of views overflow half precision.
         with torch.autocast(hidden.device.type, enabled=False):
             wide_codes, wide_up = at_least_single(codes), at_least_single(up)
             gram = (wide_up @ wide_up.T).unflatten(0, (experts, size))  # (E, R + 1, E (R + 1))
@@ -256,7 +258,7 @@ def check_routing(
     domain_ids: torch.Tensor | None,
     active_experts: Sequence[int] | None,
 ) -> None:
-    """Refuse domain ids or experts that a model does not have.
+    """Reject domain ids or experts that a model does not have.
 
     Args:
         domains: Names of the model's domains.
@@ -272,7 +274,7 @@ def check_routing(
             raise ValueError(f"`domain_ids` must have shape ({batch_size},), found {tuple(domain_ids.shape)}.")
         if active_experts is not None:
             raise ValueError("`active_experts` restricts the aggregated route: leave out `domain_ids`.")
-        # Reading the values of a GPU tensor would stall it; there a wrong index is an assertion of the device.
+        # Reading the values of a GPU tensor would stall the GPU; there a wrong index raises a device-side assertion.
         if domain_ids.device.type == "cpu" and not torch.compiler.is_compiling():
             low, high = int(domain_ids.min()), int(domain_ids.max())
             if low < 0 or high >= len(domains):

@@ -1,4 +1,4 @@
-"""From a picture of a face to what the model sees; the same numbers with and without torchvision."""
+"""Image processor from a face crop to `pixel_values`, with the same result with and without torchvision."""
 
 import os
 
@@ -11,8 +11,8 @@ from transformers.processing_utils import ImagesKwargs
 class GMDFImageProcessor(PilBackend):
     """Resize, crop to a square and normalise as CLIP does, through Pillow.
 
-    Two backends resize to slightly different numbers, and a score must not depend on what else is installed, so there
-    is one. A square face crop loses nothing to the centre crop.
+    The Pillow and torchvision backends resize slightly differently, and a score must not depend on which packages are
+    installed, so only Pillow is used. The centre crop removes nothing from a square face crop.
     """
 
     resample = PILImageResampling.BICUBIC
@@ -30,19 +30,19 @@ class GMDFImageProcessor(PilBackend):
 
     @classmethod
     def of_size(cls, image_size: int) -> "GMDFImageProcessor":
-        """Processor for a model whose images are `image_size` pixels a side."""
+        """Processor for a model with images of `image_size` pixels a side."""
         return cls(size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size})
 
     @classmethod
     def of_backbone(cls, name_or_path: str | os.PathLike, image_size: int) -> "GMDFImageProcessor":
-        """Processor of that size with the mean and deviation of a backbone's own pixels.
+        """Processor of that size with a backbone's own pixel mean and standard deviation.
 
         Args:
             name_or_path: Hub id or folder of the backbone.
             image_size: Side of the images in pixels.
 
         Raises:
-            OSError: If the backbone has no image processor, and no configuration of timm that says as much.
+            OSError: If the backbone has neither an image processor nor a timm configuration with these values.
         """
         processor = cls.of_size(image_size)
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)

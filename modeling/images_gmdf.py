@@ -1,4 +1,4 @@
-"""Opening image files that nobody vouches for."""
+"""Opening untrusted image files."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from PIL import Image
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 256 * 2**20
 
-# What photographs and frames come in. Pillow reads more, some of it by starting other programs (EPS) or by decoding
-# before the size can be checked (ICO): none of that is worth opening untrusted files for.
+# Common formats of photographs and frames. Pillow reads more formats, but it starts other programs for some (EPS) and
+# decodes others before their size can be checked (ICO); untrusted files in those formats are rejected.
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm"),
     *(".pgm", ".heic", ".heif"),
 )
-try:  # what phones take; Pillow alone does not read it
+try:  # HEIF, the format of phones; Pillow alone does not read it
     import pillow_heif
 
     pillow_heif.register_heif_opener()
@@ -39,7 +39,7 @@ _UPRIGHT = {
 
 
 class ImageError(ValueError):
-    """An image that cannot be read; the message names the file and the reason."""
+    """The image cannot be read; the message names the file and the reason."""
 
     exit_code = 3
     hint = "Open the file in an image viewer, and convert it to JPEG or PNG."
@@ -48,12 +48,12 @@ class ImageError(ValueError):
 def open_image(source: str | Path | bytes, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read one image as upright 8-bit RGB.
 
-    EXIF orientation is applied, 16-bit grey is scaled to 8 bits, transparency is laid on white, and of an animation
-    the first frame is taken. Nothing is decoded before the size in the header was found acceptable.
+    EXIF orientation is applied, 16-bit grey is scaled to 8 bits, transparent images get a white background, and an
+    animation gives its first frame. The size in the header is checked before anything is decoded.
 
     Args:
         source: File, or the bytes of one.
-        name: What messages call the image; the path when None.
+        name: Name of the image in messages; the path when None.
         max_pixels: Largest accepted width x height.
 
     Returns:
@@ -75,7 +75,7 @@ def open_image(source: str | Path | bytes, name: str | None = None, max_pixels: 
         if data[4:8] == b"ftyp" and data[8:11] in (b"hei", b"hev", b"mif", b"msf") and "HEIF" not in FORMATS:
             raise ImageError(f"{name}: HEIC pictures need the package pillow-heif: pip install pillow-heif.") from error
         raise ImageError(f"{name}: not a readable image of a known format ({', '.join(FORMATS)}).") from error
-    # Pillow's parsers meet damaged files with many types of exception (OSError, SyntaxError, struct.error, ...).
+    # Pillow's parsers raise many types of exception for damaged files (OSError, SyntaxError, struct.error, ...).
     except Exception as error:
         raise ImageError(f"{name}: damaged or unsupported image ({type(error).__name__}: {error}).") from error
 
@@ -85,11 +85,11 @@ def upright_rgb(image: Image.Image, name: str, max_pixels: int = MAX_PIXELS) -> 
 
     Args:
         image: Image whose pixels need not be loaded yet.
-        name: What messages call the image.
+        name: Name of the image in messages.
         max_pixels: Largest accepted width x height.
 
     Raises:
-        ImageError: If the image is larger than `max_pixels` or its pixels have no agreed white.
+        ImageError: If the image is larger than `max_pixels` or its mode has no defined white level.
     """
     check_size(image, name, max_pixels)
     image.load()
@@ -102,7 +102,7 @@ def read_bytes(path: Path, name: str) -> bytes:
     Raises:
         ImageError: If it is missing, larger, or cannot be read.
     """
-    if not path.is_file():  # also keeps away pipes and devices, which would never end
+    if not path.is_file():  # also rejects pipes and devices, which never end
         raise ImageError(f"{name}: no such file.")
     try:
         with path.open("rb") as file:
@@ -115,7 +115,7 @@ def read_bytes(path: Path, name: str) -> bytes:
 
 
 def check_size(image: Image.Image, name: str, max_pixels: int = MAX_PIXELS) -> None:
-    """Refuse an image by the size in its header.
+    """Reject an image by the size in its header.
 
     Raises:
         ImageError: If it has no pixels or more than `max_pixels`.
@@ -126,20 +126,20 @@ def check_size(image: Image.Image, name: str, max_pixels: int = MAX_PIXELS) -> N
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # After `load`: Pillow turns TIFF files by itself there, and then no longer reports an orientation.
+    # After `load`: it already rotates TIFF files, and Pillow then reports no orientation.
     operation = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
     return image if operation is None else image.transpose(operation)
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-        # Pillow would clip at 255. A 12-bit TIFF is stored in 16 bits but its white is 4095.
+        # Pillow would clip at 255. A 12-bit TIFF is stored in 16 bits, but its white level is 4095.
         bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE_TAG, (16,))[0]
         white = 2**bits - 1
         values = np.minimum(np.asarray(image).astype(np.uint32), white)
         return Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F", "LAB"):
-        # 32-bit integers and floats have no agreed white.
+        # 32-bit integers and floats have no defined white level.
         raise ImageError(f"{name}: pixels of mode {image.mode}, expected grey, palette, RGB or CMYK of 8 or 16 bits.")
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -1,4 +1,4 @@
-"""Refuses damaged checkpoints: a model that is partly random gives scores that look like any others."""
+"""Checks that reject damaged checkpoints: the scores of a partly random model look plausible."""
 
 import json
 import math
@@ -13,12 +13,12 @@ from safetensors import safe_open
 from torch import nn
 
 SHOWN = 3
-MAX_LAYERS, MAX_SIZE = 1000, 10_000_000  # of a configuration: beyond any model, and not beyond a computer
+MAX_LAYERS, MAX_SIZE = 1000, 10_000_000  # limits of a configuration: above any real model, small enough to allocate
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class BrokenModelError(ValueError):
-    """A checkpoint or image processor that cannot be used; the message says what is wrong with it."""
+    """The checkpoint or image processor cannot be used; the message gives the reason."""
 
     exit_code = 1
     hint = "Download the checkpoint again, or load another one."
@@ -26,7 +26,7 @@ class BrokenModelError(ValueError):
 
 @contextmanager
 def refusing_damage(name: str | os.PathLike) -> Iterator[None]:
-    """Turn the many exceptions that damaged files cause into one; what is not found or fits no type stays as it is.
+    """Convert exceptions of damaged files to `BrokenModelError`; a missing file or unknown model type passes through.
 
     Raises:
         BrokenModelError: For every other exception.
@@ -43,7 +43,7 @@ def refusing_damage(name: str | os.PathLike) -> Iterator[None]:
 
 
 def check_config(fields: Any, name: str | os.PathLike) -> None:
-    """Refuse a configuration that is no mapping, or whose sizes are not those of a model.
+    """Reject a configuration that is no mapping or has implausible sizes.
 
     Raises:
         BrokenModelError: If the configuration cannot be used.
@@ -62,7 +62,7 @@ def check_config(fields: Any, name: str | os.PathLike) -> None:
 
 
 def check_files(folder: str | os.PathLike) -> None:
-    """Refuse a folder whose index names files elsewhere, or whose weights are no floating-point numbers.
+    """Reject a folder whose index names files outside of it, or whose weights are not floating-point numbers.
 
     Raises:
         BrokenModelError: If it is one.
@@ -76,7 +76,7 @@ def check_files(folder: str | os.PathLike) -> None:
     for file in (Path(folder) / name for name in names):
         if file.is_file():
             with safe_open(file, "pt") as weights:
-                # Batch normalisation counts its batches in whole numbers.
+                # The batch counter of batch normalisation is an integer.
                 keys = [key for key in weights.keys() if not key.endswith(".num_batches_tracked")]  # noqa: SIM118
                 wrong = [key for key in keys if weights.get_slice(key).get_dtype() not in FLOATS]
             if wrong:
@@ -84,15 +84,15 @@ def check_files(folder: str | os.PathLike) -> None:
 
 
 def check_weights(model: nn.Module, report: dict[str, Any], name: str | os.PathLike) -> None:
-    """Refuse weights that are missing, unexpected, of another shape or not finite.
+    """Reject weights that are missing, unexpected, of another shape or not finite.
 
     Args:
         model: The loaded model.
-        report: What `from_pretrained(output_loading_info=True)` returned with it.
-        name: Where it was loaded from, for the message.
+        report: Loading info from `from_pretrained(output_loading_info=True)`.
+        name: Source of the model, for the message.
 
     Raises:
-        BrokenModelError: If the weights are not those of the model.
+        BrokenModelError: If the weights do not fit the model.
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     problems = {
@@ -107,7 +107,7 @@ def check_weights(model: nn.Module, report: dict[str, Any], name: str | os.PathL
 
 
 def check_processor(processor: Any, name: str | os.PathLike) -> None:
-    """Refuse an image processor whose mean or deviation is not finite, or whose deviation is not above 0.
+    """Reject an image processor whose mean or standard deviation is not finite, or whose deviation is not above 0.
 
     Raises:
         BrokenModelError: If it is one.

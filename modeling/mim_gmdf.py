@@ -1,4 +1,4 @@
-"""Masked-image modelling: the head that predicts hidden patches (Eq. 7, decision D7)."""
+"""Masked-image modelling: the head that predicts masked patches (Eq. 7, decision D7)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import nn
 
 
 class MaskedImageHead(nn.Module):
-    """Mask token, classifier over the visual codes and pixel predictor.
+    """Mask token, classifier over the visual codes, and pixel predictor.
 
     Args:
         hidden_size: Token width D.
         codebook_size: Number of codes T.
         patch_size: Side of a patch in pixels.
-        eps: Of the LayerNorm before both predictors.
-        mask_size: Size of the mask token, if not D: 3 for a pixel, where patches are hidden in the image itself.
+        eps: Epsilon of the LayerNorm before both predictors.
+        mask_size: Size of the mask token, if not D: 3 if patches are masked in pixel space.
     """
 
     def __init__(self, hidden_size: int, codebook_size: int, patch_size: int, eps: float, mask_size: int | None = None):
@@ -25,10 +25,10 @@ class MaskedImageHead(nn.Module):
         self.pixel_predictor = nn.Linear(hidden_size, 3 * patch_size**2)
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Predict hidden patches from their tokens.
+        """Predict masked patches from their tokens.
 
         Args:
-            hidden_states: Tokens of the hidden patches, shape `(K, D)`.
+            hidden_states: Tokens of the masked patches, shape `(K, D)`.
 
         Returns:
             Code scores of shape `(K, T)` and pixels of shape `(K, 3 * patch_size**2)`, channel-major.

@@ -22,22 +22,22 @@ from .outputs_gmdf import GMDFOutput
 from .text_gmdf import TEXT_TOWERS, ClassSentencesMixin, DomainTextAffine, at_least_single, mark_stale
 from .vision_gmdf import initialize_experts
 
-# theta_E of Algorithm 1: what the inner step trains. All else is theta_O.
+# theta_E of Algorithm 1, trained in the inner step. All other parameters are theta_O.
 EXPERT_PARAMETERS = (".experts.", "domain_prompts", "text_affine.")
-TRAINING_ONLY = ("text_model.", "text_projection.", "mim_head.")  # what the slim form leaves out
+TRAINING_ONLY = ("text_model.", "text_projection.", "mim_head.")  # left out of the slim form
 FORWARD_OPTIONS = {"output_hidden_states", "output_attentions", "output_expert_weights", "return_dict"}
 
 
 class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):  # type: ignore[misc]
     """One detector for many deepfake domains (GM-DF, arXiv 2406.20078).
 
-    A model fresh from `from_clip` *is* CLIP: its features and zero-shot logits are `CLIPModel`'s on every route, for
-    all that GM-DF adds starts at zero effect. Parameter names are CLIP's, so a CLIP checkpoint loads as it is. A model
-    fresh from `from_backbone` has the pooled features of that backbone, on every route.
+    A new model from `from_clip` equals CLIP: its features and zero-shot logits are `CLIPModel`'s on every route,
+    because all GM-DF additions start at zero effect. Parameter names are CLIP's, so a CLIP checkpoint loads without key
+    mapping. A new model from `from_backbone` has the pooled features of that backbone on every route.
 
-    Decisions the paper leaves open: D4, class features depend on sentences and domain prompts only (template P3
-    aside), so they are computed once and kept in the buffer `prompt_embeds`; D6, the temperature multiplies cosines;
-    D8, the slim form.
+    Decisions that the paper leaves open: D4, class features depend on sentences and domain prompts only (except for
+    template P3), so they are computed once and kept in the buffer `prompt_embeds`; D6, the temperature multiplies
+    cosines; D8, the slim form.
 
     Args:
         config: See `GMDFConfig`.
@@ -47,7 +47,7 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):  
     base_model_prefix = "gmdf"
     main_input_name = "pixel_values"
     input_modalities = ("image",)  # type: ignore[assignment]
-    # `Trainer` then divides the loss by the steps of gradient accumulation, as this loss is a mean over a batch.
+    # The loss is a batch mean, so `Trainer` must divide it by the number of gradient accumulation steps.
     accepts_loss_kwargs = False
 
     def __init__(self, config: GMDFConfig):
@@ -84,7 +84,7 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):  
         super()._init_weights(module)
         if isinstance(module, GMDFModel):
             factor = self.config.initializer_factor
-            if self.config.has_siglip_text:  # its pooled features are compared with text as they are
+            if self.config.has_siglip_text:  # its pooled features need no projection
                 init.copy_(module.visual_projection.weight, torch.eye(*module.visual_projection.weight.shape))
                 init.zeros_(module.logit_bias)
             else:
@@ -116,8 +116,8 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):  
         """Load a saved detector, as `PreTrainedModel.from_pretrained`; safetensors only.
 
         Raises:
-            ValueError: If `use_safetensors` is False, or the checkpoint is not a GM-DF and no `config` says how to
-                read it: transformers would make up the missing fields.
+            ValueError: If `use_safetensors` is False, or the checkpoint is not a GM-DF and no `config` is given:
+                transformers would fill the missing fields with defaults.
             BrokenModelError: If the files are damaged, or weights are missing, unexpected or not finite.
         """
         if use_safetensors is False:
@@ -138,13 +138,13 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):  
                 name, *args, config=config, use_safetensors=True, output_loading_info=True, **kwargs
             )
             model, report = pair
-            if not wants_report:  # who asks for the report judges it: a CLIP lacks the experts
+            if not wants_report:  # callers that request the report check it themselves: a CLIP lacks the experts
                 check_weights(model, report, name)
-        model._freeze_text_tower()  # loading makes parameters anew, all of them trainable
+        model._freeze_text_tower()  # loading creates new parameters, all of them trainable
         return (model, report) if wants_report else model
 
     def _freeze_text_tower(self) -> None:
-        """The text tower is CLIP's and stays so unless a user thaws it (decision D4)."""
+        """Freeze the text tower; users may unfreeze it (decision D4)."""
         for part in (self.text_model, self.text_projection) if self.has_text_tower else ():
             part.requires_grad_(False)
 
@@ -152,7 +152,7 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):  
     def from_clip(
         cls, name_or_path: str | os.PathLike, domains: Sequence[str], image_size: int | None = None, **kwargs
     ) -> "GMDFModel":
-        """Make a detector that starts as a pre-trained CLIP.
+        """Make a detector from a pre-trained CLIP.
 
         Args:
             name_or_path: Hub id or folder of a CLIP checkpoint with its tokenizer.
@@ -197,7 +197,7 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):  
         return {n: p for n, p in self.named_parameters() if any(part in n for part in EXPERT_PARAMETERS)}
 
     def domain_id(self, domain: str) -> int:
-        """Index of a source domain's expert; a ValueError if the model has no such domain."""
+        """Return the index of a source domain's expert; raise ValueError if the model has no such domain."""
         if domain not in self.config.domains:
             raise ValueError(f"This model knows the domains {self.config.domains}, found {domain!r}.")
         return self.config.domains.index(domain)
@@ -222,11 +222,11 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):  
 
         Args:
             pixel_values: Normalised images, shape `(B, 3, image_size, image_size)`.
-            domain_ids: Source domain of each image, shape `(B,)`; each image then uses its own expert only. None, the
-                case of an unseen domain, aggregates the active experts.
+            domain_ids: Source domain of each image, shape `(B,)`; each image then uses its own expert only. None, for
+                an unseen domain, aggregates the active experts.
             labels: 0 real, 1 fake, shape `(B,)`.
-            bool_masked_pos: True where a patch is hidden, shape `(B, patches)`, best left on the host, where reading it
-                makes no GPU wait; asks for the masked-image predictions.
+            bool_masked_pos: True for masked patches, shape `(B, patches)`; enables the masked-image predictions. Keep
+                it on the CPU: reading it from a GPU would stall the GPU.
             prompt_ids: Class sentences of each image, shape `(B, 2, length)`: template P3 with its captions.
             active_experts: Experts the aggregated route may use; None for all.
             **kwargs: `output_hidden_states`, `output_attentions`, `output_expert_weights`, `return_dict`.
@@ -246,7 +246,7 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):  
         vision, patches = self.encode_images(pixel_values, bool_masked_pos, domain_ids, active_experts, **kwargs)
         projected = self.visual_projection(vision.pooler_output)
         sentences = self.class_features() if prompt_ids is None else self.encode_prompts(prompt_ids)
-        # Decision D19: in half precision, cosines and temperature would round many images to the same score.
+        # Decision D19: cosines and temperature in half precision would give many images the same score.
         with torch.autocast(projected.device.type, enabled=False):
             image_embeds = normalize(at_least_single(projected), dim=-1)
             text_embeds = self.text_affine(sentences, self.domain_prompts, domain_ids, active_experts)
@@ -274,7 +274,7 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):  
     def save_pretrained(  # type: ignore[override]  # `slim` is ours; the others pass through `kwargs`
         self, save_directory: str | os.PathLike, slim: bool = False, **kwargs
     ) -> None:
-        """Save weights, config and the code that loads them anywhere.
+        """Save weights, config and the code that loads them without this package.
 
         Args:
             save_directory: Folder to write.
@@ -285,7 +285,7 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):  
 
         if self._prompt_embeds_stale:
             self.update_prompt_embeds()
-        # The saved folder must answer both auto classes and the pipeline; transformers writes only one of them.
+        # The saved config must name both auto classes and the pipeline; transformers writes only one of them.
         self.config.auto_map = {
             "AutoConfig": "configuration_gmdf.GMDFConfig",
             "AutoModel": "modeling_gmdf.GMDFModel",

@@ -1,4 +1,4 @@
-"""What a GM-DF model returns."""
+"""Output of a GM-DF model."""
 
 from dataclasses import dataclass
 
@@ -8,15 +8,15 @@ from transformers.utils import ModelOutput
 
 @dataclass
 class GMDFOutput(ModelOutput):
-    """What a `GMDFModel` returns.
+    """Output of a `GMDFModel`.
 
     Attributes:
         loss: Cross-entropy, a scalar; when `labels` are given.
         logits: ``exp(logit_scale) * cos(image, text_c)`` for real and fake, shape `(B, 2)`.
         image_embeds: Unit image features, shape `(B, P)`.
-        text_embeds: Unit class features each image was compared with, shape `(B, 2, P)`.
-        mim_code_logits: Code scores of the hidden patches, in the order of `bool_masked_pos.nonzero()`, shape `(K, T)`.
-        mim_pixels: Pixels of the hidden patches, shape `(K, 3 * patch_size**2)`, channel-major.
+        text_embeds: Unit class features that each image is compared with, shape `(B, 2, P)`.
+        mim_code_logits: Code scores of the masked patches, in the order of `bool_masked_pos.nonzero()`, shape `(K, T)`.
+        mim_pixels: Pixels of the masked patches, shape `(K, 3 * patch_size**2)`, channel-major.
         hidden_states: Input of the first block and output of each, each `(B, T, D)`.
         attentions: Attention of each block, each `(B, heads, T, T)`; needs `attn_implementation="eager"`.
         expert_weights: Each domain expert's share of each block's expert part, each `(B, E)`.

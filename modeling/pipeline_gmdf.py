@@ -1,4 +1,4 @@
-"""The task "deepfake-detection" as a checkpoint brings it: scores of face crops, without the package `gmdf_hf`."""
+"""The pipeline "deepfake-detection" inside a checkpoint: scores face crops, without the package `gmdf_hf`."""
 
 import math
 import os
@@ -16,7 +16,7 @@ from .images_gmdf import ImageError, open_image, upright_rgb
 from .loading_gmdf import check_processor
 
 TASK = "deepfake-detection"
-# What a saved model's config says, so that the model alone is enough for the task.
+# Part of a saved model's config, so that the pipeline needs no other files.
 CUSTOM_PIPELINES = {
     TASK: {
         "impl": "pipeline_gmdf.DeepfakeDetectionPipeline",
@@ -33,17 +33,17 @@ logger = logging.get_logger(__name__)
 
 
 class ScoreError(ValueError):
-    """A model that gives no finite score; the message names the input."""
+    """The model gives no finite score; the message names the input."""
 
     exit_code = 1
     hint = "The checkpoint is damaged: download it again, or load another one."
 
 
 def picture_of(source: object) -> np.ndarray:
-    """Upright RGB picture of shape `(height, width, 3)` of a path, a PIL image or an RGB array of type uint8.
+    """Read a path, a PIL image or an RGB array of type uint8 as an upright RGB array of shape `(height, width, 3)`.
 
     Raises:
-        ImageError: If the picture cannot be read, or the source is nothing of the above.
+        ImageError: If the picture cannot be read, or the source has another type.
     """
     if isinstance(source, (str, os.PathLike)):
         return np.asarray(open_image(Path(source)))
@@ -58,21 +58,21 @@ def picture_of(source: object) -> np.ndarray:
         raise ImageError(f"Expected a path, a PIL image or an array, found {type(source).__name__}.")
     try:
         return np.asarray(upright_rgb(source, f"<{type(source).__name__}>"))
-    except OSError as error:  # the file behind it is damaged
+    except OSError as error:  # the image's file is damaged
         raise ImageError(f"<{type(source).__name__}>: damaged image ({error}).") from error
 
 
 def frames_of(source: Any) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield number and picture of the frames of an input: a picture, or a list or 4-dimensional array of frames."""
+    """Yield number and picture of each frame of an input: a picture, or a list or 4-dimensional array of frames."""
     is_video = isinstance(source, (list, tuple)) or (isinstance(source, np.ndarray) and source.ndim == 4)
     yield from enumerate(picture_of(picture) for picture in (source if is_video else [source]))
 
 
 def whole_pictures(frames: Iterable[tuple[int, np.ndarray]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Take every frame for the crop of one face.
+    """Treat every frame as the crop of one face.
 
     Returns:
-        What `faces` has of each, and the crop; and `frames_read`.
+        The entry of `faces` for each frame, with its crop; and `frames_read`.
     """
     faces = []
     for number, picture in frames:
@@ -85,7 +85,7 @@ def whole_pictures(frames: Iterable[tuple[int, np.ndarray]]) -> tuple[list[dict[
 
 
 def name_of(source: object) -> str:
-    """What messages call an input."""
+    """Name of an input in messages."""
     return str(source) if isinstance(source, (str, os.PathLike)) else f"<{type(source).__name__}>"
 
 
@@ -93,33 +93,33 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
     """Scores crops of one face each (square, 1.3 times the face box).
 
     An input is a picture (path, PIL image or RGB array) or the frames of one person's video (list of pictures, or array
-    of shape `(frames, height, width, 3)`); a list, data set or generator of inputs is answered input by input. The
-    package `gmdf_hf` has a pipeline of this name that also finds the faces of whole pictures, reads videos and
-    addresses, and draws heatmaps.
+    of shape `(frames, height, width, 3)`); a list, data set or generator of inputs gives one result per input. The
+    package `gmdf_hf` has a pipeline of this name that also detects faces in whole pictures, reads videos and URLs, and
+    computes heatmaps.
 
-    Every input gives a dict:
+    The result of an input is a dict:
 
     * `source`: path or type of the input;
     * `label`: `fake` if `score` reaches `threshold`, `real` otherwise, None if there is no score;
-    * `score`: the largest score of a person; a person's is the mean probability of `fake` over their frames (as in the
-      evaluation), in [0, 1], or None if there is no face;
-    * `threshold`: what the score was compared with;
+    * `score`: the largest score of all persons, None without a face; a person's score is the mean probability of `fake`
+      over their frames (as in the evaluation), in [0, 1];
+    * `threshold`: the decision threshold;
     * `face_found`: whether there is a face with a score;
-    * `faces_found`, `faces_scored`: faces in all frames, and those with a score; the rest are `unassigned_faces`, which
-      belong to nobody: `frame, box, detection_score` of each;
+    * `faces_found`, `faces_scored`: number of faces in all frames, and of those with a score; the others are
+      `unassigned_faces`, not assigned to a person: `frame, box, detection_score` of each;
     * `frames_read`: 1 for a picture;
-    * `notes`: sentences on what was wrong with the input and did not keep it from being read;
+    * `notes`: warnings about defects of the input that did not prevent reading;
     * `persons`: each person's `person, score, label, frames`;
     * `faces`: each face, a dict with `frame, seconds, person, box, crop_box, detection_score, turned, score, label,
       expert_weights`;
-    * `expert_weights`: each source domain's share in the verdict, by name;
-    * `error`: only with `on_error="return"`: None, or what is wrong with the input.
+    * `expert_weights`: share of each source domain's expert in the verdict, by domain name;
+    * `error`: only with `on_error="return"`: the error message, or None.
 
     Args (of the pipeline or of a call):
         detector: `none`: inputs are face crops. Any other needs the package.
-        threshold: Score from which a face is called fake; the model's own, chosen on validation videos.
+        threshold: Smallest score classified as fake; the default is the model's, chosen on validation videos.
         on_error: `raise`, or `return` the message and go on with the next input.
-        batch_size: Faces at a time; 16.
+        batch_size: Faces per batch; 16.
     """
 
     # transformers declares these as None.
@@ -127,7 +127,7 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
     _load_image_processor = True  # type: ignore[assignment]
     _load_feature_extractor = False  # type: ignore[assignment]
     _load_tokenizer = False  # type: ignore[assignment]
-    input_errors: tuple[type[Exception], ...] = (ImageError,)  # what may be wrong with one input
+    input_errors: tuple[type[Exception], ...] = (ImageError,)  # errors of a single input
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("batch_size", BATCH_SIZE)
@@ -161,11 +161,11 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
         look: Callable[[], tuple[list[dict[str, Any]], dict[str, Any]]],
         on_error: str,
     ) -> Iterator[dict[str, Any]]:
-        """Yield the model's inputs for each face of an input, or one without a face: the pipeline needs at least one.
+        """Yield the model's inputs for each face; without a face, one empty entry, as the pipeline needs at least one.
 
         Args:
             source: The input.
-            look: Finds its faces, and what else the result says of it (see `whole_pictures`).
+            look: Function that finds the faces and further entries of the result (see `whole_pictures`).
             on_error: `raise` or `return`.
         """
         note: dict[str, Any] = {"source": name_of(source), "frames_read": 0, "error": None}
@@ -191,12 +191,12 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
     def postprocess(  # type: ignore[override]
         self, model_outputs: list[dict[str, Any]], threshold: float | None = None, on_error: str = "raise"
     ) -> dict[str, Any]:
-        """Put the faces of one input together."""
+        """Combine the faces of one input into its result."""
         threshold = self.model.config.threshold if threshold is None else threshold
         domains = self.model.config.domains
 
         def label(score: float) -> str:
-            return "fake" if score >= threshold else "real"  # whatever the configuration calls the classes
+            return "fake" if score >= threshold else "real"  # independent of the class names in the configuration
 
         faces = []
         for output in model_outputs:

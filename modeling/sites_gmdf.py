@@ -1,4 +1,4 @@
-"""Where domain experts act in an image backbone, and what else depends on its architecture."""
+"""Architecture-dependent parts of an image backbone: expert sites, patch embedding, patch size, inputs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import nn
 from torch.nn.functional import pixel_unshuffle
 from transformers import PreTrainedModel
 
-CONVOLUTIONAL_SITES = 3  # experts act behind so many of a convolutional network's last stages
+CONVOLUTIONAL_SITES = 3  # number of last stages of a convolutional network that get experts
 ATTENTION, FEED_FORWARD = ("attn", "attention", "self_attn"), ("mlp", "ffn", "feed_forward")
 
 
 @dataclass(frozen=True)
 class Site:
-    """A place where experts act.
+    """A module to whose output experts are added.
 
     Attributes:
         module: Feed-forward module of a transformer block, or stage of a convolutional network.
@@ -34,7 +34,7 @@ class Site:
 
 
 def transformer_sites(backbone: nn.Module) -> list[Site]:
-    """Feed-forward modules of transformer blocks; none in another network."""
+    """Feed-forward modules of transformer blocks; empty for other networks."""
     sites = []
     for blocks in backbone.modules():
         if not isinstance(blocks, (nn.ModuleList, nn.Sequential)):
@@ -49,10 +49,10 @@ def transformer_sites(backbone: nn.Module) -> list[Site]:
 
 
 def convolutional_sites(backbone: PreTrainedModel) -> list[Site]:
-    """Last stages of a convolutional network; none where it does not say which they are."""
+    """Last stages of a convolutional network; empty if the network does not list its stages."""
     network = getattr(backbone, "timm_model", None)
     if network is not None:
-        stages = getattr(network, "feature_info", ())  # timm says where each resolution ends
+        stages = getattr(network, "feature_info", ())  # timm lists the last module of each resolution
         sites = [Site(network.get_submodule(stage["module"]), stage["num_chs"]) for stage in stages]
     else:
         widths = getattr(backbone.config, "hidden_sizes", ())
@@ -62,7 +62,7 @@ def convolutional_sites(backbone: PreTrainedModel) -> list[Site]:
 
 
 def patch_embedding(backbone: nn.Module) -> nn.Module | None:
-    """The map from patches of pixels to tokens; None where a transformer has another stem."""
+    """The map from patches of pixels to tokens; None if a transformer has another stem."""
     for name, module in backbone.named_modules():
         if isinstance(module, nn.Conv2d):
             return module if module.kernel_size == module.stride else None
@@ -72,7 +72,7 @@ def patch_embedding(backbone: nn.Module) -> nn.Module | None:
 
 
 def patch_size_of(backbone: PreTrainedModel, embedding: Any, is_transformer: bool) -> int | None:
-    """Side in pixels of what one token or position of the last map stands for; None where L_mim has no place."""
+    """Side in pixels of a token, or of a position of the last map; None if the backbone does not support masking."""
     if isinstance(embedding, nn.Conv2d):
         return embedding.kernel_size[0]
     if is_transformer:
@@ -80,14 +80,14 @@ def patch_size_of(backbone: PreTrainedModel, embedding: Any, is_transformer: boo
     network = getattr(backbone, "timm_model", None)
     if network is not None:
         return list(network.feature_info)[-1]["reduction"]
-    return 2 ** (len(backbone.config.hidden_sizes) + 1)  # a stem of stride 4, then a half each stage but the first
+    return 2 ** (len(backbone.config.hidden_sizes) + 1)  # stem of stride 4, then stride 2 in each stage but the first
 
 
 def backbone_inputs(backbone: PreTrainedModel, pixel_values: torch.Tensor) -> dict[str, Any]:
     """Arguments of a backbone for images of shape `(B, 3, H, W)`.
 
-    SigLIP 2 of any resolution takes patches, row by row and channel last, and their number in each direction; others
-    interpolate their position embeddings only if told to.
+    SigLIP 2 of any resolution takes patches, row by row and channel last, and the number of rows and columns; other
+    backbones interpolate their position embeddings only on request.
     """
     if backbone.config.model_type == "siglip2_vision_model":
         side, (batch, _, height, width) = backbone.config.patch_size, pixel_values.shape
@@ -97,7 +97,7 @@ def backbone_inputs(backbone: PreTrainedModel, pixel_values: torch.Tensor) -> di
         return {
             "pixel_values": patches.reshape(batch, rows * columns, -1),
             "pixel_attention_mask": torch.ones(batch, rows * columns, dtype=torch.int64, device=pixel_values.device),
-            # Of one image: the positions are then made once for all, and any number of images can be exported.
+            # One entry for the batch: positions are computed once, and the exported batch size stays dynamic.
             "spatial_shapes": torch.tensor([[rows, columns]]),
         }
     inputs: dict[str, Any] = {"pixel_values": pixel_values}

@@ -1,4 +1,4 @@
-"""The text side: features of the two class sentences, and each domain's view of them (Fig. 2)."""
+"""The text side: features of the two class sentences, and the per-domain affine on them (Fig. 2)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import normalize
 from transformers import CLIPTextModel, PreTrainedModel, Siglip2TextModel, SiglipTextModel
 
-# AutoModel does not know all of them.
+# AutoModel does not cover all of them.
 TEXT_TOWERS: dict[str, type[PreTrainedModel]] = {
     "clip_text_model": CLIPTextModel,
     "siglip_text_model": SiglipTextModel,
@@ -19,12 +19,12 @@ TEXT_TOWERS: dict[str, type[PreTrainedModel]] = {
 
 
 class DomainTextAffine(nn.Module):
-    """Gain and bias of each domain on the two class features, made from its prompt vector p_n; the identity at first.
+    """Gain and bias of each domain on the two class features, computed from its prompt vector p_n; initially identity.
 
     ``t'_{n,c} = normalize(t_c * (1 + g_{n,c}(p_n)) + s b_{n,c}(p_n))``
 
-    Decision D17: s is one over the temperature of the loaded CLIP, by which logits multiply what the shift adds;
-    without it one inner step at a temperature of 100 raises the loss several times.
+    Decision D17: s is the reciprocal of the loaded CLIP's temperature, because the temperature multiplies the shift in
+    the logits; without s, one inner step at a temperature of 100 raises the loss several times.
 
     Decision D5: the class features of the aggregated route are the normalised mean over the active domains.
 
@@ -48,7 +48,7 @@ class DomainTextAffine(nn.Module):
         domain_ids: torch.Tensor | None = None,
         active_experts: Sequence[int] | None = None,
     ) -> torch.Tensor:
-        """The class features that images are compared with, in single precision at least (decision D19).
+        """Return the class features that images are compared with, in single precision or higher (decision D19).
 
         Args:
             text_embeds: Unit features of the real and the fake sentence, shape `(2, P)` or `(B, 2, P)`.
@@ -76,7 +76,7 @@ T = TypeVar("T", bound="ClassSentencesMixin")
 
 
 class ClassSentencesMixin:
-    """What a `GMDFModel` does with its two class sentences: computed once and kept in `prompt_embeds` (decision D4)."""
+    """Class features of a `GMDFModel`: computed once and kept in `prompt_embeds` (decision D4)."""
 
     config: Any
     text_model: nn.Module
@@ -86,11 +86,11 @@ class ClassSentencesMixin:
 
     @property
     def has_text_tower(self) -> bool:
-        """Whether class sentences can be encoded: not in the slim form, nor with a backbone of images alone."""
+        """Whether class sentences can be encoded: false in the slim form and with an image-only backbone."""
         return self.config.text_config is not None and not self.config.slim
 
     def encode_prompts(self, prompt_ids: torch.Tensor) -> torch.Tensor:
-        """Unit features of class sentences, through the text tower.
+        """Encode class sentences with the text tower as unit features.
 
         Args:
             prompt_ids: Token ids of shape `(..., 2, length)`.
@@ -110,22 +110,22 @@ class ClassSentencesMixin:
 
     @torch.no_grad()
     def update_prompt_embeds(self) -> None:
-        """Recompute the kept class features; needed only after the text tower's weights were changed by hand."""
+        """Recompute the stored class features; needed only after a manual change of the text tower's weights."""
         ids = torch.tensor(self.config.prompt_ids, device=self.prompt_embeds.device)
         self.prompt_embeds.copy_(self.encode_prompts(ids))
         self._prompt_embeds_stale = False
 
     def train(self: T, mode: bool = True) -> T:
-        """Switch between training and evaluation; the class features are computed anew at the next use."""
+        """Switch between training and evaluation; the class features are recomputed at the next use."""
         self._prompt_embeds_stale = self.has_text_tower
         return super().train(mode)  # type: ignore[misc]
 
     def class_features(self) -> torch.Tensor:
-        """Unit features of the two class sentences, shape `(2, P)`: kept ones, or with gradient if the tower trains."""
+        """Unit features of the two class sentences, shape `(2, P)`: stored, or with gradient if the tower trains."""
         if self.config.text_config is None:
             return normalize(self.prompt_embeds, dim=-1)
         if self.has_text_tower:
-            # Any weight of the tower: it may be thawed in part, or adapted by LoRA.
+            # Check all weights of the tower: it may be partly unfrozen, or adapted by LoRA.
             if torch.is_grad_enabled() and any(
                 parameter.requires_grad
                 for part in (self.text_model, self.text_projection)
@@ -138,7 +138,7 @@ class ClassSentencesMixin:
 
 
 def mark_stale(model: ClassSentencesMixin, *_: object) -> None:
-    """Hook after new weights: the kept class features are those of the old ones. A function, so that it pickles."""
+    """Hook after loading weights: mark the stored class features as outdated. A function, so that it can be pickled."""
     model._prompt_embeds_stale = model.has_text_tower
 
 

@@ -21,16 +21,16 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .experts_gmdf import DomainExperts, DomainInformationLayer
 
-DIL_STD = 0.1  # of the last linear map of a Dataset Information Layer at the start: gains are 1 +- 0.1
+DIL_STD = 0.1  # initial std of the last linear map of a Dataset Information Layer: gains are 1 +- 0.1
 
 
 def _draw_once(parameter: torch.Tensor, std: float) -> None:
-    """Give all experts, along the first dimension, the same random start (decision D17)."""
+    """Initialise all experts, along the first dimension, with the same random values (decision D17)."""
     init.copy_(parameter, (torch.randn_like(parameter[0]) * std).expand_as(parameter))
 
 
 def initialize_experts(module: nn.Module) -> None:
-    """Initialise a module if it is one of the experts': they start at zero effect, all of a block's from one draw."""
+    """Initialise an expert module: zero effect, and the same random values for all experts of a block."""
     if isinstance(module, DomainExperts):
         for weight in (module.down_weight, module.up_weight):
             _draw_once(weight, std=weight.shape[-1] ** -0.5)
@@ -45,7 +45,7 @@ def initialize_experts(module: nn.Module) -> None:
 
 
 class GMDFVisionEmbeddings(CLIPVisionEmbeddings):
-    """CLIP's patch, class and position embeddings; hidden patches become the mask token (decision D7)."""
+    """CLIP's patch, class and position embeddings; the mask token replaces masked patches (decision D7)."""
 
     def forward(
         self,
@@ -57,8 +57,8 @@ class GMDFVisionEmbeddings(CLIPVisionEmbeddings):
 
         Args:
             pixel_values: Shape `(B, 3, image_size, image_size)`.
-            bool_masked_pos: True where a patch is hidden, shape `(B, patches)`, as in BEiT.
-            mask_token: What a hidden patch becomes, shape `(D,)`; positions are added after it.
+            bool_masked_pos: True for masked patches, shape `(B, patches)`, as in BEiT.
+            mask_token: Embedding that replaces a masked patch, shape `(D,)`; position embeddings are added afterwards.
 
         Returns:
             Tokens of shape `(B, 1 + patches, D)`, the class token first.
@@ -88,7 +88,7 @@ class GMDFVisionEmbeddings(CLIPVisionEmbeddings):
 
 
 class LayerNormWithBias(nn.LayerNorm):
-    """A LayerNorm that also returns its bias, which a model in parts on several devices holds only in this call."""
+    """A LayerNorm that also returns its bias: with offloaded weights, the bias is available only during this call."""
 
     def forward(self, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
         """Normalise tokens of shape `(B, T, D)`; the bias has shape `(D,)`."""
@@ -98,7 +98,7 @@ class LayerNormWithBias(nn.LayerNorm):
 class GMDFVisionLayer(GradientCheckpointingLayer):
     """One block: CLIP's attention half, then ``x + MLP(LN2(x)) + experts(LN2(x))`` (Eq. 1, 4).
 
-    The paper's Eq. 4 writes the block with the mixture alone; with Eq. 1 the shared part of it is CLIP's MLP.
+    Eq. 4 of the paper contains only the expert mixture; by Eq. 1 its shared part is CLIP's MLP.
     """
 
     def __init__(self, config: CLIPVisionConfig, **expert_settings):
@@ -143,7 +143,7 @@ class GMDFVisionEncoder(nn.Module):
 
 
 class GMDFVisionModel(CLIPPreTrainedModel):
-    """CLIP's vision tower with domain experts; parameter names are CLIP's, and the experts' beside them.
+    """CLIP's vision tower with domain experts; the parameter names are CLIP's plus those of the experts.
 
     Args:
         config: CLIP vision configuration.
@@ -173,7 +173,7 @@ class GMDFVisionModel(CLIPPreTrainedModel):
 
     @torch.no_grad()
     def resize_images(self, image_size: int) -> None:
-        """Take images of another size: the patches' position embeddings are interpolated (bicubic).
+        """Adapt the model to another image size by interpolating the patches' position embeddings (bicubic).
 
         Args:
             image_size: New side in pixels.
@@ -201,8 +201,9 @@ class GMDFVisionModel(CLIPPreTrainedModel):
         initialize_experts(module)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        # For code outside of transformers, modules without parameters of their own are passed over; CLIP initialises
-        # its attention and MLP at just such modules. The guard is for code that does not check the flags; this does.
+        # For code outside of transformers, the base class skips modules without parameters of their own, but CLIP
+        # initialises its attention and MLP in such modules. The skip protects code that ignores the initialisation
+        # flags; this class checks them.
         super()._initialize_weights(module, is_custom_code=False)
 
     @merge_with_config_defaults
@@ -220,8 +221,8 @@ class GMDFVisionModel(CLIPPreTrainedModel):
         Args:
             pixel_values: Shape `(B, 3, image_size, image_size)`.
             domain_prompts: Prompt vectors p of the domains, shape `(E, M)`.
-            bool_masked_pos: True where a patch is hidden, shape `(B, patches)`.
-            mask_token: What a hidden patch becomes, shape `(D,)`.
+            bool_masked_pos: True for masked patches, shape `(B, patches)`.
+            mask_token: Embedding that replaces a masked patch, shape `(D,)`.
             **kwargs: `domain_ids` and `active_experts` of `DomainExperts`, and `output_hidden_states`,
                 `output_attentions`, `output_expert_weights`.
 

@@ -13,8 +13,8 @@ FEATURES = Features(
         "group": Value("string"),
     }
 )
-# What `prepare` writes besides: the time of the frame after the video's first one, null where it is not known; and,
-# for data sets that come with masks of what was forged, the crop of the mask.
+# Additional columns that `prepare` writes: the time of the frame since the video's first frame, null if unknown; and
+# the crop of the forgery mask, for data sets with masks.
 SECONDS = Features({"seconds": Value("float32")})
 MASK = Features({"mask": Image()})
 

@@ -1,4 +1,4 @@
-"""Errors that a user can act on: what was found and expected in the message, what to do in the hint."""
+"""User errors: the message gives the found and the expected value, the hint gives the fix."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import ClassVar
 
 
 class GMDFError(Exception):
-    """Base of the package's errors. Scripts print one without a traceback and end with its class's exit status.
+    """Base of the package's errors. Scripts print it without a traceback and exit with the status of its class.
 
-    Exit status 0 is success, 2 a wrong command line (argparse), 3 unreadable input files, 130 an interruption.
+    Other exit statuses: 0 success, 2 wrong command line (argparse), 3 unreadable input files, 130 interruption.
 
     Args:
         message: What was found and what was expected.
-        hint: What to do, where it can be said more precisely than for the whole class.
+        hint: What to do, if more specific than the hint of the class.
 
     Attributes:
         exit_code: Exit status of the class.
@@ -37,49 +37,49 @@ class GMDFError(Exception):
 
 
 class UserError(GMDFError):
-    """A setting that cannot be used as it is."""
+    """A setting is invalid."""
 
     exit_code = 1
     hint = "Change the named option or setting; --help lists all of them."
 
 
 class DomainError(GMDFError, ValueError):
-    """A domain that cannot be used as it is."""
+    """A domain is unusable."""
 
     exit_code = 4
     hint = "Mend the data set, or map its columns, splits and labels in the recipe (docs/data.md)."
 
 
 class SourceError(GMDFError, ValueError):
-    """A data set that is not laid out as its authors ship it."""
+    """A data set does not have its official layout."""
 
     exit_code = 5
     hint = "Compare the folder with the layout of this --source in docs/data.md."
 
 
 class EmptySourceError(SourceError):
-    """A folder in which nothing of a data set is found."""
+    """A folder contains no files of the data set."""
 
     exit_code = 6
     hint = "Check --root, and that the data set is unpacked there."
 
 
 class ArchiveError(GMDFError, ValueError):
-    """An archive that is damaged or not to be trusted."""
+    """An archive is damaged or unsafe."""
 
     exit_code = 7
     hint = "Fetch the archive again from its authors and compare its checksum."
 
 
 class DetectorError(GMDFError, RuntimeError):
-    """A face detector that cannot be set up."""
+    """A face detector cannot be set up."""
 
     exit_code = 8
     hint = "Name a local file with --detector_weights, or another --detector."
 
 
 class WorkError(GMDFError, RuntimeError):
-    """Work that cannot go on."""
+    """Work cannot continue."""
 
     exit_code = 9
     hint = "What is done is kept: start the same command again when the cause is removed, or choose another folder."
@@ -87,9 +87,9 @@ class WorkError(GMDFError, RuntimeError):
 
 @contextmanager
 def exit_on_error(program: str) -> Iterator[None]:
-    """Print an error of ours as a message and a hint, and end with its class's exit status; others pass through.
+    """Print an error of this package as message and hint, and exit with its class's status; others pass through.
 
-    Errors of `gmdf_hf.modeling`, which imports nothing of the package, are known by the same two attributes.
+    `gmdf_hf.modeling` does not import the package; its errors are recognised by the attributes `exit_code` and `hint`.
     """
     try:
         yield

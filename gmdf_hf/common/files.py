@@ -1,4 +1,4 @@
-"""Writing files and putting whole folders in place."""
+"""Atomic replacement of folders, JSON and YAML output, file stamps."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import yaml
 
 
 def readable(path: str | os.PathLike[str]) -> str:
-    """A file's name as text that can be printed and written: bytes that are not UTF-8 as `\\xe9`, `/` between parts."""
+    """Return a file's name as valid UTF-8 text: other bytes are escaped as `\\xe9`, parts are separated by `/`."""
     text = Path(path).as_posix() if isinstance(path, Path) else os.fspath(path)
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half of a UTF-16 pair, which JSON can write
+    except UnicodeEncodeError:  # an unpaired UTF-16 surrogate, which JSON may contain
         return text.encode("utf-8", "backslashreplace").decode()
 
 
 def printable(text: str) -> str:
-    """Text without control characters, which could forge a line or steer a terminal; they are escaped."""
+    """Escape control characters, which could forge a log line or control a terminal."""
     escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in readable(text))
     return "".join(escaped)
 
 
 def replace_folder(new: Path, place: Path) -> None:
-    """Rename a complete folder to its place, its files being on the disk before it is seen there."""
+    """Rename a complete folder to its final path after its files are flushed to disk."""
     for path in [*new.rglob("*"), new]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -54,24 +54,24 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_config(path: Path, fields: dict[str, Any]) -> None:
-    """Write a run's configuration as a recipe that can be run again."""
+    """Write a run's configuration as a recipe."""
     path.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
 
 
 def file_stamp(path: Path) -> str:
-    """Size in bytes and time of the last change, which tell a replaced file from the one that was read before."""
+    """Size in bytes and modification time, to detect that a file was replaced."""
     try:
         status = path.stat()
-    except OSError:  # whoever reads the file later reports it
+    except OSError:  # reported later, when the file is read
         return "missing"
     return f"{status.st_size}:{status.st_mtime_ns}"
 
 
 def local_stamp(path: str) -> str | None:
-    """Hash over names, sizes and times of change of a local file or of all files below a folder.
+    """Hash names, sizes and modification times of a local file or of all files below a folder.
 
     Args:
-        path: File, folder, or the name of something that is not on this machine.
+        path: File, folder, or a name that is not a local path.
 
     Returns:
         16 hexadecimal digits; None if the path does not exist here.

@@ -1,8 +1,9 @@
 """Real and fake class of a data set, from its class names instead of its class numbers (decision D21).
 
-One rule for data sets, streams, folders, importers and the `id2label` of other detectors. A name is read word by word,
-in any case: `Fake`, `DEEP-FAKE`, `Celeb-real`, `ai_generated`. A name without such a word, with words of both classes,
-or with a negation ("not fake") is refused: the user states it instead. Numbers count only where there are no names.
+One rule for data sets, streams, folders, importers and the `id2label` of other detectors. A name is split into words
+and compared without case: `Fake`, `DEEP-FAKE`, `Celeb-real`, `ai_generated`. A name without a class word, with words of
+both classes, or with a negation ("not fake") is rejected; the user must then state its class. Numbers are used only if
+there are no names.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from gmdf_hf.common.schema import FAKE, REAL
 logger = logging.getLogger(__name__)
 
 CLASS_NAMES = ("real", "fake")
-# Alternatives of a pattern, as the field's data sets and detectors write them.
+# Regular expressions for the class words used by data sets and detectors.
 REAL_WORDS = (
     "real|realism|genuine|authentic|original|pristine|bonafide|bona|human|live|nature|natural|legit|legitimate"
     "|untouched|unaltered|unedited|unmodified|unmanipulated|untampered"
@@ -43,11 +44,11 @@ def class_of(name: str, stated: Mapping[str, str] | None = None) -> int | None:
     """Read a class name.
 
     Args:
-        name: As the data set writes it.
-        stated: `real` or `fake` for names that the user states; any case.
+        name: Class name in the data set.
+        stated: `real` or `fake` by name, as stated by the user; case-insensitive.
 
     Returns:
-        0 for real, 1 for fake; None if the name says neither, both, or has a negation.
+        0 for real, 1 for fake; None if the name has words of neither or both classes, or a negation.
     """
     for other, label in (stated or {}).items():
         if other.casefold() == name.casefold():
@@ -57,37 +58,37 @@ def class_of(name: str, stated: Mapping[str, str] | None = None) -> int | None:
 
 
 def is_ambiguous(name: str) -> bool:
-    """Whether a name has words for a class and still does not say which."""
+    """Whether a name has class words but no unique class."""
     return bool(_read(name)[0]) and class_of(name) is None
 
 
 def _read(name: str) -> tuple[set[int], bool]:
-    """Classes whose words stand in a name, and whether a negation does."""
+    """Classes whose words occur in a name, and whether a negation occurs."""
     words = re.findall(r"[^\W\d_]+", unicodedata.normalize("NFKC", name).casefold())
     found = {label for label, pattern in _PATTERNS.items() for word in words if pattern.fullmatch(word)}
     return found, not NEGATIONS.isdisjoint(words)
 
 
 def describe(labels: Mapping[str, int]) -> str:
-    """One line that says what was read as what: `label: Fake -> 1 (fake), Real -> 0 (real)`."""
+    """Describe the label mapping in one line: `label: Fake -> 1 (fake), Real -> 0 (real)`."""
     return "label: " + ", ".join(f"{name} -> {label} ({CLASS_NAMES[label]})" for name, label in labels.items())
 
 
 class LabelReader:
-    """Reads the labels of one data set, the same way from memory and from a stream.
+    """Reads the labels of one data set, in memory or streamed.
 
-    A value is looked up among the stated labels, then read as a name; a number, or a text of digits, counts only
-    without a name: 0 is real and 1 is fake, or the reverse if the column's own name says so (`is_real`). What was read
-    as what is logged once, as a warning where it is not `real` and `fake` already.
+    A value is looked up among the stated labels, then read as a name. A number, or a string of digits, is used only
+    without a name: 0 is real and 1 is fake, or the reverse if the column name says so (`is_real`). The mapping is
+    logged once, as a warning if the names are not `real` and `fake`.
 
     Args:
         domain: Name of the domain, for messages.
-        names: Class names of a `ClassLabel` column; None for a column of texts, numbers or truth values.
+        names: Class names of a `ClassLabel` column; None for a column of strings, numbers or booleans.
         column: Name of the column in the data set.
-        stated: `real` or `fake` for values that the user states.
+        stated: `real` or `fake` by value, as stated by the user.
 
     Raises:
-        DomainError: If a class name does not tell its class, or all tell the same.
+        DomainError: If the class of a name is unknown, or all names have the same class.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class LabelReader:
         """Return 0 for real, 1 for fake.
 
         Raises:
-            DomainError: If the value does not tell its class.
+            DomainError: If the class of the value is unknown.
         """
         return self.read_all([value])[0]
 
@@ -126,18 +127,18 @@ class LabelReader:
             return value
         if value is None or value != value:  # null or nan
             self._refuse("a row without a label")
-        number = int(value)  # type: ignore[call-overload]  # truth values and numpy's numbers, too
+        number = int(value)  # type: ignore[call-overload]  # also booleans and numpy numbers
         if number != value:
             self._refuse(repr(value))
         if self.names is None:
             return str(number)
-        if not 0 <= number < len(self.names):  # -1 is what `datasets` writes where a label is withheld
+        if not 0 <= number < len(self.names):  # `datasets` writes -1 for withheld labels
             self._refuse(f"the class number {number} of {len(self.names)} classes")
         return self.names[number]
 
     def _label(self, text: str) -> int:
         label = class_of(text, self.stated)
-        if label is None and text in ("0", "1"):  # a recipe may also write true and false
+        if label is None and text in ("0", "1"):  # a recipe may also contain true and false
             label = class_of(("false", "true")[int(text)], self.stated)
         if label is None and text.strip() in ("0", "1"):
             said, negated = _read(self.column)

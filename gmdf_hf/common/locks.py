@@ -18,16 +18,16 @@ from gmdf_hf.common.errors import UserError
 
 @contextmanager
 def locked_folder(folder: Path, part: str = "") -> Iterator[None]:
-    """Hold an output folder for the time of a run; it is made if it does not exist.
+    """Lock an output folder for the duration of a run; create the folder if it does not exist.
 
     The operating system releases the lock when the process ends, however it ends: a killed run leaves no lock behind.
 
     Args:
         folder: Output folder of the run.
-        part: Which part of the folder the run writes, where several runs may write other parts of it.
+        part: Part of the folder to lock, if several runs may write different parts.
 
     Raises:
-        UserError: If another process holds the folder; the message says which one.
+        UserError: If another process holds the lock; the message names it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     owner, file = folder / f".running{part}.json", folder / f".running{part}.lock"
@@ -51,7 +51,7 @@ def locked_folder(folder: Path, part: str = "") -> Iterator[None]:
         )
         yield
     finally:
-        # Before the release: afterwards the files may be those of the next run.
+        # Before the release: afterwards the files may belong to the next run.
         owner.unlink(missing_ok=True)
         file.unlink(missing_ok=True)
         lock.release()
@@ -61,5 +61,5 @@ def _describe(owner: Path) -> str:
     try:
         found = json.loads(owner.read_text(encoding="utf-8"))
         return f"process {found['process']} on {found['host']} since {found['since']} ({found['command']})"
-    except (OSError, ValueError, KeyError):  # it has just started, or just ended
+    except (OSError, ValueError, KeyError):  # the other process has just started or ended
         return "another process"

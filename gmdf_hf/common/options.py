@@ -1,8 +1,8 @@
-"""Command lines from pydantic models: a field is an option, its `description` the help, its bounds the check.
+"""Command lines from pydantic models: fields are options, their `description` is the help, their bounds are checked.
 
-Every command declares its options so, the settings of a training run included. The parser is argparse, because
+Every command declares its options this way, including the settings of a training run. The parser is argparse, because
 `gmdf predict --help` must answer within 0.5 s: pydantic-settings, jsonargparse and tyro take about that long to import,
-argparse and pydantic half of it. Typer is fast, but takes options from the parameters of a function, not from a model.
+argparse and pydantic half of it. Typer is fast, but reads options from function parameters, not from a model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Options(BaseModel):
 
 @dataclass(frozen=True)
 class Argument:
-    """How a field appears on the command line, where its type does not say it all: `Annotated[str, Argument("FILE")]`.
+    """Command-line form of a field, in addition to its type: `Annotated[str, Argument("FILE")]`.
 
     Attributes:
         metavar: Placeholder for the value in the help text.
@@ -49,12 +49,12 @@ def parse_options(
 
     Args:
         options: Model whose fields are the options.
-        arguments: Words of the command line; None takes those of the process.
+        arguments: Words of the command line; None for those of the process.
         description: Text of the help above the options.
-        program: Name of the command in messages; None takes that of the process.
+        program: Name of the command in messages; None for that of the process.
 
     Raises:
-        SystemExit: After `--help`, or with status 2 if the words are no valid options (argparse prints the reason).
+        SystemExit: After `--help`, or with status 2 if the options are invalid (argparse prints the reason).
     """
     parser = argparse.ArgumentParser(
         prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -75,7 +75,7 @@ def help_of(field: FieldInfo) -> str:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first problem of a validation in one sentence: where, what is expected, what was found."""
+    """First error of a validation in one sentence: field, expected value, found value."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     reason = first["msg"].removeprefix("Value error, ")
@@ -133,7 +133,7 @@ class _Pairs(argparse.Action):
 
 
 def add_yaml_options(parser: argparse.ArgumentParser, model: type[BaseModel], read: Callable[[str], Any]) -> None:
-    """Add an option for every field whose value is read as YAML, as in a recipe; those not given are left out.
+    """Add an option for every field, with values in YAML as in a recipe; options that are not given stay unset.
 
     Args:
         parser: Parser to add to.

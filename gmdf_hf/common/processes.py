@@ -1,7 +1,7 @@
-"""Several processes as one (decision D15): sums, gathers, agreement. With one process, all of it does nothing.
+"""Communication between processes (decision D15): sums, gathers, agreement. No effect with one process.
 
-A meta-iteration takes its gradients outside of the forward of any wrapped module, where DistributedDataParallel
-averages nothing and says nothing. So what has to be equal on all processes is made equal here, in the open.
+A meta-iteration computes its gradients outside of a wrapped module's forward, where DistributedDataParallel silently
+averages nothing. The functions here therefore synchronise gradients and features explicitly.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import distributed
 
-BUCKET = 2**26  # numbers summed in one call: 256 MiB in single precision
+BUCKET = 2**26  # elements per reduction: 256 MiB in single precision
 
 
 def num_processes() -> int:
-    """Processes of this run."""
+    """Number of processes of this run."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
@@ -25,7 +25,7 @@ def process_index() -> int:
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """A sum whose gradient is the sum of the processes' gradients: each of them used the result."""
+    """A sum whose gradient is the sum of the processes' gradients, as each process uses the result."""
 
     @staticmethod
     def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
@@ -39,10 +39,10 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 def sum_over_processes(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Sums of each tensor over the processes, with gradient.
+    """Sum each tensor over the processes, with gradient.
 
     Args:
-        tensors: Of the same shapes in every process, in the same order.
+        tensors: Tensors with the same shapes and order in every process.
     """
     if num_processes() == 1 or not tensors:
         return list(tensors)
@@ -55,7 +55,7 @@ def sum_over_processes(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replace each parameter's gradient by its sum over the processes.
 
-    Every process must sum the same parameters: where one has no gradient, another may, so a missing one is zero.
+    Every process must pass the same parameters. A missing gradient counts as zero, as another process may have one.
     """
     if num_processes() == 1:
         return
@@ -81,7 +81,7 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 
 def gather_counts(counts: Sequence[int], device: torch.device) -> tuple[tuple[int, ...], ...]:
-    """The same few numbers of every process, in the order of the processes."""
+    """Gather a few numbers from every process, in the order of the processes."""
     if num_processes() == 1:
         return (tuple(counts),)
     ours = torch.tensor(counts, device=device)
@@ -91,14 +91,14 @@ def gather_counts(counts: Sequence[int], device: torch.device) -> tuple[tuple[in
 
 
 def gather_features(features: torch.Tensor, counts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """Features of every domain from all processes.
+    """Gather the features of every domain from all processes.
 
-    Each process keeps the gradient of its own features alone. As every process computes the same function of the
-    gathered ones, the sum of their gradients is the gradient of that function.
+    Each process keeps only the gradient of its own features. Every process computes the same function of the gathered
+    features, so the sum of their gradients is the gradient of that function.
 
     Args:
-        features: This process's, one domain after the other, shape `(n, P)`.
-        counts: For each process, how many features it has of each domain.
+        features: Features of this process, ordered by domain, shape `(n, P)`.
+        counts: Number of features per process and domain.
 
     Returns:
         For each domain the features of all processes, in the order of the processes.
@@ -116,7 +116,7 @@ def gather_features(features: torch.Tensor, counts: Sequence[Sequence[int]]) -> 
 
 @torch.no_grad()
 def same_on_all(parameters: Iterable[torch.Tensor]) -> None:
-    """Give every process the first one's values."""
+    """Broadcast the values of the first process."""
     if num_processes() > 1:
         for parameter in parameters:
             distributed.broadcast(parameter.data, src=0)
@@ -131,21 +131,21 @@ def average_over_processes(tensors: Sequence[torch.Tensor]) -> None:
 
 
 def wait_for_all() -> None:
-    """Return when every process has come here."""
+    """Wait until every process has reached this call."""
     if num_processes() > 1:
         distributed.barrier()
 
 
 def agree(losses: Mapping[str, torch.Tensor], norm: torch.Tensor, stop: bool) -> tuple[dict[str, float], bool]:
-    """Bring an iteration's numbers to the host, the same on all processes: the one place where it waits for the device.
+    """Copy an iteration's losses to the CPU, equal on all processes: the iteration's only synchronisation.
 
     Args:
         losses: This process's share of each loss.
         norm: Gradient norm, the same everywhere.
-        stop: Whether this process was told to stop.
+        stop: Whether this process received a stop request.
 
     Returns:
-        The losses and `gradient_norm`, and whether any process was told to stop.
+        The losses and `gradient_norm`, and whether any process received a stop request.
     """
     shares = [*losses.values(), norm / num_processes(), norm.new_tensor(float(stop))]
     *values, stopped = sum_over_processes([torch.stack([share.float() for share in shares])])[0].tolist()

@@ -1,8 +1,7 @@
-"""Resumable work: units that are written whole, in a folder that belongs to one piece of work.
+"""Resumable work: units with atomically written files, in a folder that stores the settings.
 
-Preparing a domain, scoring domains and predicting files all go on after a stop in the same way: what the result depends
-on is written down first and compared by whoever continues, a unit of work leaves one Parquet file, and a file is put
-in place by a rename, so it is there as a whole or not at all.
+Preparing a domain, scoring domains and predicting files resume in the same way: the settings are written first and
+compared on resumption, each unit of work writes one Parquet file, and files are written atomically by a rename.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting with which the work was begun, and that of the call that wants to continue it."""
+    """A setting that differs between the start of the work and its resumption."""
 
     name: str
     found: Any
@@ -28,39 +27,39 @@ class Difference:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under another name and rename it.
+    """Write a file atomically: write to a temporary name, then rename.
 
     Args:
-        path: Where the file goes; an older one is replaced.
-        write: Writes the content to the path that it is given.
+        path: Path of the file; an existing file is replaced.
+        write: Function that writes the content to a given path.
     """
-    # The process number keeps a run that was killed and one that goes on from writing to the same file.
+    # The process id prevents a killed run and its successor from writing to the same temporary file.
     new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     write(new)
     new.replace(path)
 
 
 def write_whole_text(path: Path, text: str) -> None:
-    """Write a text file as UTF-8, whatever the locale (see `write_whole`)."""
+    """Write a text file as UTF-8, independent of the locale (see `write_whole`)."""
     write_whole(path, lambda new: new.write_text(text, encoding="utf-8"))
 
 
 def differences(found: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Difference]:
-    """Settings that differ; one that was not written down counts as None."""
+    """Settings that differ; a missing setting counts as None."""
     expected = json.loads(json.dumps(settings))
     return [Difference(name, found.get(name), value) for name, value in expected.items() if found.get(name) != value]
 
 
 def begin(path: Path, settings: Mapping[str, Any], unknown: Iterable[str] = ()) -> list[Difference]:
-    """Write down what a result depends on, or compare it with what was written.
+    """Write the settings of a result, or compare them with the file.
 
     Args:
         path: JSON file of the settings.
-        settings: JSON value of everything the result depends on.
-        unknown: Settings that earlier versions did not write down and that are then not compared.
+        settings: All settings that the result depends on, as a JSON value.
+        unknown: Settings that earlier versions did not write; if missing, they are not compared.
 
     Returns:
-        What differs; the work can go on if nothing does.
+        The differences; the work can resume if there are none.
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,15 +70,15 @@ def begin(path: Path, settings: Mapping[str, Any], unknown: Iterable[str] = ()) 
 
 
 def unit_file(folder: Path, first: int, last: int | None = None) -> Path:
-    """File of a unit of work, or of several in a row; the files sort in the order of the units."""
+    """File of one unit of work or of consecutive units; file names sort in the order of the units."""
     return folder / (f"{first:08}.parquet" if last is None else f"{first:08}-{last:08}.parquet")
 
 
 def write_unit(path: Path, table: pa.Table) -> None:
-    """Write the result of a unit; uncompressed, as it is read once more and then deleted."""
+    """Write the result of a unit, uncompressed, as it is read once and then deleted."""
     write_whole(path, lambda new: pq.write_table(table, new, compression="none"))
 
 
 def unit_files(folder: Path) -> list[Path]:
-    """Files of all units that are done, in their order."""
+    """Files of all finished units, in order."""
     return sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))

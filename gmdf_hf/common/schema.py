@@ -1,8 +1,8 @@
-"""Names that every domain uses, and the version of the files that are written."""
+"""Names shared by all domains, and the version of the output files."""
 
 import re
 
-# Stands in score tables, results and lines of results; raised when a reader must know of a change.
+# Written to score tables, results and result lines; increased with every change that affects readers.
 SCHEMA_VERSION = 1
 
 SPLITS = ("train", "validation", "test")
@@ -13,11 +13,11 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
 def check_name(name: str, what: str = "domain") -> str:
-    """Return a name that may become part of a file name, a table or a page.
+    """Check and return a name that may become part of a file name, a table or an HTML page.
 
     Args:
-        name: Name that a user, a recipe or a checkpoint gave.
-        what: What it names, for the message.
+        name: Name from a user, a recipe or a checkpoint.
+        what: Kind of the name, for the message.
 
     Raises:
         ValueError: If it holds other characters than letters, digits, `.`, `_` and `-`, begins with `.` or `-`, or is

@@ -1,1 +1,1 @@
-"""A domain to frames, batches and episodes."""
+"""Loading of domains as frames, batches and episodes."""

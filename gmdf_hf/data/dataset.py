@@ -1,4 +1,4 @@
-"""Domains: labelled frames from drawings, the hub, a folder or Parquet, not decoded yet."""
+"""Domains: labelled, encoded frames from drawings, the hub, a folder or Parquet."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Domain:
         labels: 0 real, 1 fake, shape `(frames,)`.
         video_ids: Video of each frame.
         frame_numbers: Number of each frame in its video.
-        groups: Leak unit of each frame: frames of one group must not stand in two splits.
-        captions: Description of each image, for prompt P3; None where the data set has none.
-        methods: Which forgery made each frame, empty where it is not known; None where the data set has none.
+        groups: Leak unit of each frame: frames of one group must not be in two splits.
+        captions: Description of each image, for prompt P3; None if the data set has none.
+        methods: Forgery method of each frame, empty if unknown; None if the data set has no methods.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Domain:
 
     @property
     def videos(self) -> list[tuple[str, str]]:
-        """Method and id of each frame's video: videos of one name in two methods are different ones."""
+        """Method and id of each frame's video: videos of the same name but different methods are distinct."""
         return _videos(self.methods, self.video_ids)
 
 
@@ -76,23 +76,23 @@ def load_domain(
 ) -> Domain:
     """Load one split of a domain.
 
-    Columns are `image` and `label`, and where the data set has them `video_id`, `frame`, `method`, `group`, `caption`.
-    Videos of one name in two methods are different ones. Without `video_id`, frames of the same group, label and method
-    are one video; without `group` too, each image stands for itself.
+    Columns are `image` and `label`, and optionally `video_id`, `frame`, `method`, `group`, `caption`. Videos of the
+    same name but different methods are distinct. Without `video_id`, frames of the same group, label and method are one
+    video; without `group` too, each image is a video.
 
     Args:
-        name: What the domain is called.
+        name: Name of the domain.
         split: train, validation or test.
         path: Hub id, local folder or Parquet file, or `drawn:<domain>`.
         subset: Configuration of a hub data set.
         revision: Commit, branch or tag of a hub data set.
-        columns: Our column name to the data set's; None where a column of that name means something else there.
-        splits: Our split name to the data set's.
-        max_videos: Keep at most so many videos of each class.
-        labels: `real` or `fake` for the data set's own class names, where they do not say it (see `LabelReader`).
+        columns: Column name here to that of the data set; None to ignore a data set column of that name.
+        splits: Split name here to that of the data set.
+        max_videos: Maximum number of videos to keep of each class.
+        labels: `real` or `fake` for the data set's class names, if the names are not clear (see `LabelReader`).
 
     Raises:
-        DomainError: If the split, a column or a class is missing, or labels cannot be told real from fake.
+        DomainError: If the split, a column or a class is missing, or the class of a label is unknown.
     """
     if path.startswith(DRAWN_PREFIX):
         frames = _draw(name, path.removeprefix(DRAWN_PREFIX), split, max_videos)
@@ -137,7 +137,7 @@ def _draw(name: str, drawn: str, split: str, max_videos: int | None) -> datasets
     videos = min(DRAWN_VIDEOS[split], 2 * max_videos if max_videos else DRAWN_VIDEOS[split])
     features = datasets.Features(FEATURES | {"caption": datasets.Value("string")})
     arguments = {"name": drawn, "split": split, "num_videos": videos}
-    # Kept in the cache of `datasets`, which by itself would not see that the drawing code changed.
+    # Kept in the cache of `datasets`, which does not detect changes of the drawing code by itself.
     code = b"".join(inspect.getsource(module).encode() for module in (people, portraits, forgeries, drawings))
     fingerprint = hashlib.sha256(code + repr(arguments).encode()).hexdigest()[:32]
     return datasets.Dataset.from_generator(
@@ -148,7 +148,7 @@ def _draw(name: str, drawn: str, split: str, max_videos: int | None) -> datasets
 def load_frames(
     name: str, path: str, subset: str | None, revision: str | None, split: str, streaming: bool = False
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """One split as `datasets` gives it, from the hub, a folder or a Parquet file.
+    """Load one split with `datasets`, from the hub, a folder or a Parquet file.
 
     Raises:
         DomainError: If it cannot be loaded.
@@ -171,7 +171,7 @@ def _open_streams(split: str, **arguments: Any) -> datasets.IterableDatasetDict:
     found = builder.as_streaming_dataset()
     if isinstance(builder.config, ParquetConfig) and split in found:
         features = found[split].features
-        # What `datasets` reads Parquet with runs ahead until the whole file is in memory (apache/arrow#39808).
+        # The Parquet reader of `datasets` prefetches the whole file into memory (apache/arrow#39808).
         files = {"files": list(builder.config.data_files[split]), "schema": features.arrow_schema}
         found[split] = datasets.IterableDataset.from_generator(_read_parquet, features=features, gen_kwargs=files)
     return found
@@ -187,18 +187,18 @@ def _read_parquet(files: Sequence[str], schema: pa.Schema) -> Iterator[dict]:
 def rename_columns(
     name: str, frames: datasets.Dataset | datasets.IterableDataset, columns: dict[str, str | None]
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """Give a data set's columns our names, and leave its images encoded.
+    """Rename a data set's columns to the names used here, without decoding its images.
 
     Args:
-        name: Of the domain.
+        name: Name of the domain.
         frames: Data set, in memory or streamed.
-        columns: Our column name to the data set's; None where a column of that name means something else there.
+        columns: Column name here to that of the data set; None to ignore a data set column of that name.
 
     Raises:
         DomainError: If a column is missing.
     """
     for column, feature in frames.features.items():
-        if isinstance(feature, datasets.Image):  # first of all: a stream that renames would decode and encode again
+        if isinstance(feature, datasets.Image):  # before renaming: a stream would else decode and re-encode
             frames = frames.cast_column(column, datasets.Image(decode=False))
     for ours, theirs in columns.items():
         if theirs is not None and theirs not in frames.column_names:
@@ -218,10 +218,10 @@ def label_reader(
     columns: dict[str, str | None] | None,
     labels: dict[str, str] | None,
 ) -> LabelReader:
-    """Label reader of a data set whose columns have our names.
+    """Label reader of a data set with renamed columns.
 
     Raises:
-        DomainError: If its class names do not tell real from fake.
+        DomainError: If the class of a class name is unknown.
     """
     feature = frames.features["label"]
     names = feature.names if isinstance(feature, datasets.ClassLabel) else None
@@ -233,7 +233,7 @@ def _strings(frames: datasets.Dataset, column: str) -> list[str] | None:
 
 
 def string(value: object) -> str:
-    """A name as text, empty where the data set has none."""
+    """Return a name as text, empty if the data set has none."""
     return "" if value is None else str(value)
 
 
@@ -271,9 +271,9 @@ def _count_up(videos: Sequence[tuple[str, str]]) -> list[int]:
 
 
 def check_leaks(splits: Iterable[Domain]) -> None:
-    """Refuse a domain with a video or a group in two splits.
+    """Reject a domain with a video or a group in two splits.
 
-    A video's name counts here without its method: two forgeries of one name are most often made from one scene.
+    Video names are compared here without their method: two forgeries of the same name usually show the same scene.
 
     Raises:
         DomainError: If there is one; the message names it.

@@ -1,10 +1,10 @@
 """The five distortions of Table 10, at five levels each.
 
-The paper names the kinds (compression, blur, contrast, saturation, pixelation) and no strengths. The factors of
-contrast and saturation, the blocks of pixelation and the widths of the blur (a sixth of its kernels of 7 to 21
-pixels) are those in the published code of DeeperForensics-1.0, whose distortions the field goes by, in pixels of the
-crop as it is stored. Two differ from that code: its "contrast" darkens, ours keeps the mean; its pixelation smooths
-between blocks, ours does not. Its compression is of whole videos; ours is JPEG, of frames.
+The paper names the kinds (compression, blur, contrast, saturation, pixelation) but no strengths. The factors of
+contrast and saturation, the block sizes of pixelation and the widths of the blur (a sixth of its kernels of 7 to 21
+pixels) are those in the published code of DeeperForensics-1.0, the field's reference, in pixels of the stored crop. Two
+differ from that code: its "contrast" darkens, this one keeps the mean; its pixelation interpolates between blocks, this
+one does not. It compresses whole videos; this module compresses frames as JPEG.
 """
 
 from __future__ import annotations

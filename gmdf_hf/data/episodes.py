@@ -1,4 +1,4 @@
-"""Episodes: which frames and which held-out domain, a pure function of seed and epoch (D14), and their tensors."""
+"""Episodes: selection of frames and held-out domain, a pure function of seed and epoch (D14), and their tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gmdf_hf.modeling import GMDFConfig
 
 
 def held_out_domains(domains: int, seed: Sequence[int]) -> Iterator[int]:
-    """The meta-test domain of each iteration, without end: in a random order, each once in N iterations."""
+    """Yield the meta-test domain of each iteration, endlessly: in random order, each once in N iterations."""
     rng = random_numbers("meta-test domain", *seed)
     while True:
         yield from rng.permutation(domains).tolist()
@@ -30,10 +30,10 @@ def held_out_domains(domains: int, seed: Sequence[int]) -> Iterator[int]:
 def balanced_batches(
     labels: np.ndarray, videos: Sequence[Hashable], batch_size: int, seed: Sequence[int]
 ) -> list[list[int]]:
-    """Rows of one epoch's batches of one domain.
+    """Return the row numbers of one epoch's batches of one domain.
 
-    Every batch holds real and fake in equal number. The epoch is over when every video of the larger class was visited,
-    each visit taking one frame at random; the smaller class is repeated.
+    Every batch holds real and fake in equal number. An epoch takes one random frame from every video of the larger
+    class; the smaller class is repeated.
 
     Args:
         labels: 0 real, 1 fake, shape `(frames,)`.
@@ -67,21 +67,21 @@ def balanced_batches(
 class EpisodeSampler(Sampler):
     """Meta-iterations: a batch of every domain, the meta-test domain's last (Algorithm 1).
 
-    The meta-test domain is drawn at random, each domain once in N iterations. An epoch is over when the domain with the
-    most batches is; the others start again, in a new order. Of one domain alone, these are plain batches, for the
-    methods that hold nothing out.
+    The meta-test domain is drawn at random, each domain once in N iterations. An epoch ends with the domain with the
+    most batches; the other domains restart in a new order. With a single domain, episodes are ordinary batches, for
+    methods without a held-out domain.
 
-    Several processes draw the same joined batches and take their parts of them, so that they see together what one
-    process with larger batches sees, and all have the same number of iterations (decisions D14, D15).
+    All processes draw the same joined batches and take their parts of them. Together they see the same data as one
+    process with larger batches, and all have the same number of iterations (decisions D14, D15).
 
     Args:
         labels: Labels of each domain's frames.
         videos: Videos of each domain's frames.
         batch_size: Frames of each domain in an iteration of one process.
-        seed: Of the order.
-        process_index: This process's number.
-        num_processes: How many there are.
-        length: Iterations that count as an epoch, if other than that.
+        seed: Seed of the order.
+        process_index: Index of this process.
+        num_processes: Number of processes.
+        length: Number of iterations in an epoch; None for the largest domain's number of batches.
 
     Raises:
         ValueError: If there is no domain.
@@ -103,12 +103,12 @@ class EpisodeSampler(Sampler):
         self.joined_size, self.seed = batch_size * num_processes, seed
         half = batch_size // 2
         places = np.arange(process_index * half, (process_index + 1) * half)
-        self._places = np.concatenate([places, places + self.joined_size // 2]).tolist()  # real ones, fake ones
+        self._places = np.concatenate([places, places + self.joined_size // 2]).tolist()  # real, fake
         self.set_epoch(0)
         self._length = length or max(len(self._batches(domain, 0)) for domain in range(len(labels)))
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch whose order the next iteration over the sampler has, and how many episodes it leaves out."""
+        """Set the epoch, and the number of episodes to skip, for the next iteration over the sampler."""
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
@@ -144,18 +144,18 @@ class EpisodeSampler(Sampler):
 
 @dataclass(frozen=True)
 class Episode:
-    """A batch of every domain, one domain after the other, the meta-test domain last.
+    """A batch of every domain, ordered by domain, the meta-test domain last.
 
-    What is known on the host stays there: reading it back from a GPU would stall it.
+    Values that the CPU needs stay on the CPU: reading them back from a GPU would stall the GPU.
 
     Attributes:
         pixel_values: Images of shape `(B, 3, H, W)`.
         labels: 0 real, 1 fake, shape `(B,)`.
         domain_ids: Domain of each image, shape `(B,)`.
         domains: Domains in the order of their images.
-        counts: For each process, how many images it has of each of `domains`.
-        weights: One over the number of images of each image's domain in all processes, shape `(B,)`.
-        mask: Patches of the meta-test images that L_mim hides, shape `(m, patches)`, on the host; None without L_mim.
+        counts: Number of images per process and domain, in the order of `domains`.
+        weights: Reciprocal of the number of images of each image's domain in all processes, shape `(B,)`.
+        mask: Patches of the meta-test images that L_mim masks, shape `(m, patches)`, on the CPU; None without L_mim.
         prompt_ids: Class sentences of each image, shape `(B, 2, length)`, for template P3; None otherwise.
     """
 
@@ -178,9 +178,9 @@ class Episode:
         prompt_ids: torch.Tensor | None = None,
         device: torch.device | str = "cpu",
     ) -> Episode:
-        """Make an episode of a batch on the host, and move its images to a device.
+        """Make an episode from a batch on the CPU, and move its images to a device.
 
-        Every process must come here at the same iteration: they tell each other how many images they have.
+        Every process must call this at the same iteration, because the processes exchange their image counts.
         """
         domains, ours = domain_ids.unique_consecutive(return_counts=True)
         counts = gather_counts(ours.tolist(), torch.device(device))
@@ -201,12 +201,12 @@ class Episode:
 
     @property
     def source(self) -> slice:
-        """Rows of the meta-train images."""
+        """Slice of the meta-train images."""
         return slice(sum(self.counts[process_index()][:-1]))
 
     @property
     def target(self) -> slice:
-        """Rows of the meta-test images."""
+        """Slice of the meta-test images."""
         return slice(self.source.stop, None)
 
 
@@ -221,12 +221,12 @@ def episode_of_batch(
     """Turn a batch of the loader into an episode.
 
     Args:
-        batch: As `collate` makes it.
-        num_domains: Domains it must have images of.
+        batch: Output of `collate`.
+        num_domains: Number of domains of which the batch must have images.
         config: The detector's configuration.
-        hide_patches: Whether L_mim hides patches of the meta-test images.
-        encode_captions: Captions to class sentences `(B, 2, length)`, for template P3.
-        device: Where images go.
+        hide_patches: Whether L_mim masks patches of the meta-test images.
+        encode_captions: Function from captions to class sentences `(B, 2, length)`, for template P3.
+        device: Device of the images.
 
     Raises:
         DomainError: If no image of a domain could be read.
@@ -244,16 +244,16 @@ def episode_of_batch(
 
 
 def hidden_patches(chances: Sequence[int], config: GMDFConfig) -> torch.Tensor:
-    """Patches that L_mim hides: each image's own random number decides, whatever process it comes to.
+    """Patches that L_mim masks: a function of each image's random number, independent of the process.
 
     Args:
-        chances: A number for each image.
+        chances: Random number of each image.
         config: The detector's configuration.
 
     Returns:
-        True where a patch is hidden, shape `(len(chances), patches)`.
+        True for masked patches, shape `(len(chances), patches)`.
     """
-    assert config.patch_size is not None  # what makes visual codes refuses a backbone without patches
+    assert config.patch_size is not None  # the set-up of the visual codes rejects a backbone without patches
     grid = config.image_size // config.patch_size
     generators = [torch.Generator().manual_seed(chance) for chance in chances]
     return torch.cat([draw_mask(1, grid, config.mask_ratio, config.mask_strategy, each) for each in generators])

@@ -1,4 +1,4 @@
-"""Frames on their way to the model: decoded, processed, mirrored, stacked into batches."""
+"""Frames for the model: decoding, processing, mirroring, batching."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Draw(NamedTuple):
 
     Attributes:
         domain: Index of its domain.
-        row: Its row in that domain.
-        chance: A random number that decides all that is random about this use of the frame: mirroring (odd numbers,
-            the paper's only augmentation) and hidden patches.
+        row: Its row number in that domain.
+        chance: Random number that determines all randomness of this use of the frame: mirroring (odd numbers, the
+            paper's only augmentation) and masked patches.
     """
 
     domain: int
@@ -38,10 +38,10 @@ class Frame(NamedTuple):
         row: Its row there.
         video_id: Its video.
         number: Its number in the video.
-        method: Which forgery made it; None where the domain has no methods.
+        method: Forgery method; None if the domain has no methods.
         label: 0 real, 1 fake.
         caption: Description of the image, for prompt P3.
-        image: As `datasets` keeps it, `{"bytes", "path"}`; None where it was not looked up yet, or none is stored.
+        image: Encoded image in the form of `datasets`, `{"bytes", "path"}`; None if not loaded yet or not stored.
     """
 
     domain: str
@@ -58,12 +58,12 @@ class Frame(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """An image that could not be read, in place of a frame.
+    """Placeholder for a frame whose image cannot be read.
 
     Attributes:
         domain: Name of its domain.
-        row: Its row there; -1 in a training stream, which has no rows.
-        reason: What is wrong, with the names of video and frame.
+        row: Its row number there; -1 in a training stream, which has no row numbers.
+        reason: Error message, with the names of video and frame.
     """
 
     domain: str
@@ -88,10 +88,10 @@ def read_frame(frame: Frame, draw: Draw, processor: BaseImageProcessor, transfor
     """Decode and process one image.
 
     Args:
-        frame: The frame, its image looked up.
-        draw: Its domain's index, and its random number.
+        frame: The frame, with its image loaded.
+        draw: Index of its domain, and its random number.
         processor: Image processor of the model.
-        transforms: Random changes of the picture, for training.
+        transforms: Random transforms of the picture, for training.
 
     Raises:
         ImageError: If it cannot be read.
@@ -114,14 +114,14 @@ def read_frame(frame: Frame, draw: Draw, processor: BaseImageProcessor, transfor
 
 
 class FrameReader(torch.utils.data.Dataset):
-    """Reads frames of several domains; an index is a `Draw`, or `(domain, row)`.
+    """Data set over several domains; an index is a `Draw`, or `(domain, row)`.
 
-    A broken image comes back as `Skipped`, for the caller to count and list; it is never replaced by another.
+    A broken image is returned as `Skipped`, for the caller to count and list; it is never replaced by another image.
 
     Args:
-        domains: Domains, in the order of their indices.
+        domains: Domains in the order of their indices.
         processor: Image processor of the model.
-        transforms: Random changes of the pictures, for training.
+        transforms: Random transforms of the pictures, for training.
     """
 
     def __init__(self, domains: Sequence[Domain], processor: BaseImageProcessor, transforms: Sequence[Transform] = ()):
@@ -140,7 +140,7 @@ class FrameReader(torch.utils.data.Dataset):
 
 
 def collate(items: Sequence[dict | Skipped]) -> dict:
-    """Stack frames into a batch; the unreadable ones are listed under `skipped`."""
+    """Stack frames into a batch; unreadable frames are listed under `skipped`."""
     frames = [item for item in items if not isinstance(item, Skipped)]
     batch: dict = {"skipped": [item for item in items if isinstance(item, Skipped)]}
     if frames:
@@ -153,9 +153,9 @@ def collate(items: Sequence[dict | Skipped]) -> dict:
 
 
 def caption_encoder(backbone: str) -> Callable[[list[str]], torch.Tensor]:
-    """Function from captions to the token ids of template P3's two sentences, shape `(B, 2, length)`.
+    """Return a function from captions to the token ids of template P3's two sentences, shape `(B, 2, length)`.
 
-    A long caption is cut, and not the sentence behind it that tells real from fake.
+    A long caption is truncated, so that the class sentence after it stays complete.
     """
     tokenizer = AutoTokenizer.from_pretrained(backbone)
     sentences = tokenizer([template.replace("{caption} ", "") for template in PROMPT_TEMPLATES["P3"]])["input_ids"]

@@ -1,4 +1,4 @@
-"""The domains of a run, and the loader of its episodes."""
+"""Loading of a run's domains and episodes."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def load_domains(
     """Load the domains of a run.
 
     Args:
-        sources: Arguments of `load_domain` for each source domain, by name.
-        unseen: The same for domains that are only tested on.
+        sources: Arguments of `load_domain` by source domain.
+        unseen: The same for domains used for testing only.
         streaming: Open the training splits as streams.
 
     Returns:
-        Train and validation splits of the source domains, and the test splits of all, the unseen ones last.
+        Train and validation splits of the source domains, and the test splits of all domains, unseen domains last.
 
     Raises:
-        DomainError: If one cannot be used, or a video or group stands in two of its splits.
+        DomainError: If a domain is unusable, or has a video or group in two splits.
     """
     splits: dict[str, list] = {split: [] for split in SPLITS}
     for name, fields in sources.items():
@@ -58,17 +58,17 @@ def make_loader(
     pin_memory: bool = False,
     transforms: Sequence[Transform] = (),
 ) -> tuple[EpisodeSampler | EpisodeStream, DataLoader]:
-    """Make the loader of a run's episodes, and what sets its epoch.
+    """Return the loader of a run's episodes, and the object that sets its epoch.
 
     Args:
-        train: Training splits of the source domains, all of them streams or none.
+        train: Training splits of the source domains, either all streams or none.
         processor: Image processor of the model.
         batch_size: Frames of each domain in an iteration of one process.
-        seed: Of the order.
-        length: Iterations that count as an epoch; None for all videos of the largest domain, which streams do not know.
-        num_workers: Processes that decode images.
+        seed: Seed of the order.
+        length: Number of iterations in an epoch; None for all videos of the largest domain (not available for streams).
+        num_workers: Number of processes that decode images.
         pin_memory: Whether batches go to a GPU.
-        transforms: Random changes of the pictures.
+        transforms: Random transforms of the pictures.
     """
     place = (process_index(), num_processes())
     streams, domains = [s for s in train if isinstance(s, Stream)], [d for d in train if isinstance(d, Domain)]
@@ -97,7 +97,7 @@ def make_loader(
 def training_crops(
     sampler: EpisodeSampler | EpisodeStream, loader: DataLoader, first_epoch: int
 ) -> Iterator[torch.Tensor]:
-    """Endless batches of the training crops, in the order of epochs that training itself does not use."""
+    """Yield batches of the training crops endlessly, in the order of epochs that training does not use."""
     for epoch in itertools.count(first_epoch):
         sampler.set_epoch(epoch)
         for batch in loader:

@@ -1,4 +1,4 @@
-"""Masked-image modelling: which patches are hidden, and the pixels of a patch (Eq. 7, decision D7)."""
+"""Masked-image modelling: choice of the masked patches, and the pixels of a patch (Eq. 7, decision D7)."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ def patchify(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
 def draw_mask(
     batch_size: int, grid_size: int, ratio: float, strategy: str = "random", generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """Choose the patches to hide, the same number in every image.
+    """Choose the patches to mask, the same number in every image.
 
     Args:
         batch_size: Number of images B.
         grid_size: Patches along a side; an image has `grid_size**2`.
-        ratio: Share of patches to hide, in (0, 1); at least one patch is hidden and one is not.
-        strategy: `random` hides patches independently of each other. `block` hides a square around a random centre, the
-            patches nearest to it by the larger of the two distances, cut off by the border.
-        generator: Source of randomness.
+        ratio: Share of patches to mask, in (0, 1); at least one patch is masked and at least one is visible.
+        strategy: `random` masks patches independently of each other. `block` masks a square around a random centre: the
+            patches with the smallest Chebyshev distance to it, clipped at the border.
+        generator: Random number generator.
 
     Returns:
-        True where a patch is hidden, shape `(B, grid_size**2)`.
+        True for masked patches, shape `(B, grid_size**2)`.
 
     Raises:
-        ValueError: If `ratio` or `strategy` is out of range, or an image has one patch alone.
+        ValueError: If `ratio` or `strategy` is out of range, or an image has only one patch.
     """
     patches = grid_size**2
     if not 0 < ratio < 1:
@@ -42,7 +42,7 @@ def draw_mask(
         centres = torch.rand(batch_size, 1, 2, generator=generator) * grid_size
         axis = torch.arange(grid_size) + 0.5
         positions = torch.cartesian_prod(axis, axis)  # (patches, 2)
-        # Less than one patch of noise: it only orders patches of equal distance.
+        # Noise of less than one patch only breaks ties between patches of equal distance.
         noise = (positions - centres).abs().amax(-1) + 0.1 * noise
     elif strategy != "random":
         raise ValueError(f"`strategy` must be 'random' or 'block', found {strategy!r}.")

@@ -1,7 +1,7 @@
-"""Streamed domains: nothing is downloaded, listed or counted before training or scoring begins.
+"""Streamed domains: no download, listing or counting before training or scoring begins.
 
-A stream has no index, so what `EpisodeSampler` does by looking videos up is done here as they pass: some frames at
-random of every run of frames of one video, real and fake ones each through a buffer of their own.
+A stream has no index, so videos cannot be sampled as in `EpisodeSampler`. Instead, a few random frames are taken from
+each sequence of frames of one video, and real and fake frames pass through separate shuffle buffers.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from gmdf_hf.data.frames import Draw, Frame, Skipped, read_frame
 from gmdf_hf.data.transforms import Transform
 from gmdf_hf.modeling.images_gmdf import ImageError
 
-# One frame of a video at a time, as `EpisodeSampler` takes, would read 32 to use one; so many keep videos with more
-# frames than others from counting more, and the reading within bounds.
+# A single frame per video, as in `EpisodeSampler`, would read 32 frames to use one. This limit bounds the reading and
+# keeps longer videos from having a larger weight.
 FRAMES_OF_A_VIDEO = 8
-BUFFER_SIZE = 512  # encoded frames of one class of one domain, of 64 videos or more: some tens of megabytes
+BUFFER_SIZE = 512  # encoded frames per class and domain, from 64 videos or more: some tens of megabytes
 
 
 @dataclass(frozen=True)
 class Stream:
-    """One split of a domain, to be read from beginning to end, once or again and again.
+    """One split of a domain, for sequential reading, once or repeatedly.
 
     Attributes:
         name: Name of the domain.
         split: train, validation or test.
-        frames: Rows with our column names, images not decoded.
-        kept_apart: Videos and groups of the other splits; a frame of one of them is a leak.
+        frames: Rows with renamed columns, images not decoded.
+        kept_apart: Videos and groups of the other splits; a frame from one of them is a leak.
         labels: Reads the column `label`.
     """
 
@@ -59,13 +59,13 @@ class Stream:
     labels: LabelReader
 
     def read(self, rows: Iterable[dict]) -> Iterator[Frame]:
-        """Make frames of rows; what the data set does not say is filled in as `load_domain` does.
+        """Convert rows to frames; missing columns are filled as in `load_domain`.
 
         Args:
-            rows: All of `frames`, or a part of them. Without a column `frame` their numbers are 0.
+            rows: All or some of `frames`. Without a column `frame`, their numbers are 0.
 
         Raises:
-            DomainError: If a label cannot be told real from fake, or a video or group belongs to another split.
+            DomainError: If the class of a label is unknown, or a video or group belongs to another split.
         """
         for number, row in enumerate(rows):
             label = self.labels(row["label"])
@@ -104,19 +104,19 @@ def load_stream(
     """Open one split of a domain as a stream; the arguments are those of `load_domain`.
 
     Args:
-        name: What the domain is called.
+        name: Name of the domain.
         split: train, validation or test.
         path: Hub id, local folder or Parquet file, or `drawn:<domain>`.
         subset: Configuration of a hub data set.
         revision: Commit, branch or tag of a hub data set.
-        columns: Our column name to the data set's.
-        splits: Our split name to the data set's.
-        max_videos: Not possible with a stream, unless it is of drawings.
-        labels: `real` or `fake` for the data set's own class names.
-        others: The domain's other splits: no video or group of theirs may come through the stream.
+        columns: Column name here to that of the data set.
+        splits: Split name here to that of the data set.
+        max_videos: Not supported for streams, except for drawn domains.
+        labels: `real` or `fake` for the data set's class names.
+        others: The domain's other splits; the stream must not contain a video or group of these.
 
     Raises:
-        DomainError: If the split or a column is missing, or class names do not tell real from fake.
+        DomainError: If the split or a column is missing, or the class of a class name is unknown.
     """
     if path.startswith(DRAWN_PREFIX):
         domain = load_domain(name, split, path, max_videos=max_videos)
@@ -138,7 +138,7 @@ def load_stream(
 
 
 def stream_frames(stream: Stream) -> Iterator[Frame]:
-    """All frames of a stream in its own order, numbered within their videos where the data set does not number them."""
+    """Yield all frames of a stream in order, numbered within their videos if the data set has no frame numbers."""
     columns = set(stream.frames.column_names)
     seen: Counter[tuple[str | None, str]] = Counter()
     for frame in stream.read(stream.frames):
@@ -150,20 +150,20 @@ def stream_frames(stream: Stream) -> Iterator[Frame]:
 
 
 class EpisodeStream(torch.utils.data.IterableDataset):
-    """Meta-iterations from streams: for each, the frames of every domain, the meta-test domain's last.
+    """Meta-iterations from streams: each has frames of every domain, the meta-test domain last.
 
-    Every process and worker reads its own share of each stream; which domain is the meta-test one is the same for all.
-    Batches hold real and fake frames in equal number. Order is a function of seed, epoch, process and worker.
+    Every process and worker reads its own share of each stream; the meta-test domain is the same for all. Batches hold
+    real and fake frames in equal number. Order is a function of seed, epoch, process and worker.
 
     Args:
         streams: The domains.
         processor: Image processor of the model.
         batch_size: Frames of each domain in an iteration of one process; even.
-        seed: Of the order.
-        length: Iterations that count as an epoch.
-        process_index: This process's number.
-        num_processes: How many there are.
-        transforms: Random changes of the pictures.
+        seed: Seed of the order.
+        length: Number of iterations in an epoch.
+        process_index: Index of this process.
+        num_processes: Number of processes.
+        transforms: Random transforms of the pictures.
     """
 
     def __init__(
@@ -180,18 +180,18 @@ class EpisodeStream(torch.utils.data.IterableDataset):
         self.streams, self.processor, self.transforms = streams, processor, transforms
         self.batch_size, self.seed, self.length = batch_size, seed, length
         self.process_index, self.num_processes = process_index, num_processes
-        # Shared with the worker processes, which live as long as the loader.
+        # Shared with the worker processes, which persist as long as the loader.
         self._epoch_and_start = torch.zeros(2, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch whose order the next iteration has, and how many episodes it leaves out (not decoded)."""
+        """Set the epoch, and the number of episodes to skip without decoding, for the next iteration."""
         self._epoch_and_start[:] = torch.tensor([epoch, start])
 
     def __len__(self) -> int:
         return self.length
 
     def useful_workers(self, wanted: int) -> int:
-        """Worker processes that all get a shard of every stream, at most `wanted`."""
+        """Number of workers, at most `wanted`, such that each gets a shard of every stream."""
         return min(wanted, *(self._part(stream.frames).num_shards for stream in self.streams))
 
     def __iter__(self) -> Iterator[list[dict | Skipped]]:
@@ -204,7 +204,7 @@ class EpisodeStream(torch.utils.data.IterableDataset):
         ]
         meta_tests = held_out_domains(len(self.streams), (self.seed, epoch))
         for iteration, meta_test in zip(range(self.length), meta_tests, strict=False):
-            if iteration % workers != number:  # loaders take from their workers in turn
+            if iteration % workers != number:  # a loader takes batches from its workers in turn
                 continue
             order = [index for index in range(len(self.streams)) if index != meta_test] + [meta_test]
             rows = [(index, label) for index in order for label in (0, 1) for _ in range(self.batch_size // 2)]
@@ -220,10 +220,10 @@ class EpisodeStream(torch.utils.data.IterableDataset):
         return split_dataset_by_node(frames, self.process_index, self.num_processes)
 
     def _frames_of(self, index: int, label: int, epoch: int, worker: int) -> Iterator[Frame]:
-        """Frames of one class of one domain, without end."""
+        """Yield frames of one class of one domain endlessly."""
         stream = self.streams[index]
         for visit in itertools.count():
-            # The shards alone are shuffled, for the frames of a video to stay together, and alike in all processes.
+            # Only the shards are shuffled, equally in all processes, so that the frames of a video stay together.
             rng = random_numbers("order of shards", self.seed, epoch, index, label, visit)
             shuffled = stream.frames.shuffle(int(rng.integers(2**31)), buffer_size=1, max_buffer_input_shards=1)
             of_class = (frame for frame in stream.read(self._part(shuffled)) if frame.label == label)
@@ -248,7 +248,7 @@ class EpisodeStream(torch.utils.data.IterableDataset):
 
 
 def _some_of_each_video(frames: Iterable[Frame], rng: np.random.Generator) -> Iterator[Frame]:
-    """At most `FRAMES_OF_A_VIDEO` frames at random of each run of frames of one video."""
+    """Yield at most `FRAMES_OF_A_VIDEO` random frames of each sequence of frames of one video."""
     for _, run in itertools.groupby(frames, key=lambda frame: (frame.method, frame.video_id)):
         chosen: list[Frame] = []
         for seen, frame in enumerate(run):
@@ -260,7 +260,7 @@ def _some_of_each_video(frames: Iterable[Frame], rng: np.random.Generator) -> It
 
 
 def _shuffled(frames: Iterable[Frame], rng: np.random.Generator) -> Iterator[Frame]:
-    """Frames in random order as far as a buffer of `BUFFER_SIZE` of them allows."""
+    """Shuffle frames through a buffer of `BUFFER_SIZE` frames."""
     buffer: list[Frame] = []
     for frame in frames:
         if len(buffer) < BUFFER_SIZE:

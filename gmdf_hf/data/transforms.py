@@ -1,8 +1,8 @@
-"""Training transforms: random changes of a picture that leave its class as it is.
+"""Training transforms: random changes of a picture that preserve its class.
 
-The paper mirrors and does nothing else (`none`). `standard` is what comparable detectors train with: light, blur,
-scale, noise and JPEG, in the order of a camera and a network. Sizes are absolute numbers of pixels, so that a domain's
-own resolution, which tells domains and often classes apart, does not pass through.
+The paper only mirrors (`none`). `standard` is the augmentation of comparable detectors: light, blur, scale, noise and
+JPEG, in the order in which camera and network apply them. Sizes are absolute pixel counts, to hide a domain's native
+resolution, which often correlates with domain and class.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ AugmentName = Literal["none", "standard"]
 
 
 class Transform(Protocol):
-    """A random change of a picture."""
+    """Protocol of a random transform of a picture."""
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """Return an RGB picture of the same size."""
@@ -27,10 +27,10 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class Light:
-    """Brightness, contrast and saturation, and the gain of each colour channel.
+    """Change brightness, contrast and saturation, and the gain of each colour channel.
 
     Attributes:
-        probability: Of each of the two.
+        probability: Probability of each of the two changes.
         change: Largest change of a factor from 1.
         tint: Largest change of a channel's gain from 1.
     """
@@ -55,7 +55,7 @@ class Blur:
     """Gaussian blur.
 
     Attributes:
-        probability: Of a blur.
+        probability: Probability of a blur.
         deviations: Smallest and largest standard deviation in pixels.
     """
 
@@ -74,15 +74,15 @@ class Rescale:
     """Resize to fewer pixels and back, each way with a random filter.
 
     Attributes:
-        probability: Of a change.
-        sides: Smallest and largest shorter side in between, in pixels; larger pictures only are changed.
+        probability: Probability of a change.
+        sides: Range of the shorter side of the reduced picture, in pixels; smaller pictures are not changed.
     """
 
     probability: float = 0.7
     sides: tuple[int, int] = (56, 160)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Lose detail of a picture."""
+        """Reduce a picture and enlarge it again."""
         if rng.random() >= self.probability:
             return image
         filters = (Image.Resampling.BOX, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
@@ -96,11 +96,11 @@ class Rescale:
 
 @dataclass(frozen=True)
 class Noise:
-    """Gaussian noise, of its own in each pixel and channel.
+    """Gaussian noise, independent in each pixel and channel.
 
     Attributes:
-        probability: Of noise.
-        deviation: Largest standard deviation, of 255.
+        probability: Probability of noise.
+        deviation: Largest standard deviation, on a scale of 0 to 255.
     """
 
     probability: float = 0.3
@@ -117,10 +117,10 @@ class Noise:
 
 @dataclass(frozen=True)
 class Compress:
-    """JPEG.
+    """JPEG compression.
 
     Attributes:
-        probability: Of compression.
+        probability: Probability of compression.
         qualities: Lowest and highest quality.
     """
 
@@ -143,12 +143,12 @@ TRANSFORMS: dict[AugmentName, tuple[Transform, ...]] = {
 
 
 def apply(transforms: Sequence[Transform], image: Image.Image, chance: int) -> Image.Image:
-    """Change a picture by transforms, one after the other.
+    """Apply transforms to a picture in order.
 
     Args:
-        transforms: What to apply.
+        transforms: Transforms to apply.
         image: RGB picture.
-        chance: Decides all that is random.
+        chance: Random number that determines all randomness.
     """
     rng = np.random.default_rng(chance)
     for transform in transforms:

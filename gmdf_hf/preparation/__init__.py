@@ -1,1 +1,1 @@
-"""Official data sets and videos to a prepared domain."""
+"""Preparation of domains from official data sets and videos."""

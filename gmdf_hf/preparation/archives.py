@@ -1,4 +1,4 @@
-"""Reading zip and tar files from strangers: nothing is unpacked to disk, and nothing odd is tolerated."""
+"""Reading untrusted zip and tar files: nothing is unpacked to disk, and irregular members are rejected."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from gmdf_hf.common.errors import ArchiveError
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 MAX_MEMBER_BYTES = 256 * 2**20
 MAX_MEMBERS = 5_000_000
-MAX_HEADER_BYTES = 2**16  # of one extended header: long names, times, attributes
+MAX_HEADER_BYTES = 2**16  # of one extended header (long names, times, attributes)
 MAX_DIGITS = 64
 _LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _PAX_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 
 
 def is_archive(path: str | Path) -> bool:
-    """Whether the name ends like an archive that this module reads."""
+    """Whether the name has the suffix of a supported archive."""
     return str(path).lower().endswith(SUFFIXES)
 
 
@@ -35,8 +35,8 @@ def list_members(path: str | Path) -> list[str]:
     """Return the names of all files in an archive, in stored order, normalised (`./a//b` is `a/b`).
 
     Raises:
-        ArchiveError: If the archive is damaged, or holds a name that is absolute or has `..`, a link or device, a
-            name twice, an encrypted member, one above `MAX_MEMBER_BYTES`, or more than `MAX_MEMBERS`.
+        ArchiveError: If the archive is damaged, or has an absolute name, a name with `..`, a link or device, a
+            duplicate name, an encrypted member, a member above `MAX_MEMBER_BYTES`, or more than `MAX_MEMBERS`.
     """
     with _errors(path):
         if str(path).lower().endswith(".zip"):
@@ -55,10 +55,10 @@ def list_members(path: str | Path) -> list[str]:
 
 
 def read_members(path: str | Path, names: Container[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield `(name, content)` of the wanted members in stored order, in one pass, holding one at a time.
+    """Yield `(name, content)` of the wanted members in stored order, in one pass, with one member in memory.
 
     Raises:
-        ArchiveError: As `list_members`, and if a member holds more bytes than it declares.
+        ArchiveError: As `list_members`, and if a member is larger than declared.
     """
     with _errors(path):
         if str(path).lower().endswith(".zip"):
@@ -89,7 +89,7 @@ def _errors(path: str | Path) -> Iterator[None]:
 
 
 class _Bounded:
-    """A file that refuses to read too much at once: tar headers name sizes that `tarfile` reads unasked."""
+    """A file with limited read size: `tarfile` reads as many bytes as a tar header declares."""
 
     def __init__(self, file: IO[bytes], path: str | Path) -> None:
         self.file, self.path = file, path
@@ -104,8 +104,8 @@ class _Bounded:
 class _CheckedHeader(tarfile.TarInfo):
     """A tar header whose extension records are checked before `tarfile` parses them.
 
-    `tarfile` needs time quadratic in the length of a run of digits and of a record without `=`, and follows the maps
-    of sparse files. These are the private methods that it calls for each kind of header (CPython 3.10 to 3.14).
+    `tarfile` takes time quadratic in the length of a sequence of digits and of a record without `=`, and reads the maps
+    of sparse files. The methods here override its private methods for each kind of header (CPython 3.10 to 3.14).
     """
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
@@ -142,13 +142,13 @@ def _check_pax(body: bytes) -> None:
 def _open_tar(path: str | Path) -> Iterator[tarfile.TarFile]:
     zipped = str(path).lower().endswith("gz")
     with cast("IO[bytes]", gzip.open(path, "rb") if zipped else open(path, "rb")) as file:
-        bounded = cast("IO[bytes]", _Bounded(file, path))  # has what `tarfile` reads with
+        bounded = cast("IO[bytes]", _Bounded(file, path))  # has the methods that `tarfile` calls
         with tarfile.open(fileobj=bounded, mode="r:", errorlevel=2, tarinfo=_CheckedHeader) as archive:
             yield archive
 
 
 def _counted(archive: tarfile.TarFile, path: str | Path) -> Iterator[tarfile.TarInfo]:
-    # Not `for info in archive`: that keeps every header in memory.
+    # Not `for info in archive`, which keeps every header in memory.
     count = 0
     while (info := archive.next()) is not None:
         archive.members = []  # type: ignore[attr-defined]  # not in typeshed
@@ -172,7 +172,7 @@ def _zip_name(info: zipfile.ZipInfo, path: str | Path) -> str | None:
     name = _safe_name(info.filename, path)
     if info.is_dir():
         return None
-    kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the archive was written on Windows
+    kind = stat.S_IFMT(info.external_attr >> 16)  # 0 if the archive was written on Windows
     if kind not in (0, stat.S_IFREG):
         raise ArchiveError(f"{path}: member {info.filename!r} is a link or device, expected files and folders only.")
     if info.flag_bits & 1:

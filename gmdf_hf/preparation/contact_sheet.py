@@ -1,4 +1,4 @@
-"""One picture of a prepared domain, for people, who would rather look."""
+"""Contact sheet: one overview picture of a prepared domain."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ CELL, MARGIN, TEXT = 96, 3, 14
 
 
 def contact_sheet(domain: str | Path, videos: int = 24, frames: int = 10) -> Image.Image:
-    """Show videos as rows of crops, green for real and red for fake, with id, method and frame numbers.
+    """Draw videos as rows of crops, green for real and red for fake, with id, method and frame numbers.
 
     Args:
         domain: Prepared domain.
-        videos: Number of videos, spread evenly over all.
-        frames: Crops of each, spread evenly.
+        videos: Number of evenly spaced videos.
+        frames: Number of evenly spaced crops of each video.
 
     Raises:
         FileNotFoundError: If the domain has no Parquet files.

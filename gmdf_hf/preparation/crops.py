@@ -1,4 +1,4 @@
-"""From a record to the encoded face crops of its frames."""
+"""Encoded face crops of a record's frames."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from gmdf_hf.preparation.video import Frame
 
 CROPS = ("box", "aligned")
 FORMATS = ("jpeg", "png")
-MIN_SHARE = 0.1  # of the frames; who is seen in fewer is no subject of a training video, or a false hit
-MIN_COVERED = 0.1  # of a face box, by the mask of what was forged
+MIN_SHARE = 0.1  # of the frames; a person in fewer frames is a bystander or a false detection
+MIN_COVERED = 0.1  # minimum share of a face box that the forgery mask covers
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class CropSettings:
     """Settings of face crops.
 
     Attributes:
-        frames: Frames per video, spread evenly over all of it.
-        crop: `box`, widened 1.3 times and square, or `aligned` to the ArcFace template.
+        frames: Evenly spaced frames per video.
+        crop: `box` (square, 1.3 times the face box) or `aligned` (to the ArcFace template).
         size: Side of a crop in pixels.
         format: `jpeg` (quality 95, full colour resolution) or `png`.
 
@@ -60,11 +60,11 @@ class CropSettings:
 
 @dataclass(frozen=True)
 class Lost:
-    """A frame that was wanted and cannot be read.
+    """A requested frame that cannot be read.
 
     Attributes:
-        number: Its number.
-        reason: What is wrong with it.
+        number: Frame number.
+        reason: Error message.
     """
 
     number: int
@@ -77,10 +77,10 @@ class Crop:
 
     Attributes:
         frame: Number of the frame.
-        seconds: Its time after the first frame; None where only its order is known.
+        seconds: Time since the first frame; None if only the order is known.
         image: The encoded crop.
         hash: Perceptual hash of the crop.
-        mask: What was forged in the crop, white on black, as PNG; None where the data set has no mask.
+        mask: Forgery mask of the crop, white on black, as PNG; None if the data set has no mask.
     """
 
     frame: int
@@ -95,10 +95,10 @@ class Crops:
     """Result of one record.
 
     Attributes:
-        rows: A crop of each frame.
-        lost: `(frame number or None for all, reason)` of what was wanted and is not among the rows.
-        people: People seen in at least `MIN_SHARE` of the frames; more than one where no mask tells who is forged is a
-            doubt about the label.
+        rows: One crop per frame.
+        lost: `(frame number or None for all, reason)` of requested frames without a row.
+        people: Number of people in at least `MIN_SHARE` of the frames. With more than one person and no mask, the label
+            is doubtful.
     """
 
     rows: list[Crop]
@@ -107,20 +107,20 @@ class Crops:
 
 
 def frame_numbers(members: tuple[str, ...]) -> list[int]:
-    """Return the frame number of each member: its name if all are different numbers, its position otherwise."""
+    """Return the frame number of each member: its name if all names are distinct numbers, else its position."""
     stems = [name.rsplit("/", 1)[-1].rsplit(".", 1)[0] for name in members]
     numbers = [int(stem) for stem in stems if stem.isascii() and stem.isdigit() and len(stem) < 10]
     return numbers if len(set(numbers)) == len(members) else list(range(len(members)))
 
 
 def wanted_members(record: Record, count: int) -> dict[str, int]:
-    """Return name and number of at most `count` members of a record, spread evenly."""
+    """Return name and number of at most `count` evenly spaced members of a record."""
     numbers = frame_numbers(record.members)
     return {record.members[i]: numbers[i] for i in video.even_indices(len(record.members), count)}
 
 
 def read_pictures(record: Record, count: int) -> Iterator[Frame | Lost]:
-    """Yield the frames of a record, or what is wrong with one.
+    """Yield the frames of a record, or `Lost` for unreadable ones.
 
     Raises:
         VideoError: If the record is a video that cannot be read.
@@ -142,7 +142,7 @@ def read_pictures(record: Record, count: int) -> Iterator[Frame | Lost]:
 
 
 def read_masks(record: Record, count: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield number and mask of the frames that have one: shape `(height, width)`, type uint8, white where forged.
+    """Yield number and mask of frames with a mask: shape `(height, width)`, type uint8, white where forged.
 
     Raises:
         VideoError: If the masks are a video that cannot be read.
@@ -156,16 +156,16 @@ def read_masks(record: Record, count: int) -> Iterator[tuple[int, np.ndarray]]:
                     yield number, picture.pixels.max(-1)
     elif record.mask is not None:
         total = len(video.index_video(record.path).times)
-        wanted = video.even_indices(total, count)  # as of the video: a mask may be some frames shorter
+        wanted = video.even_indices(total, count)  # same frames as of the video; a mask may be some frames shorter
         for frame in open_media(record.mask, count, allow_cut=True).read(wanted):
             yield frame.number, frame.pixels.max(-1)
 
 
 def read_archive(records: list[Record], count: int) -> Iterator[tuple[Record, list[Frame | Lost]]]:
-    """Yield records of one archive with their pictures, reading it once; a record comes when its last frame was read.
+    """Yield records of one archive with their pictures in a single pass, each after its last frame.
 
     Raises:
-        ArchiveError: If the archive is damaged or not to be trusted.
+        ArchiveError: If the archive is damaged or unsafe.
     """
     wanted = {
         name: (index, number) for index, r in enumerate(records) for name, number in wanted_members(r, count).items()
@@ -182,7 +182,7 @@ def read_archive(records: list[Record], count: int) -> Iterator[tuple[Record, li
 
 @dataclass
 class _Sight:
-    """One frame on its way: its candidates, their crops, and those of its mask."""
+    """Intermediate state of a frame: face candidates, their crops, and the crops of the mask."""
 
     frame: Frame
     candidates: list[Candidate]
@@ -199,16 +199,16 @@ def make_crops(
     settings: CropSettings,
     masks: Iterator[tuple[int, np.ndarray]] | None = None,
 ) -> Crops:
-    """Detect faces, follow one person, and cut and encode that face in every frame.
+    """Detect faces, track one person, and crop and encode that person's face in every frame.
 
-    The person is the one that the masks of what was forged cover; without masks, the most prominent one. Pictures are
-    dropped as soon as their candidate crops are cut, so memory holds crops and never a whole video.
+    The person is the one covered by the forgery masks; without masks, the most prominent one. Pictures are freed once
+    their candidate crops are cut, so memory never holds a whole video.
 
     Args:
-        pictures: Frames in order of time, and those that cannot be read.
+        pictures: Frames in order of time, and `Lost` for unreadable ones.
         detector: Face detector.
         settings: How to crop and encode.
-        masks: Number and mask of the frames that have one, in order of time; None where the data set has none.
+        masks: Number and mask of frames with a mask, in order of time; None if the data set has no masks.
     """
     sights: list[_Sight] = []
     scenes: list[Scene] = []
@@ -234,7 +234,7 @@ def make_crops(
     people: list[list[Candidate | None]] = []
     if detector is not whole_picture:
         people = follow_all([sight.candidates for sight in sights], scenes)
-    elif sights:  # crops of one face already, of any size
+    elif sights:  # face crops of any size
         people = [[sight.candidates[0] for sight in sights]]
     needed = math.ceil(MIN_SHARE * len(sights))
     seen = [sum(candidate is not None for candidate in person) for person in people]
@@ -261,7 +261,7 @@ def make_crops(
 def _subject(
     people: list[list[Candidate | None]], seen: list[int], needed: int, masked: bool
 ) -> tuple[list[Candidate | None] | None, str]:
-    """The person to take, and why the frames without that person give no row."""
+    """Return the selected person, and the reason for missing rows of frames without that person."""
     if not people:
         return None, "no face"
     if seen[0] < needed:
@@ -272,25 +272,25 @@ def _subject(
 
 
 def _covered(mask: Image.Image, face: Face) -> float:
-    """Part of a face box that a mask covers."""
+    """Share of a face box that a mask covers."""
     left, top, right, bottom = (round(value) for value in face.box)
     box = (max(left, 0), max(top, 0), max(right, left + 1, 1), max(bottom, top + 1, 1))
     return float((np.asarray(mask.crop(box)) > 127).mean())
 
 
 def find_candidates(picture: np.ndarray, detector: Detector) -> tuple[list[Candidate], Scene]:
-    """Find the faces in an RGB picture, the largest first, with what following them needs."""
+    """Find the faces in an RGB picture, largest first, with the features for tracking."""
     small, factor = reduce_to(picture, DETECTION_SIDE)
     faces = sorted(detector(small), key=lambda face: -face.side * face.score)
     image = Image.fromarray(picture)
     own_pixels = [face.scaled(factor) for face in faces]
-    # Looks are compared on the box: an aligned crop shows less around the face and is turned with every landmark.
+    # Appearance is compared on the box crop: an aligned crop shows less context and rotates with every landmark.
     candidates = [Candidate(face, look(crop_box(image, face.box, 64))) for face in own_pixels]
     return candidates, scene(Image.fromarray(small))
 
 
 def perceptual_hash(image: Image.Image) -> int:
-    """Return 64 bits that near-duplicate pictures share: signs of the brightness steps along 8 rows (dHash)."""
+    """Return a 64-bit perceptual hash: signs of the brightness differences along 8 rows (dHash)."""
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), np.int16)
     return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
 
@@ -312,7 +312,7 @@ def _crop(image: Image.Image, face: Face, settings: CropSettings) -> Image.Image
 
 def _encode(image: Image.Image, format: str) -> bytes:
     buffer = io.BytesIO()
-    # Chroma is kept at full resolution: traces of manipulation are in it.
+    # Chroma is kept at full resolution, as it contains traces of manipulation.
     options = {"quality": 95, "subsampling": 0} if format == "jpeg" else {"compress_level": 4}
     image.save(buffer, format, **options)
     return buffer.getvalue()

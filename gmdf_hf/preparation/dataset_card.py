@@ -1,4 +1,4 @@
-"""The dataset card of a prepared domain, and its way to the hub."""
+"""Dataset card of a prepared domain, and its publication on the hub."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ the header of this file, the terms of use, and whether the data may be shared at
 
 
 def domain_card(summary: dict[str, Any], files: list[Path]) -> str:
-    """Return the README of a prepared domain; its header makes `load_dataset` find the splits.
+    """Return the README of a prepared domain; `load_dataset` reads the splits from its header.
 
-    `datasets` caches a local folder with such a header under the folder's last name and the header, not the data: two
-    domains that are both called `out/train_data` would silently be taken for one. So the header holds a digest.
+    For a local folder with such a header, the cache key of `datasets` is the folder's name and the header, not the
+    data: two domains in folders of the same name would silently share a cache. The header therefore contains a digest.
 
     Args:
-        summary: What `prepare` returns.
+        summary: Result of `prepare`.
         files: All Parquet files of the domain.
     """
     present = [split for split in SPLITS if any(file.name.startswith(f"{split}-") for file in files)]
@@ -99,14 +99,14 @@ def push_domain(folder: str | Path, repo_id: str, private: bool = True) -> str:
 
     Args:
         folder: Prepared domain.
-        repo_id: `user/name`; made if it is not there.
+        repo_id: `user/name`; created if it does not exist.
         private: Whether a new repository is private.
 
     Returns:
-        Address of the commit.
+        URL of the commit.
 
     Raises:
-        FileNotFoundError: If the folder is no finished domain.
+        FileNotFoundError: If the folder is not a finished domain.
     """
     if not (Path(folder) / "README.md").is_file() or not any(Path(folder, "data").glob("*.parquet")):
         raise FileNotFoundError(f"{folder} is no prepared domain: expected README.md and data/*.parquet.")

@@ -1,4 +1,4 @@
-"""A prepared domain out again, as DeepfakeBench reads it: frames as files and a JSON index."""
+"""Export of a prepared domain to DeepfakeBench's format: frames as files and a JSON index."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gmdf_hf.common.schema import REAL_METHOD, SPLITS
 from gmdf_hf.preparation.sources.deepfakebench import write_index
 from gmdf_hf.preparation.sources.record import Record
 
-# DeepfakeBench's own names; it tells real from fake by them.
+# DeepfakeBench's own label names, which determine real and fake.
 LABEL_NAMES = {
     "Deepfakes": "FF-DF",
     "Face2Face": "FF-F2F",
@@ -39,11 +39,11 @@ REAL_NAMES = {
 def export_deepfakebench(domain: str | Path, output: str | Path, dataset: str) -> Path:
     """Write every crop of a prepared domain, and its mask, as PNG, and the index that lists them.
 
-    Methods that DeepfakeBench does not know are called `<method>_Fake`, and their real videos `DF_real`.
+    Methods unknown to DeepfakeBench get the label name `<method>_Fake`, and their real videos `DF_real`.
 
     Args:
         domain: Prepared domain.
-        output: Folder of data sets; gets `<dataset>/…` and `<dataset>.json`.
+        output: Folder of data sets, to which `<dataset>/…` and `<dataset>.json` are written.
         dataset: DeepfakeBench's name of the data set.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Face detectors: a picture in, boxes with landmarks out."""
+"""Face detectors: functions from a picture to face boxes with landmarks."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from gmdf_hf.preparation.faces import (
 )
 
 YUNET_FIXED_SIDE = 640
-MAX_BOXES = 5000  # before overlapping ones are joined: a crowd has several a face
+MAX_BOXES = 5000  # before non-maximum suppression; a crowd has several boxes per face
 DETECTORS = ("yunet", "retinaface", "haar", "none")
 
 
 def load_detector(name: str, weights: str | Path | None = None) -> Detector:
-    """Return the detector called `name`, one of `DETECTORS`; `none` takes the whole picture for the face.
+    """Return the detector `name`, one of `DETECTORS`; `none` treats the whole picture as the face.
 
     Args:
         name: Name of the detector.
-        weights: Local weights file; None takes the pinned ones from the hub.
+        weights: Local weights file; None uses the pinned weights from the hub.
 
     Returns:
         Function from an RGB picture of shape `(height, width, 3)` to its faces.
@@ -42,7 +42,7 @@ def load_detector(name: str, weights: str | Path | None = None) -> Detector:
     if name == "yunet":
         return YuNet(find_weights(YUNET, weights))
     if name == "retinaface":
-        # The only detector that needs torch, whose import takes seconds.
+        # Imported here: the only detector that needs torch, whose import takes seconds.
         from gmdf_hf.preparation.retinaface import RetinaFaceDetector
 
         return RetinaFaceDetector(find_weights(RETINAFACE, weights))
@@ -54,7 +54,7 @@ def load_detector(name: str, weights: str | Path | None = None) -> Detector:
 
 
 def whole_picture(pixels: np.ndarray) -> list[Face]:
-    """Return the whole picture as the one face: for data sets that ship crops."""
+    """Return the whole picture as the only face, for data sets of face crops."""
     height, width = pixels.shape[:2]
     return [Face((0.0, 0.0, float(width), float(height)), None, 1.0)]
 
@@ -70,7 +70,7 @@ class YuNet:
     """
 
     def __init__(self, weights: Path) -> None:
-        # OpenCV 5 warns at every start that a setting which nobody made is not supported.
+        # OpenCV 5 warns at every start about an unsupported setting that is not set here.
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
         try:
             self.model = cv2.FaceDetectorYN.create(str(weights), "", (320, 320), MIN_SCORE, 0.3, MAX_BOXES)
@@ -79,7 +79,7 @@ class YuNet:
         try:
             self.model.detect(np.zeros((320, 320, 3), np.uint8))
             self.fixed = False
-        except cv2.error:  # OpenCV 5 keeps a fixed export at its own size, OpenCV 4 resizes it
+        except cv2.error:  # OpenCV 5 requires the fixed input size of the export, OpenCV 4 resizes it
             self.fixed = True
 
     def __call__(self, pixels: np.ndarray) -> list[Face]:
@@ -99,7 +99,7 @@ class YuNet:
 
 
 class Haar:
-    """OpenCV 4's Haar cascade: weaker, but needs no weights from elsewhere.
+    """OpenCV 4's Haar cascade: less accurate, but needs no additional weights.
 
     Raises:
         DetectorError: If OpenCV is version 5 or later, which has neither the class nor the file.

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Of 64 bits. Four bands of 16 bits then share at least one band exactly.
+# Of 64 bits. With four bands of 16 bits, such hashes agree in at least one band.
 MAX_DISTANCE = 3
 BANDS = (0, 16, 32, 48)
-# Hashes with fewer ones or zeros than this come from flat pictures and say nothing.
+# Hashes with fewer ones or zeros come from flat pictures and are not informative.
 MIN_BITS = 8
 
 

@@ -1,4 +1,4 @@
-"""Shared by all face detectors: the `Face` result, sources of the weights, input size."""
+"""Common parts of the face detectors: the `Face` result, sources of the weights, input size."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from gmdf_hf.common.errors import DetectorError
 
-# Pictures are reduced to this longer side before detection. 640 costs twice the time and finds only faces of less than
-# 50 pixels in a 1080p frame in addition.
+# Pictures are reduced to this longer side before detection. 640 doubles the time and additionally finds only faces of
+# less than 50 pixels in a 1080p frame.
 DETECTION_SIDE = 480
 MIN_SCORE = 0.6
 
@@ -26,8 +26,7 @@ class Face:
 
     Attributes:
         box: `(left, top, right, bottom)` in pixels of the picture.
-        landmarks: Five points in pixels, shape `(5, 2)`, in the order of `geometry`; None where the detector
-            gives none.
+        landmarks: Five points in pixels, shape `(5, 2)`, in the order of `geometry`; None if the detector gives none.
         score: Confidence in [0, 1].
     """
 
@@ -46,7 +45,7 @@ class Face:
         return np.array([self.box[0] + self.box[2], self.box[1] + self.box[3]]) / 2
 
     def scaled(self, factor: float) -> Face:
-        """Return the face in a picture `factor` times as large."""
+        """Return the face in coordinates of a picture `factor` times as large."""
         landmarks = None if self.landmarks is None else self.landmarks * factor
         left, top, right, bottom = (value * factor for value in self.box)
         return Face((left, top, right, bottom), landmarks, self.score)
@@ -57,7 +56,7 @@ Detector = Callable[[np.ndarray], list[Face]]
 
 @dataclass(frozen=True)
 class HubFile:
-    """One file of a hub repository, fixed to the byte."""
+    """One file of a hub repository, pinned by its hash."""
 
     repo: str
     name: str
@@ -80,14 +79,14 @@ RETINAFACE = HubFile(
 
 
 def find_weights(file: HubFile, path: str | Path | None = None) -> Path:
-    """Return a detector's weights: a given local file, or the pinned one from the hub or its cache.
+    """Return the path of a detector's weights: a local file, or the pinned file from the hub or its cache.
 
     Args:
-        file: What to take from the hub; `HF_HUB_OFFLINE=1` looks in the cache only.
-        path: Local file to use instead; taken as it is.
+        file: File on the hub; with `HF_HUB_OFFLINE=1` only the cache is searched.
+        path: Local file to use instead, without a hash check.
 
     Raises:
-        DetectorError: If the file is not there or is not the pinned one.
+        DetectorError: If the file is missing or has another hash than the pinned file.
     """
     if path is not None:
         if not Path(path).is_file():
@@ -109,7 +108,7 @@ def find_weights(file: HubFile, path: str | Path | None = None) -> Path:
 
 
 def reduce_to(pixels: np.ndarray, side: int) -> tuple[np.ndarray, float]:
-    """Shrink a picture until its longer side is at most `side`; return it and the factor back to its own pixels."""
+    """Reduce a picture to a longer side of at most `side`; return it and the factor back to original pixels."""
     height, width = pixels.shape[:2]
     factor = max(1.0, max(height, width) / side)
     if factor == 1:
@@ -119,7 +118,7 @@ def reduce_to(pixels: np.ndarray, side: int) -> tuple[np.ndarray, float]:
 
 
 def inside(faces: list[Face], pixels: np.ndarray) -> list[Face]:
-    """Keep the faces whose box has an area, whose centre lies in the picture and whose landmarks do not coincide."""
+    """Keep faces with a non-empty box, a centre inside the picture and landmarks that do not coincide."""
     height, width = pixels.shape[:2]
     return [
         face

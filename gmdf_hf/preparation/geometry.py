@@ -24,8 +24,8 @@ def square_box(
 ) -> tuple[int, int, int, int]:
     """Widen a face box around its centre, make it square, and keep it inside the picture.
 
-    The square is moved, then shrunk, to stay inside, so a crop never holds padding: a border of one colour would tell
-    the detector where in the frame the face was.
+    The square is moved, then shrunk, to stay inside, so a crop contains no padding: a uniform border would reveal the
+    face's position in the frame to the detector.
 
     Args:
         box: Face box `(left, top, right, bottom)` in pixels.
@@ -74,7 +74,7 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """
     source, target = np.asarray(source, float), np.asarray(target, float)
     source_mean, target_mean = source.mean(0), target.mean(0)
-    # A rotation with scale is one complex number, so the least-squares fit is a complex division.
+    # A rotation with scale is a complex number, so the least-squares fit is a complex division.
     a = (source - source_mean) @ np.array([1, 1j])
     b = (target - target_mean) @ np.array([1, 1j])
     spread = float((a.conj() * a).real.sum())
@@ -92,14 +92,14 @@ def crop_aligned(image: Image.Image, landmarks: np.ndarray, size: int, scale: fl
         image: RGB picture.
         landmarks: Five points in pixels, shape `(5, 2)`, in the order of the template.
         size: Side of the crop in pixels.
-        scale: How much wider than the template's own crop the view is.
+        scale: Width of the view relative to the template's own crop.
 
     Returns:
-        Crop of `size` x `size` pixels; black where it reaches beyond the picture.
+        Crop of `size` x `size` pixels; black outside the picture.
     """
     template = ((ARCFACE_TEMPLATE - 0.5) / scale + 0.5) * size
     matrix = similarity(landmarks, template)
-    # A face larger than the crop is reduced first: `transform` alone reads single pixels and would alias.
+    # A face larger than the crop is reduced first: `transform` does not average pixels and would alias.
     factor = max(1, int(1 / np.hypot(matrix[0, 0], matrix[1, 0])))
     if factor > 1:
         image = image.reduce(factor)

@@ -1,4 +1,4 @@
-"""Digest of the data of a domain, so that others can verify a copy of it."""
+"""Digest of a domain's data, for the verification of copies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 def parquet_digest(files: Iterable[Path]) -> str:
     """Return the SHA-256 of names, sizes and footers of Parquet files.
 
-    The footer has the compressed size of every column chunk; reading it takes no time even for a large domain.
+    The footer contains the compressed size of every column chunk, and reading it is fast even for a large domain.
     """
     digest = hashlib.sha256()
     for file in sorted(files):
@@ -25,10 +25,10 @@ def manifest_digest(path: str | Path) -> str | None:
     """Return the SHA-256 that identifies a local domain: its Parquet files, or names and sizes of its other files.
 
     Args:
-        path: Folder or file; anything else, such as a hub id, has no manifest here.
+        path: Folder or file; other names, such as hub ids, have no digest.
 
     Returns:
-        64 hexadecimal digits, or None if there is no such file or folder, or it is empty.
+        64 hexadecimal digits, or None if the path does not exist or is empty.
     """
     root = Path(path)
     files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())

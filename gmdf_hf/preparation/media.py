@@ -1,4 +1,4 @@
-"""Files of any kind as frames: a file's content decides whether it is a video, an animation or a picture."""
+"""Media files as frames: videos, animations and pictures, recognised by content."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from gmdf_hf.preparation import video
 from gmdf_hf.preparation.video import Frame, ReadReport, VideoError, even_indices, read_frames
 
 HEAD_BYTES = 1024
-MAX_ANIMATION_PIXELS = 10_000_000_000  # of all its frames together: half a minute of 4K
+MAX_ANIMATION_PIXELS = 10_000_000_000  # total over all frames: half a minute of 4K
 ANIMATED_FORMATS = ("GIF", "WEBP", "PNG", "AVIF")
-SHOWN_MILLISECONDS = 100  # of an animation's frame without a duration, as browsers do
+SHOWN_MILLISECONDS = 100  # duration of an animation's frame without one, as in browsers
 # Brands of ISO media files that hold pictures.
 _PICTURE_BRANDS = (b"hei", b"hev", b"mif", b"msf", b"avi")
 _PICTURE_HEADS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP", b"P5", b"P6")
@@ -27,11 +27,11 @@ _PICTURE_HEADS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*
 
 @dataclass(frozen=True, eq=False)
 class Media:
-    """Something to read frames of, more than once if need be.
+    """A source of frames that can be read repeatedly.
 
     Attributes:
-        read: Yields the frames of the given numbers; evenly spaced ones for None.
-        report: What went wrong so far.
+        read: Function that yields the frames with the given numbers; evenly spaced frames for None.
+        report: Errors and warnings so far.
     """
 
     read: Callable[[Sequence[int] | None], Iterator[Frame]]
@@ -39,8 +39,8 @@ class Media:
 
 
 def kind_of(path: str | Path) -> str | None:
-    """Return `video` or `picture` by a file's first bytes, None if they are of neither."""
-    if not Path(path).is_file():  # a named pipe or device would never end
+    """Return `video` or `picture` by a file's first bytes, None for other files."""
+    if not Path(path).is_file():  # reading a named pipe or device may never end
         return None
     try:
         with open(path, "rb") as file:
@@ -61,7 +61,7 @@ def kind_of(path: str | Path) -> str | None:
 
 
 def _is_transport_stream(head: bytes) -> bool:
-    """Whether packets of 188 bytes, or 192 with a time before each (AVCHD), start somewhere near the beginning."""
+    """Whether transport packets of 188 bytes, or 192 with timestamps (AVCHD), start near the beginning."""
     return any(
         len(head) > start + 3 * size and all(head[start + n * size] == 0x47 for n in range(4))
         for size in (188, 192)
@@ -76,9 +76,9 @@ def open_media(
 
     Args:
         path: The file.
-        count: Frames to take of a video or animation, spread evenly over it.
+        count: Number of evenly spaced frames to read from a video or animation.
         max_seconds: See `read_frames`.
-        name: What messages call the file; the path when None.
+        name: Name of the file in messages; the path when None.
         allow_cut: See `read_frames`.
 
     Returns:
@@ -107,10 +107,10 @@ def read_picture(
     name: str | None = None,
     numbers: Sequence[int] | None = None,
 ) -> Iterator[Frame]:
-    """Yield the one frame of a picture, or evenly spaced frames of an animation (GIF, WebP, PNG, AVIF).
+    """Yield the single frame of a picture, or evenly spaced frames of an animation (GIF, WebP, PNG, AVIF).
 
     Raises:
-        ImageError: If it cannot be read (see `open_image`), or has more frames or pixels than are read.
+        ImageError: If it cannot be read (see `open_image`), or exceeds the limits on frames or pixels.
     """
     name = name or str(path)
     data = read_bytes(Path(path), name)
@@ -123,7 +123,7 @@ def read_picture(
                 return
     except ImageError:
         raise
-    except Exception:  # damaged: `open_image` says in which way
+    except Exception:  # damaged: `open_image` raises a specific error
         animated = False
     yield Frame(0, 0.0, np.asarray(open_image(data, name)))
 
@@ -132,7 +132,7 @@ def _read_animation(
     image: Image.Image, count: int, max_seconds: float | None, name: str, numbers: Sequence[int] | None
 ) -> Iterator[Frame]:
     deadline = math.inf if max_seconds is None else time.monotonic() + max_seconds
-    first = int(bool(image.info.get("default_image")))  # a PNG may begin with a picture for old readers
+    first = int(bool(image.info.get("default_image")))  # a PNG may start with a fallback picture outside the animation
     total = getattr(image, "n_frames", 1) - first
     if total > video.MAX_FRAMES or total * image.width * image.height > MAX_ANIMATION_PIXELS:
         raise ImageError(

@@ -1,4 +1,4 @@
-"""The faces of a picture and the people of a video, for the pipeline: as `prepare` finds, follows and cuts them."""
+"""Face detection and person tracking for the pipeline, with the same detection and crops as `prepare`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from gmdf_hf.preparation.media import Media
 from gmdf_hf.preparation.tracking import Candidate, Scene, follow_all
 from gmdf_hf.preparation.video import Frame
 
-# A hit in a single frame of a video is taken for a person only from this detection score; others are counted.
+# A detection in a single frame of a video counts as a person only from this score; others are unassigned.
 MIN_SINGLE_SCORE = 0.8
-MANY_FRAMES = 8  # from so many on, a person is expected in more than one
-FRAMES_AROUND = 4  # read on each side of a lonely hit
-# Faces in a picture are tried turned if none is found upright, or none better than this: a detector finds some of the
-# faces that are upside down, badly.
+MANY_FRAMES = 8  # from this number of frames, a person is expected in more than one
+FRAMES_AROUND = 4  # read on each side of a single detection
+# Pictures are also searched rotated if the best upright face scores below this value: detectors find some upside-down
+# faces, with low scores.
 MIN_UPRIGHT_SCORE, MIN_GAIN = 0.92, 0.03
 
 Box = tuple[float, float, float, float]
@@ -34,14 +34,13 @@ class FoundFace:
 
     Attributes:
         frame: Number of the frame; 0 for a picture.
-        seconds: Time of the frame; None where only the order of frames is known.
-        person: Who it is, the same number in all frames of a shot; 0 is the most prominent; None for a hit that is
-            nobody's.
+        seconds: Time of the frame; None if only the order of frames is known.
+        person: Number of the person, constant within a shot; 0 is the most prominent; None for an unassigned detection.
         box: Face box `(left, top, right, bottom)` in pixels of the frame.
-        crop_box: The square that the forgery detector sees.
+        crop_box: The square crop for the forgery detector, in pixels of the frame.
         detection_score: Confidence of the face detector.
-        crop: That square, upright.
-        turned: Degrees by which the frame had to be turned, counter-clockwise, to find the face.
+        crop: The crop, rotated upright.
+        turned: Counter-clockwise rotation of the frame, in degrees, at which the face was found.
     """
 
     frame: int
@@ -60,9 +59,9 @@ class FoundPeople:
 
     Attributes:
         faces: Faces of people, in the order of persons, then of frames.
-        unassigned: Hits that are nobody's: seen once, and weakly.
-        frames_read: Frames that were looked at.
-        notes: What the user should know of the reading.
+        unassigned: Unassigned detections: in a single frame, with a low score.
+        frames_read: Number of frames read.
+        notes: Warnings for the user.
     """
 
     faces: list[FoundFace] = field(default_factory=list)
@@ -75,20 +74,20 @@ FaceFinder = Callable[[Media, int], FoundPeople]
 
 
 def load_finder(detector: str, weights: str | None = None) -> FaceFinder:
-    """Return the function `find_people` with a detector (see `load_detector`)."""
+    """Return `find_people` bound to a detector (see `load_detector`)."""
     return partial(find_people, load_detector(detector, weights))
 
 
 def find_people(detector: Detector, media: Media, size: int) -> FoundPeople:
-    """Find faces, follow each person through the frames, and cut the faces out.
+    """Detect faces, track each person through the frames, and crop the faces.
 
-    Every face that is found belongs to a person or is among the unassigned ones. A person is whoever is seen in two
-    frames of a shot, or once and clearly; in a picture, everybody. Where there are only weak single hits, frames around
-    them are read, too.
+    Every detected face belongs to a person or is unassigned. A person has detections in two frames of a shot, or a
+    single one with a high score; in a picture, every face is a person. If there are only weak single detections, the
+    frames around them are read, too.
 
     Args:
         detector: Face detector.
-        media: Frames to look at; pictures are dropped as soon as faces are cut out.
+        media: Source of the frames; pictures are freed once the faces are cropped.
         size: Side of a crop in pixels.
     """
     looked = _Looked(detector, size)
@@ -112,7 +111,7 @@ def find_people(detector: Detector, media: Media, size: int) -> FoundPeople:
 
 
 def _around(number: int, numbers: Sequence[int]) -> list[int]:
-    """Frame numbers between a frame and its neighbours among those that were read, a few on each side."""
+    """Frame numbers around a frame, a few on each side, up to its neighbours among the read frames."""
     place = numbers.index(number)
     before = numbers[place - 1] if place else number
     after = numbers[place + 1] if place + 1 < len(numbers) else number
@@ -122,19 +121,19 @@ def _around(number: int, numbers: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What is kept of a frame."""
+    """Retained data of a frame."""
 
     number: int
     seconds: float | None
 
 
 class _Looked:
-    """Candidates of all frames that were looked at, in order of time, and their crops.
+    """Face candidates and crops of all frames read so far, in order of time.
 
     Args:
         detector: Face detector.
         size: Side of a crop in pixels.
-        turns: Quarter turns, counter-clockwise, before faces are looked for.
+        turns: Counter-clockwise quarter turns of the frames before detection.
     """
 
     def __init__(self, detector: Detector, size: int, turns: int = 0):
@@ -142,11 +141,11 @@ class _Looked:
         self.frames: list[_Seen] = []
         self.candidates: list[list[Candidate]] = []
         self.scenes: list[Scene] = []
-        self.small: list[np.ndarray] = []  # reduced frames, while no face is found
+        self.small: list[np.ndarray] = []  # reduced frames, kept while no face is found
         self.cut: dict[int, tuple[Box, tuple[int, int, int, int], Image.Image]] = {}
 
     def look_at(self, frames: Iterator[Frame]) -> None:
-        """Find the faces of further frames."""
+        """Detect the faces of further frames."""
         for frame in frames:
             pixels = np.ascontiguousarray(np.rot90(frame.pixels, self.turns))
             candidates, scene = find_candidates(pixels, self.detector)
@@ -172,7 +171,7 @@ class _Looked:
         return max((c.face.score for found in self.candidates for c in found), default=0.0)
 
     def people(self) -> tuple[list[list[tuple[int, Candidate]]], list[tuple[int, Candidate]]]:
-        """Faces of each person, and hits that are nobody's; both with the place of their frame."""
+        """Faces of each person, and unassigned detections; both with the index of their frame."""
         chains = [
             [(time, candidate) for time, candidate in enumerate(chosen) if candidate is not None]
             for chosen in follow_all(self.candidates, self.scenes)
@@ -183,14 +182,14 @@ class _Looked:
         return people, [chain[0] for chain, is_weak in zip(chains, weak, strict=True) if is_weak]
 
     def face(self, place: int, candidate: Candidate, person: int | None) -> FoundFace:
-        """A candidate as a result."""
+        """Convert a candidate to a result."""
         box, square, crop = self.cut[id(candidate)]
         seen, score = self.frames[place], candidate.face.score
         return FoundFace(seen.number, seen.seconds, person, box, square, score, crop, 90 * self.turns)
 
 
 def _turned(looked: _Looked, media: Media, notes: list[str]) -> _Looked:
-    """Look again with the frames turned, if faces are found better so."""
+    """Detect again on rotated frames, and use the rotation if it gives better scores."""
 
     def best_of(turns: int) -> float:
         small = (np.ascontiguousarray(np.rot90(pixels, turns)) for pixels in looked.small)
@@ -207,16 +206,16 @@ def _turned(looked: _Looked, media: Media, notes: list[str]) -> _Looked:
 
 
 def turn_back(box: Sequence[float], size: tuple[int, int], turns: int) -> Box:
-    """Box in the picture as it came, of one in the picture turned counter-clockwise.
+    """Map a box in a picture rotated counter-clockwise back to the original picture.
 
     Args:
-        box: `(left, top, right, bottom)` in the turned picture.
-        size: Width and height of the turned picture.
-        turns: Quarter turns.
+        box: `(left, top, right, bottom)` in the rotated picture.
+        size: Width and height of the rotated picture.
+        turns: Number of quarter turns.
     """
     left, top, right, bottom = (float(value) for value in box)
     width, height = size
-    for _ in range(turns % 4):  # each step turns the picture a quarter clockwise
+    for _ in range(turns % 4):  # each step rotates the picture clockwise by 90 degrees
         left, top, right, bottom = height - bottom, left, height - top, right
         width, height = height, width
     return left, top, right, bottom

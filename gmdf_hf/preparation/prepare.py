@@ -1,4 +1,4 @@
-"""A listing of records in, a prepared domain out: Parquet files that `load_dataset` and `meta_train.py` read."""
+"""Preparation of a domain: from a listing of records to Parquet files for `load_dataset` and `meta_train.py`."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from gmdf_hf.preparation.sources.record import Listing, check_leaks, some
 from gmdf_hf.preparation.work_files import Part, Skip, read_part
 from gmdf_hf.preparation.workers import ENGINES, Job, Unit, make_units, run_units
 
-# Raised when the same settings would give other bytes.
+# Increased when the same settings would give other bytes.
 VERSION = 2
 LANDMARK_DETECTORS = ("yunet", "retinaface")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """State after one more unit: units, videos and faces done so far, and units in all."""
+    """Progress after a unit: units, videos and faces done so far, and total number of units."""
 
     units: int
     videos: int
@@ -59,30 +59,29 @@ def prepare(
 ) -> dict[str, Any]:
     """Turn records into a prepared domain.
 
-    `output` gets `data/<split>-*.parquet`, a dataset card, `summary.json`, `skipped.csv` and `duplicates.csv`. Stopped
-    at any moment and called again with the same arguments, the work goes on where it was, and the files are the same
-    to the byte.
+    `output` gets `data/<split>-*.parquet`, a dataset card, `summary.json`, `skipped.csv` and `duplicates.csv`. An
+    interrupted call can be repeated with the same arguments: the work resumes, and the files are byte-identical.
 
     Args:
-        listing: What an importer found.
+        listing: Result of an importer.
         output: Folder of the domain.
         source: Name of the data set, for the card.
-        settings: How crops are made; the defaults when None.
+        settings: Crop settings; the defaults when None.
         detector: Name of the face detector.
-        weights: Local weights of it; None takes the pinned ones from the hub.
+        weights: Local weights file of the detector; None uses the pinned weights from the hub.
         processes: Number of worker processes.
         engine: `processes` or `ray`.
-        shard: `(i, n)`: do the i-th of n parts of the work, i from 1. All machines need the same records.
-        max_skipped: Largest share of the records that may give no rows.
+        shard: `(i, n)`: process the i-th of n parts of the work, i from 1. All machines need the same records.
+        max_skipped: Maximum share of records without rows.
         on_progress: Called after each unit.
 
     Returns:
         The content of `summary.json`.
 
     Raises:
-        SourceError: If a group or video stands in two splits.
+        SourceError: If a group or video is in two splits.
         DetectorError: If the detector cannot be set up.
-        WorkError: If `output` holds something else, too much is skipped, or a worker dies.
+        WorkError: If `output` has other content, too many records are skipped, or a worker dies.
         ValueError: If an argument is out of range.
     """
     settings = settings or CropSettings()
@@ -121,10 +120,10 @@ def prepare(
 def _fingerprint(
     listing: Listing, source: str, settings: CropSettings, detector: str, weights: Path | None, shard: tuple[int, int]
 ) -> dict[str, Any]:
-    """Return what decides the bytes of the result.
+    """Return all settings and inputs that determine the bytes of the result.
 
-    Files count by name, size and time of change, not by folder: a domain can be finished on another machine to which
-    the data were copied with their times (`rsync -a`, `cp -p`).
+    Files are identified by name, size and modification time, not by folder, so a domain can be finished on another
+    machine if the data are copied with their times (`rsync -a`, `cp -p`).
     """
     digest, files = hashlib.sha256(), hashlib.sha256()
     for record in listing.records:
@@ -146,12 +145,12 @@ def _fingerprint(
 
 
 def _begin(output: Path, tag: str, state: dict[str, Any]) -> dict[str, Any] | None:
-    """Open or create the output folder; return the summary if the work was finished before."""
+    """Open or create the output folder; return the summary if the work is already finished."""
     summary, work = output / f"summary{tag}.json", output / f".work{tag}"
     begun = work / "settings.json"
     if summary.is_file() or begun.is_file():
         if summary.is_file():
-            # Domains of earlier versions know nothing of their files.
+            # Domains of earlier versions do not list their files.
             unknown = {"files_sha256": state["files_sha256"]}
             changed = differences(unknown | json.loads(summary.read_text(encoding="utf-8"))["settings"], state)
         else:
@@ -165,7 +164,7 @@ def _begin(output: Path, tag: str, state: dict[str, Any]) -> dict[str, Any] | No
             words = some([f"{each.name} {each.found!r}, now {each.expected!r}" for each in changed])
             raise WorkError(f"{output} holds or is becoming another domain: it was begun with {words}.")
     if summary.is_file():
-        shutil.rmtree(work, ignore_errors=True)  # a run that was stopped while cleaning up
+        shutil.rmtree(work, ignore_errors=True)  # left by a run that was stopped during clean-up
         return json.loads(summary.read_text())
     if not work.exists() and any((output / "data").glob("*" if not tag else f"*{tag}-*")):
         raise WorkError(f"{output / 'data'} has files that no run of this program is finishing; choose another folder.")
@@ -216,8 +215,8 @@ def _run(
 def _finish(
     output: Path, tag: str, units: list[Unit], parts: list[Part], listing: Listing, state: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write shards and reports; every file is put in place by a rename, the summary last."""
-    # `datasets` takes a second to import, and every worker imports what the main script imports at its top.
+    """Write shards and reports, each atomically by a rename, the summary last."""
+    # `datasets` takes a second to import, and every worker repeats the top-level imports of the main script.
     from gmdf_hf.preparation.shards import write_shards
 
     work, data = output / f".work{tag}", output / "data"
@@ -255,14 +254,14 @@ def _finish(
     }
     write_whole_text(
         output / "README.md", domain_card(summary, list(data.glob("*.parquet")))
-    )  # other machines' files, too
+    )  # includes other machines' files
     write_whole_text(output / f"summary{tag}.json", json.dumps(summary, indent=1))
     shutil.rmtree(work)
     return summary
 
 
 def _count(parts: list[Path]) -> tuple[dict[str, Any], tuple[np.ndarray, list[str]]]:
-    """Count one split's rows, videos and groups; also return the perceptual hash and video of each row."""
+    """Count rows, videos and groups of one split; also return the perceptual hash and video of each row."""
     hashes: list[np.ndarray] = []
     video_of_row: list[str] = []
     groups: set[str] = set()

@@ -1,4 +1,4 @@
-"""RetinaFace with a MobileNet-0.25 body, as the paper uses it (weights: hub repository `py-feat/retinaface`).
+"""RetinaFace with a MobileNet-0.25 body, as in the paper (weights: hub repository `py-feat/retinaface`).
 
 Deng et al., "RetinaFace: Single-stage Dense Face Localisation in the Wild". Parameter names follow the published
 checkpoint.
@@ -44,7 +44,7 @@ def separable(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 class Body(nn.Module):
-    """MobileNetV1 at a quarter of its width; gives maps of stride 8, 16 and 32."""
+    """MobileNetV1 at a quarter of its width; returns maps of stride 8, 16 and 32."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Body(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Feature pyramid: each map receives the coarser one."""
+    """Feature pyramid: the coarser map is added to each map."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Pyramid(nn.Module):
 
 
 class Context(nn.Module):
-    """SSH context module: three receptive fields side by side."""
+    """SSH context module: three receptive fields in parallel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Context(nn.Module):
 
 
 class Head(nn.Module):
-    """`values` numbers for each of the two anchors of every cell."""
+    """Output head: `values` numbers for each of the two anchors of every cell."""
 
     def __init__(self, values: int) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Head(nn.Module):
 
 
 class RetinaFace(nn.Module):
-    """The network: a BGR picture less `BGR_MEAN` in, raw offsets and class logits per anchor out."""
+    """The network: from a BGR picture minus `BGR_MEAN` to raw offsets and class logits per anchor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,10 +178,10 @@ class RetinaFaceDetector:
     """Callable detector around `RetinaFace`.
 
     Args:
-        weights: `.pth` state dict (read without running anything in it) or `.safetensors`.
+        weights: `.pth` state dict (loaded without code execution) or `.safetensors`.
 
     Raises:
-        DetectorError: If the file does not hold this network's parameters.
+        DetectorError: If the file does not contain this network's parameters.
     """
 
     def __init__(self, weights: Path) -> None:
@@ -191,12 +191,12 @@ class RetinaFaceDetector:
             else:
                 state = torch.load(weights, map_location="cpu", weights_only=True)
             state = state.get("state_dict", state)
-        # Both readers meet strange files with many types of exception.
+        # Both readers raise many types of exception for invalid files.
         except Exception as error:
             raise DetectorError(f"{weights}: cannot be read as weights ({type(error).__name__}).") from error
         state = {name.removeprefix("module."): value for name, value in state.items()}
         self.network = RetinaFace().eval()
-        # The checkpoint also holds the body's ImageNet classifier, which detection does not use.
+        # The checkpoint also contains the body's ImageNet classifier, which detection does not use.
         state = {name: value for name, value in state.items() if not name.startswith("body.fc.")}
         try:
             self.network.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""Parquet files of a prepared domain, made from the parts in the order of the units: always the same bytes."""
+"""Parquet files of a prepared domain, joined from the parts in the order of the units, with reproducible bytes."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import pyarrow.parquet as pq
 from gmdf_hf.common.columns import prepared_features
 
 SHARD_BYTES = 500_000_000
-# Small row groups let a streaming reader start early and hold little.
+# Small row groups let a streaming reader start early and use little memory.
 ROW_GROUP = 100
 
 
 def write_shards(parts: list[Path], folder: Path, split: str, tag: str = "", masks: bool = False) -> list[str]:
-    """Join the parts of one split to Parquet files of about `SHARD_BYTES` that carry the features.
+    """Join the parts of one split to Parquet files of about `SHARD_BYTES` with the features as metadata.
 
     Args:
-        parts: In order.
-        folder: Where to write.
+        parts: Parts in order.
+        folder: Output folder.
         split: First word of the file names.
-        tag: Second word, for the work of one machine of several.
-        masks: Whether there is a column `mask`.
+        tag: Second word, if several machines share the work.
+        masks: Whether to write a column `mask`.
 
     Returns:
         Names of the files; none if the parts have no rows.
     """
-    # Sizes are known beforehand, so names can say how many there are and memory holds one row group.
+    # Sizes are known in advance, so file names include the number of files and memory holds one row group.
     groups: list[list[Path]] = []
     size = 0
     for part in parts:

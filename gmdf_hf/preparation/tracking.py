@@ -1,13 +1,14 @@
-"""Following one person through the frames of a video.
+"""Tracking of persons through the frames of a video.
 
-Frames are a third of a second or more apart, so boxes of one person need not overlap, and behind a cut somebody else
-may sit in the same place. Two detections are therefore linked only if place, size and look agree; the person is the
-chain of links that carries the largest sum of face side x detection score. False hits and bystanders make short or
+Frames are a third of a second or more apart, so boxes of one person may not overlap, and after a cut another person may
+be at the same position. Two detections are therefore linked only if position, size and appearance agree. The person is
+the chain of links with the largest sum of face side x detection score. False detections and bystanders form short or
 small chains.
 
-The bounds were read off face videos. Within a shot, looks of one person correlate 0.5 to 1.0 at a third of a second and
-at least 0.3 at two seconds; looks of two persons correlate up to 0.6, by chance, if they come from different videos. So
-within a shot place and size decide and the look only has a veto, and behind a cut the look decides.
+The thresholds were measured on face videos. Within a shot, the looks (appearance vectors) of one person correlate 0.5
+to 1.0 at a third of a second and at least 0.3 at two seconds; the looks of two persons from different videos correlate
+up to 0.6 by chance. So within a shot position and size decide and the look can only reject a link; after a cut the look
+decides.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from PIL import Image
 
 from gmdf_hf.preparation.faces import Face
 
-MAX_SHIFT = 0.8  # distance of the centres over the mean side
+MAX_SHIFT = 0.8  # distance of the centres relative to the mean side
 MAX_GROWTH = 1.6  # larger side over smaller side
 MIN_LIKENESS = 0.35  # correlation of the looks within one shot
 MIN_LIKENESS_AFTER_CUT = 0.85
-SAME_COLORS, OTHER_COLORS = 0.95, 0.5  # shared part of two frames' colours: above, below
+SAME_COLORS, OTHER_COLORS = 0.95, 0.5  # overlap of two frames' colours: same above, different below
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,9 +34,9 @@ class Candidate:
     """A detected face.
 
     Attributes:
-        face: Where it is.
-        look: Its coarse picture, shape `(768,)`.
-        evidence: What it adds to a chain, over its side and score: 1, or the part of it that a mask covers.
+        face: The detection.
+        look: Its appearance vector, shape `(768,)`.
+        evidence: Factor on its weight in a chain: 1, or the share of the face that a mask covers.
     """
 
     face: Face
@@ -44,7 +45,7 @@ class Candidate:
 
     @property
     def weight(self) -> float:
-        """What the face adds to a chain of links."""
+        """Weight of the face in a chain of links."""
         return self.face.side * self.face.score * self.evidence
 
 
@@ -57,14 +58,14 @@ class Scene:
 
 
 def look(image: Image.Image) -> np.ndarray:
-    """Return a picture as 16 x 16 colours without mean and of length 1: the dot product of two is their correlation."""
+    """Return a picture as 16 x 16 colours, centred and normalised: the dot product of two is their correlation."""
     values = np.asarray(image.resize((16, 16), Image.Resampling.BOX, reducing_gap=2.0), np.float64).ravel()
     values -= values.mean()
     return values / max(float(np.linalg.norm(values)), 1e-9)
 
 
 def scene(image: Image.Image) -> Scene:
-    """Summarise a whole frame."""
+    """Compute the shot features of a whole frame."""
     small = image.resize((64, 64), Image.Resampling.BOX, reducing_gap=2.0)
     levels = np.asarray(small).reshape(-1, 3).astype(int) // 64
     colors = np.bincount(levels @ [16, 4, 1], minlength=64) / len(levels)
@@ -72,10 +73,10 @@ def scene(image: Image.Image) -> Scene:
 
 
 def is_cut(before: Scene, after: Scene) -> bool:
-    """Whether another shot begins: other colours in another layout.
+    """Whether a new shot begins: both colours and layout change.
 
     Motion alone changes the layout, light alone the colours. Within a shot, frames a third of a second apart share at
-    least 0.9 of their colours; shots filmed in different places mostly less than 0.5, however alike their layouts are.
+    least 0.9 of their colours; shots filmed in different places mostly less than 0.5, even with similar layouts.
     """
     shared, likeness = float(np.minimum(before.colors, after.colors).sum()), float(before.look @ after.look)
     return (shared < SAME_COLORS and likeness < 0.5) or (shared < OTHER_COLORS and likeness < 0.95)
@@ -100,7 +101,7 @@ class _Nodes:
         self.weights = np.array([candidate.weight for _, candidate in self.items])
 
     def earlier(self, node: int, free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Free nodes of earlier frames that can be the same person, by place, size and look, and the shift to each."""
+        """Free nodes in earlier frames that may be the same person by position, size and look, and their shifts."""
         last = int(np.searchsorted(self.times, self.times[node]))
         near = np.flatnonzero(free[:last])
         sides = self.sides[near]
@@ -113,13 +114,13 @@ class _Nodes:
         return near[keep], shift[keep]
 
     def best_chain(self, free: np.ndarray) -> list[int]:
-        """Nodes of the heaviest chain of links among the free ones, in order of time."""
+        """Nodes of the chain with the largest weight among the free nodes, in order of time."""
         totals, previous = np.full(len(self.items), -np.inf), np.full(len(self.items), -1)
         for node in np.flatnonzero(free):
             near, shift = self.earlier(int(node), free)
             best = 0.0
             if len(near):
-                # The shift costs, so that a chain does not hop to a neighbour while its own person is there.
+                # Shifts are penalised, so that a chain does not switch to a neighbour while its person is visible.
                 values = totals[near] - 0.5 * shift * self.sides[node]
                 if values.max() > 0:
                     best, previous[node] = float(values.max()), near[int(values.argmax())]
@@ -131,17 +132,17 @@ class _Nodes:
 
 
 def follow(frames: Sequence[Sequence[Candidate]], scenes: Sequence[Scene]) -> list[Candidate | None]:
-    """Choose one person's detection in every frame.
+    """Select the most prominent person's detection in every frame.
 
-    A person may be hidden or off screen for any number of frames and is taken up again where place, size and look still
-    agree with the last sight.
+    A person may be hidden or off screen for any number of frames. Tracking resumes at a detection whose position, size
+    and look agree with the last one.
 
     Args:
         frames: Detections of each frame, in order of time.
         scenes: Summary of each frame.
 
     Returns:
-        For each frame the followed person's detection, or None.
+        For each frame the person's detection, or None.
     """
     people = follow_all(frames, scenes, most=1)
     return people[0] if people else [None] * len(frames)
@@ -150,12 +151,12 @@ def follow(frames: Sequence[Sequence[Candidate]], scenes: Sequence[Scene]) -> li
 def follow_all(
     frames: Sequence[Sequence[Candidate]], scenes: Sequence[Scene], most: int | None = None
 ) -> list[list[Candidate | None]]:
-    """Follow one person after the other, each among the detections that the ones before left, until none is left.
+    """Track one person after another, each among the remaining detections, until none is left.
 
     Args:
         frames: Detections of each frame, in order of time.
         scenes: Summary of each frame.
-        most: Largest number of people; None for all.
+        most: Maximum number of people; None for all.
 
     Returns:
         For each person, the most prominent first, the detection in each frame, or None.

@@ -1,7 +1,7 @@
-"""Evenly spaced frames out of a video file.
+"""Evenly spaced frames from a video file.
 
-Headers are not relied on: frames are counted by their packets, and a frame counts only if all that it was predicted
-from is intact. So a video gives one answer, however many frames are wanted.
+Frames are counted by packets, not by header fields, and a frame is valid only if all its reference frames are intact.
+The result for a frame is therefore independent of the number of frames requested.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gmdf_hf.modeling.images_gmdf import MAX_PIXELS
 
 try:
     import av
-except ImportError:  # images can be read without it
+except ImportError:  # not needed for images
     av = None  # type: ignore[assignment]
 
 MAX_FRAMES = 1_000_000
@@ -29,13 +29,13 @@ SUFFIXES = (
     *(".ts", ".m2ts", ".mts", ".m2t"),
 )
 
-# Containers that hold their own frames. FFmpeg knows others (play lists, `concat`) that name further files and
-# addresses to open, which a file from a stranger must not make us do.
+# Self-contained container formats. FFmpeg supports others (play lists, `concat`) that open further files and URLs,
+# which is unsafe for untrusted files.
 _OPTIONS = {"format_whitelist": "mov,matroska,avi,mpegts,mpeg,flv,asf", "protocol_whitelist": "file"}
 
 
 class VideoError(ValueError):
-    """A video that cannot be read; the message names the file and the reason."""
+    """The video cannot be read; the message names the file and the reason."""
 
     exit_code = 3
     hint = "Play the file, and convert it: ffmpeg -i FILE -c:v libx264 new.mp4."
@@ -43,11 +43,11 @@ class VideoError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One picture of a video; a photograph is a video of one.
+    """One picture of a video; a photograph has one frame.
 
     Attributes:
-        number: Its number among the frames shown, from 0.
-        seconds: Its time after the first frame; None where only the order of frames is known.
+        number: Its number among the displayed frames, from 0.
+        seconds: Time since the first frame; None if only the order of frames is known.
         pixels: Upright RGB of square pixels, shape `(height, width, 3)`, type uint8.
     """
 
@@ -58,11 +58,11 @@ class Frame:
 
 @dataclass
 class ReadReport:
-    """What went wrong while a file was read, filled in on the way.
+    """Errors and warnings, collected while a file is read.
 
     Attributes:
-        notes: Sentences for the user.
-        lost: Numbers of wanted frames that are damaged.
+        notes: Messages for the user.
+        lost: Numbers of requested frames that are damaged.
     """
 
     notes: list[str] = field(default_factory=list)
@@ -71,12 +71,12 @@ class ReadReport:
 
 @dataclass(frozen=True)
 class VideoIndex:
-    """What the packets of a video say, nothing being decoded.
+    """Index of a video from its packets, without decoding.
 
     Attributes:
-        times: Presentation time of every frame in the stream's own unit, ascending.
-        unit: Seconds of that unit.
-        missing: What is missing of a file that was cut short; empty if it is whole.
+        times: Presentation time of every frame in the stream's time unit, ascending.
+        unit: Time unit in seconds.
+        missing: Description of the missing part of a truncated file; empty if it is complete.
     """
 
     times: list[int]
@@ -84,12 +84,12 @@ class VideoIndex:
     missing: str = ""
 
     def seconds(self, number: int) -> float:
-        """Time of a frame after the first one."""
+        """Time of a frame since the first one."""
         return float((self.times[number] - self.times[0]) * self.unit)
 
 
 def even_indices(total: int, count: int) -> list[int]:
-    """Return at most `count` different frame numbers spread evenly from the first to the last of `total` frames."""
+    """Return at most `count` distinct frame numbers, evenly spaced from the first to the last of `total` frames."""
     return sorted({int(index) for index in np.linspace(0, total - 1, min(count, total)).round()})
 
 
@@ -110,32 +110,33 @@ def index_video(path: str | Path) -> VideoIndex:
                 damaged += packet.is_corrupt
                 if packets > MAX_FRAMES:
                     raise VideoError(f"{path}: more than {MAX_FRAMES} frames, the most that is read.")
-                # What the container's edit list cuts away is never shown; the second field of a frame has no time.
+                # Frames removed by the container's edit list are never displayed; the second field of a frame has no
+                # time.
                 if not packet.is_discard and not packet.is_corrupt and (when := _time(packet)) is not None:
                     times.add(when)
         except av.FFmpegError:
             damaged += 1
         expected = stream.frames
         if container.format.name == "avi" and packets < expected and _is_whole_riff(path):
-            expected = packets  # frames that repeat the one before are in its index and have no packet
+            expected = packets  # repeated frames are in the index but have no packet
         elif container.format.name == "mpegts":
-            damaged = 0  # a gap in a transport stream is damage, not an end
+            damaged = 0  # a gap in a transport stream is damage, not truncation
     if not times:
         raise VideoError(f"{path}: no frames with a time, found {packets} packets.")
     missing = ""
     if damaged or packets < expected:
         missing = f"cut short, {packets - damaged} whole frames found of {max(packets, expected)}"
-    assert stream.time_base is not None  # where packets have times
+    assert stream.time_base is not None  # given if packets have times
     return VideoIndex(sorted(times), stream.time_base, missing)
 
 
 def frame_times(path: str | Path) -> list[int]:
-    """Return the presentation time of every frame of a whole video, in the stream's own unit.
+    """Return the presentation time of every frame of a complete video, in the stream's time unit.
 
-    Their number is the exact frame count, which headers often get wrong.
+    Their number is the exact frame count; header values are often wrong.
 
     Raises:
-        VideoError: As `index_video`, and if the file is cut short.
+        VideoError: As `index_video`, and if the file is truncated.
     """
     index = index_video(path)
     if index.missing:
@@ -151,23 +152,23 @@ def read_frames(
     report: ReadReport | None = None,
     allow_cut: bool = False,
 ) -> Iterator[Frame]:
-    """Decode `count` frames spread evenly over the whole video, holding one at a time.
+    """Decode `count` evenly spaced frames of the whole video, with one frame in memory.
 
-    In the place of a frame that cannot be decoded, or was predicted from a damaged one, comes the next intact one.
+    A frame that cannot be decoded, or has a damaged reference frame, is replaced by the next intact one.
 
     Args:
         path: Video file.
-        count: Number of frames; a shorter video gives all it has.
-        max_seconds: Longest time to take, that of whoever takes the frames included; None for any.
+        count: Number of frames; a shorter video gives all its frames.
+        max_seconds: Maximum total time, including the consumer's time between frames; None for no limit.
         numbers: Frames to decode instead of evenly spaced ones.
-        report: Takes what is wrong with the file.
-        allow_cut: Read a file that is cut short as far as it goes, instead of refusing it.
+        report: Object to which errors and warnings are added.
+        allow_cut: Read a truncated file up to its end, instead of rejecting it.
 
     Yields:
         Frames in order of time.
 
     Raises:
-        VideoError: If the file cannot be opened, is cut short, holds no intact frame, has frames of more than
+        VideoError: If the file cannot be opened, is truncated, has no intact frame, has frames of more than
             `MAX_PIXELS`, or takes too long.
     """
     deadline = math.inf if max_seconds is None else time.monotonic() + max_seconds
@@ -181,10 +182,10 @@ def read_frames(
     chosen = even_indices(len(place), count) if numbers is None else sorted({n for n in numbers if n < len(place)})
     wanted = [index.times[number] for number in chosen]
     exact, taken, found, damage = set(wanted), 0, 0, 0
-    broken_since: int | None = None  # time of the last damage; what comes after it waits for an intact key frame
+    broken_since: int | None = None  # time of the last damage; later frames are invalid until an intact key frame
     with _open(path) as (container, stream):
         for packet in _packets(container, stream):
-            # A frame that no other refers to is decoded only if it is wanted: about a third of the time is saved.
+            # Non-reference frames are decoded only if requested, which saves about a third of the time.
             is_wanted = not packet.size or _time(packet) in exact
             stream.codec_context.skip_frame = "DEFAULT" if is_wanted else "NONREF"
             if time.monotonic() > deadline:
@@ -229,7 +230,7 @@ def read_frames(
 
 
 def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
-    """Packets as far as the container can be read; its end was noted when it was indexed."""
+    """Yield packets up to the first read error; truncation is already reported by the index."""
     try:
         yield from container.demux(stream)
     except av.FFmpegError:
@@ -243,15 +244,15 @@ def _open(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.Vi
     if av is None:
         raise VideoError(f"{path}: reading videos needs the package PyAV (`pip install av`).")
     try:
-        # An absolute path: FFmpeg would take `concat:a|b` for a protocol.
-        # Titles in some old encoding are no reason to refuse a video.
+        # An absolute path: FFmpeg would take `concat:a|b` for a protocol. Undecodable metadata such as titles is not an
+        # error.
         with av.open(str(Path(path).absolute()), options=_OPTIONS, metadata_errors="replace") as container:
             stream = container.streams.best("video")
-            if not isinstance(stream, av.VideoStream) or stream.codec_context is None:  # of an unknown codec
+            if not isinstance(stream, av.VideoStream) or stream.codec_context is None:  # unknown codec
                 raise VideoError(f"{path}: no video stream that can be decoded.")
-            if stream.codec_context.width:  # a stream that was joined in the middle tells its size later
+            if stream.codec_context.width:  # a stream that starts in the middle has its size only later
                 _check_size(stream.codec_context.width, stream.codec_context.height, path)
-            # Work is spread over processes; one thread also makes `skip_frame` exact.
+            # Parallelism is over processes; a single thread also makes `skip_frame` exact.
             stream.thread_type = "NONE"
             yield container, stream
     except av.FFmpegError as error:
@@ -259,7 +260,7 @@ def _open(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.Vi
 
 
 def _time(packet: av.Packet) -> int | None:
-    return packet.pts if packet.pts is not None else packet.dts  # AVI has decoding times only
+    return packet.pts if packet.pts is not None else packet.dts  # AVI has only decoding times
 
 
 def _is_whole_riff(path: str | Path) -> bool:
@@ -277,7 +278,7 @@ def _check_size(width: int, height: int, path: str | Path) -> None:
 def _upright(frame: av.VideoFrame, stream: av.VideoStream, path: str | Path) -> np.ndarray:
     from gmdf_hf.preparation.colors import shown_width, to_rgb
 
-    _check_size(shown_width(frame, stream.sample_aspect_ratio), frame.height, path)  # may change on the way
+    _check_size(shown_width(frame, stream.sample_aspect_ratio), frame.height, path)  # may change within the stream
     pixels = to_rgb(frame, stream.sample_aspect_ratio, stream.codec_context.color_trc)
     turns = round(frame.rotation / 90) % 4  # counter-clockwise quarters
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels

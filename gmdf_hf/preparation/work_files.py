@@ -31,13 +31,13 @@ _SKIPPED, _DOUBTFUL = b"skipped", b"doubtful"
 
 @dataclass(frozen=True)
 class Skip:
-    """A file, or frames of it, that gave no rows.
+    """A file, or some of its frames, without rows.
 
     Attributes:
         file: The video, image or archive member.
-        video_id: Its id; empty for files that never became a record.
+        video_id: Id of the video; empty for files without a record.
         frames: Numbers of the lost frames; empty if the whole file is lost.
-        reason: Why.
+        reason: Reason for skipping.
     """
 
     file: str
@@ -48,14 +48,14 @@ class Skip:
 
 @dataclass(frozen=True)
 class Part:
-    """What one part holds.
+    """Summary of one part.
 
     Attributes:
-        path: Its file.
+        path: Path of its file.
         rows: Number of rows.
         videos: Number of videos in them.
-        skipped: What gave no rows.
-        doubtful: Fake videos of several people without a mask: whose face is forged is not known.
+        skipped: Files and frames without rows.
+        doubtful: Fake videos of several people without a mask: the forged face is unknown.
     """
 
     path: Path
@@ -77,7 +77,7 @@ def write_part(path: Path, rows: list[dict[str, object]], skipped: list[Skip], d
 
 
 def read_part(path: Path) -> Part:
-    """Read what a part says about itself, not its rows."""
+    """Read the summary of a part without its rows."""
     metadata = pq.read_metadata(path)
     skipped = [
         Skip(file, video_id, tuple(frames), reason)

@@ -1,4 +1,4 @@
-"""Units of work: what one worker does at a time, and the ways to run many of them."""
+"""Units of work, and engines to run them in parallel."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from gmdf_hf.preparation.video import VideoError
 from gmdf_hf.preparation.work_files import Part, Skip, read_part, write_part
 
 ENGINES = ("processes", "ray")
-# Single images are done in batches, so that starting and finishing a unit costs nothing.
+# Single images are grouped into units, so that the overhead of a unit is negligible.
 IMAGES_PER_UNIT = 256
 
 
@@ -38,8 +38,8 @@ class Job:
     """Settings shared by all units of work.
 
     Attributes:
-        folder: Where parts are written.
-        settings: How crops are made.
+        folder: Output folder of the parts.
+        settings: Crop settings.
         detector: Name of the face detector.
         weights: Its weights file, if it has one.
     """
@@ -52,18 +52,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Unit:
-    """Records that one worker does together: a video, a whole tar, or some images. All of one split."""
+    """Records of one split that a worker processes together: a video, a whole tar, or some images."""
 
     index: int
     records: tuple[Record, ...]
 
     def part(self, job: Job) -> Path:
-        """Return the file that the unit leaves."""
+        """Return the output file of the unit."""
         return unit_file(job.folder, self.index)
 
 
 def make_units(records: list[Record]) -> list[Unit]:
-    """Sort records by split and put them into units; the same records always give the same units."""
+    """Sort records by split and group them into units, deterministically."""
     batches: list[list[Record]] = []
     for split in SPLITS:
         last: tuple[object, ...] | None = None
@@ -82,9 +82,9 @@ def make_units(records: list[Record]) -> list[Unit]:
 
 
 def _kind(record: Record) -> tuple[object, ...] | None:
-    """Return what records of one unit share; None for a record that is a unit by itself."""
+    """Return the grouping key of a record; None for a record that is a unit by itself."""
     if is_archive(record.path):
-        # A tar can only be read from its start, so all of it is one unit.
+        # A tar can only be read sequentially, so it is one unit.
         return ("images" if str(record.path).lower().endswith(".zip") else "tar", record.path)
     if record.members[1:] or (not record.members and record.path.suffix.lower() not in images.SUFFIXES):
         return None
@@ -92,7 +92,7 @@ def _kind(record: Record) -> tuple[object, ...] | None:
 
 
 def run_unit(unit: Unit, job: Job) -> Part:
-    """Do a unit and leave its part; a unit whose part is there is not done again."""
+    """Process a unit and write its part; skip it if the part exists."""
     path = unit.part(job)
     if not path.exists():
         rows: list[dict[str, object]] = []
@@ -163,7 +163,7 @@ def _skips(record: Record, crops: Crops) -> Iterator[Skip]:
 
 @functools.lru_cache(maxsize=1)
 def _detector(name: str, weights: Path | None) -> Detector:
-    # Work is spread over processes; threads of their own would fight over the cores and reorder sums.
+    # Parallelism is over processes; additional threads would compete for the cores and change the order of sums.
     cv2.setNumThreads(1)
     if name == "retinaface":
         import torch
@@ -173,7 +173,7 @@ def _detector(name: str, weights: Path | None) -> Detector:
 
 
 def run_units(units: list[Unit], job: Job, processes: int, engine: str) -> Iterator[Part]:
-    """Run units and yield their parts as they come.
+    """Run units and yield their parts as they finish.
 
     Raises:
         WorkError: If a worker dies, or the engine is not installed.
@@ -188,13 +188,13 @@ def run_units(units: list[Unit], job: Job, processes: int, engine: str) -> Itera
 
 
 def _run_processes(units: list[Unit], job: Job, processes: int) -> Iterator[Part]:
-    context = multiprocessing.get_context("spawn")  # a fork would copy decoder and detector threads half-way
+    context = multiprocessing.get_context("spawn")  # a fork would copy running decoder and detector threads
     pending: dict[Future[Part], Unit] = {}
     rest = iter(units)
     with ProcessPoolExecutor(processes, context, initializer=_end_with_parent) as pool:
         try:
             while True:
-                # Few units at a time are handed over: millions would fill memory.
+                # Units are submitted a few at a time, as millions would fill memory.
                 while len(pending) < 3 * processes and (unit := next(rest, None)) is not None:
                     pending[pool.submit(run_unit, unit, job)] = unit
                 if not pending:
@@ -215,7 +215,7 @@ def _run_processes(units: list[Unit], job: Job, processes: int) -> Iterator[Part
 
 
 def _end_with_parent() -> None:
-    """Make a worker end when the main process does, even by `kill -9`: the pool alone would leave it waiting."""
+    """Make a worker exit with the main process, even after `kill -9`; the pool alone would leave it waiting."""
     parent = multiprocessing.parent_process()
     if parent is None:  # not in a worker
         return
@@ -233,7 +233,7 @@ def _run_ray(units: list[Unit], job: Job, processes: int) -> Iterator[Part]:
     except ImportError as error:
         raise WorkError("--engine ray needs Ray: install this package with its extra [ray].") from error
     if not ray.is_initialized():
-        # RAY_ADDRESS names a cluster, whose machines must all see the data and the output folder.
+        # RAY_ADDRESS names a cluster; all its machines need access to the data and the output folder.
         ray.init(**({} if "RAY_ADDRESS" in os.environ else {"num_cpus": processes}), logging_level="warning")
     by_index = {unit.index: unit for unit in units}
     data = ray.data.from_items([{"index": unit.index, "unit": unit} for unit in units])

@@ -1,1 +1,1 @@
-"""A trained detector for people: hub, demo page, ONNX."""
+"""Use of a trained detector: pipeline, demo page, hub, ONNX export."""

@@ -1,4 +1,4 @@
-"""A page to drop a picture or a video on."""
+"""Demo page for pictures and videos."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from gmdf_hf.serving.uploads import UploadFolder
 
 MAX_UPLOAD = "100mb"
 MAX_SECONDS = 20  # for reading one picture or the frames of one video
-MAX_WAITING = 20  # visitors; the next ones wait in Gradio's queue, and so many more are told to come back
+MAX_WAITING = 20  # visitors processed or waiting; Gradio queues as many more and rejects the rest
 NUM_FRAMES = 16
 SHOWN_SIDE = 720  # pixels of the longer side of a picture in the answer
-DELETE_AFTER = 20.0  # seconds from an answer to the deletion of its file
-FORGET_AFTER = 60.0  # seconds from the last byte of an upload that nobody asked about to its deletion
-MAX_UPLOADS = 2 * 2**30  # bytes of all uploads together
+DELETE_AFTER = 20.0  # seconds between an answer and the deletion of its file
+FORGET_AFTER = 60.0  # seconds between the last byte of an unused upload and its deletion
+MAX_UPLOADS = 2 * 2**30  # total bytes of all uploads
 UPLOADS = "GRADIO_TEMP_DIR"  # Gradio's variable for the folder of uploads
 
 LIMITS = """\
@@ -49,15 +49,15 @@ Pictures and videos are deleted within half a minute of being looked at.
 
 
 def answer(detect: DeepfakeDetectionPipeline, source: str | None, address: str | None = None) -> str:
-    """Look at a file and say what was found, as HTML that holds its pictures in itself.
+    """Analyse a file and return the result as self-contained HTML with embedded pictures.
 
     Args:
         detect: The pipeline `deepfake-detection`.
-        source: Path; None if nothing was given.
-        address: Where the file was fetched from; None for an upload.
+        source: Path of the file; None if no file was given.
+        address: URL of the file; None for an upload.
 
     Returns:
-        HTML of the verdict, or of one sentence on what is wrong.
+        HTML of the verdict, or of an error message.
     """
     if not source:
         return _message("Drop a picture or a video first, or give its address.")
@@ -101,7 +101,7 @@ def _verdict(result: dict[str, Any], worst: dict[str, Any], frame: Image.Image) 
 
 
 def timeline(faces: Sequence[dict[str, Any]], threshold: float) -> str:
-    """Return the scores of a video's frames over time as SVG: a line a person, dashed the threshold."""
+    """Plot the scores of a video's frames over time as SVG: one line per person, the threshold dashed."""
     width, height, margin = 640, 160, 24
     last = max(max(face["frame"] for face in faces), 1)
 
@@ -147,7 +147,7 @@ def _message(text: str) -> str:
 
 
 class Visits:
-    """Looks at one visitor's file at a time; files of addresses are fetched before the turn is taken.
+    """Analyses one file at a time; files from URLs are downloaded before they wait for their turn.
 
     Args:
         detect: The pipeline `deepfake-detection`.
@@ -159,7 +159,7 @@ class Visits:
         self.turn = threading.Lock()
 
     def look(self, upload: str | None, address: str) -> str:
-        """Answer one visitor, who gave a file or an address."""
+        """Answer one visitor, who gave a file or a URL."""
         address = (address or "").strip()
         if upload:
             with self.uploads.in_use(Path(upload)), self.turn:
@@ -176,7 +176,7 @@ class Visits:
 
 
 def build(detect: DeepfakeDetectionPipeline) -> gradio.Blocks:
-    """Return the page, with an upload folder of its own that is bounded in age and size.
+    """Build the page, with its own upload folder of limited age and size.
 
     Args:
         detect: The pipeline `deepfake-detection`.
@@ -205,7 +205,7 @@ def build(detect: DeepfakeDetectionPipeline) -> gradio.Blocks:
 
 
 def settings(host: str, port: int | None) -> dict[str, Any]:
-    """What `gradio.Blocks.launch` is told: bounds on uploads, no tunnel to the outside, no history of runs."""
+    """Arguments of `gradio.Blocks.launch`: upload limits, no public tunnel, no run history."""
     return {
         "server_name": host,
         "server_port": port,
@@ -217,7 +217,7 @@ def settings(host: str, port: int | None) -> dict[str, Any]:
 
 
 def launch(detect: DeepfakeDetectionPipeline, host: str = "127.0.0.1", port: int = 7860) -> None:
-    """Serve the page until it is interrupted.
+    """Serve the page until interrupted.
 
     Args:
         detect: The pipeline `deepfake-detection`.

@@ -1,4 +1,4 @@
-"""Fetching a file that somebody gave the address of."""
+"""Download of a file from an untrusted URL."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Connect = Callable[..., socket.socket]
 
 
 class DownloadError(ValueError):
-    """An address that cannot be fetched; the message names it and the reason."""
+    """The URL cannot be fetched; the message names it and the reason."""
 
     exit_code = 3
     hint = "Fetch the file by hand, and give its path instead of the address."
@@ -35,21 +35,21 @@ class DownloadError(ValueError):
 
 @contextmanager
 def downloaded(url: str, private: bool = False, max_bytes: int = MAX_BYTES) -> Iterator[Path]:
-    """Fetch an address into a temporary file that is gone after the block.
+    """Download a URL to a temporary file, which is deleted after the block.
 
     Args:
-        url: `http:` or `https:` address.
-        private: Whether addresses inside of a network may be asked: loopback, link-local (where clouds keep their
-            keys), private ranges. Off, every host is resolved once and connected to at the address that was checked,
-            redirections too.
+        url: `http:` or `https:` URL.
+        private: Whether private IP addresses are allowed: loopback, link-local (cloud metadata services), private
+            ranges. If False, every host is resolved once and the connection uses the checked IP address; the same holds
+            for redirects.
         max_bytes: Largest accepted file.
 
     Yields:
-        Path of the file; its suffix is the address's.
+        Path of the file, with the suffix of the URL.
 
     Raises:
-        DownloadError: If the address is of another kind or not to be asked, cannot be reached, or gives too much or
-            too slowly.
+        DownloadError: If the URL has another scheme, is not allowed or cannot be reached, or its file is too large or
+            too slow.
     """
     try:
         suffix = Path(urllib.parse.urlsplit(url).path).suffix[:10]
@@ -79,7 +79,7 @@ def _fetch(url: str, file: IO[bytes], private: bool, max_bytes: int) -> None:
                     if size > max_bytes:
                         raise DownloadError(f"{url}: more than {max_bytes} bytes, the most that is read.")
                     file.write(chunk)
-                if deadline.is_over:  # a connection that is cut off ends like a whole one without a length
+                if deadline.is_over:  # without a length, a closed connection looks like the end of the file
                     raise TimeoutError
                 if answer.length:
                     raise DownloadError(f"{url}: cut short, {answer.length} bytes are missing.")
@@ -90,12 +90,12 @@ def _fetch(url: str, file: IO[bytes], private: bool, max_bytes: int) -> None:
 
 
 class Deadline:
-    """Cuts connections off after a time, whatever they wait for: a handshake, a header, a chunk; a context manager.
+    """Context manager that closes connections after a total time, in any phase: handshake, header, chunk.
 
-    A timeout of a socket begins anew with every byte, so a server that sends one now and then would hold it for ever.
+    A socket timeout restarts with every byte, so a server that sends slowly could hold the connection forever.
 
     Args:
-        seconds: Time until connections are cut off.
+        seconds: Time until connections are closed.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -110,8 +110,8 @@ class Deadline:
         return time.monotonic() >= self._end
 
     def watch(self, connection: socket.socket) -> socket.socket:
-        """Cut this connection off, too, when the time is up."""
-        # A duplicate, which stays valid when TLS takes the socket over: both are one connection.
+        """Close this connection, too, when the time is up."""
+        # A duplicate of the socket stays valid when TLS takes over the original; both share one connection.
         self._twins.append(connection.dup())
         if self.is_over:
             self._cut()
@@ -163,20 +163,20 @@ class _HTTPSHandler(urllib.request.HTTPSHandler):
 
 
 class _Refusal(urllib.request.BaseHandler):
-    """Refuses an address that no handler opens."""
+    """Rejects URLs without a handler."""
 
     def unknown_open(self, request: urllib.request.Request) -> None:
         raise DownloadError(f"only http: and https: addresses are fetched, found {request.type}:")
 
 
 def _opener(private: bool, deadline: Deadline) -> urllib.request.OpenerDirector:
-    """An opener of http and https alone; urllib's own would open `file:`, `ftp:` and `data:`, too."""
+    """An opener for http and https only; urllib's default also opens `file:`, `ftp:` and `data:`."""
 
     def connect(*arguments: Any) -> socket.socket:
         return deadline.watch((socket.create_connection if private else _connect_public)(*arguments))
 
     handlers: list[urllib.request.BaseHandler] = [_HTTPHandler(connect), _HTTPSHandler(connect)]
-    if private:  # else no proxy: it would connect in our place, to addresses that nobody checked
+    if private:  # otherwise no proxy: it would connect to unchecked IP addresses
         handlers.append(urllib.request.ProxyHandler())
     handlers += [urllib.request.HTTPRedirectHandler(), urllib.request.HTTPErrorProcessor()]
     opener = urllib.request.OpenerDirector()
@@ -186,18 +186,18 @@ def _opener(private: bool, deadline: Deadline) -> urllib.request.OpenerDirector:
 
 
 def _connect_public(address: tuple[str, int], *args: Any) -> socket.socket:
-    """As `socket.create_connection`; a name that has any address outside of the public internet is refused."""
+    """As `socket.create_connection`, but reject a host name with any non-public IP address."""
     host, port = address
     found = [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     for ip in found:
         if not is_public(ip):
             raise DownloadError(f"{host} is not an address of the public internet ({ip}) and is not fetched.")
-    ip = min(found, key=lambda ip: ":" in ip)  # IPv4 if there is one: not every network routes IPv6
+    ip = min(found, key=lambda ip: ":" in ip)  # prefer IPv4: not every network routes IPv6
     return socket.create_connection((ip, port), *args)
 
 
 def is_public(ip: str) -> bool:
-    """Whether an IP address is one of the public internet; one of IPv6 that holds an IPv4 address is judged by it."""
+    """Whether an IP address is public; for an IPv6 address with an embedded IPv4 address, the latter decides."""
     address = ipaddress.ip_address(ip.split("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
         if address in _NAT64:

@@ -1,4 +1,4 @@
-"""The files that a command line names."""
+"""Expansion of command-line arguments to files."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 
 
 def list_files(sources: Iterable[str]) -> Iterator[str]:
-    """Yield addresses and files as they are, and the files of folders in order, hidden ones left out.
+    """Yield URLs and files unchanged, and the files of folders in order, without hidden files.
 
-    Linked folders are followed; a folder that is reached twice, or that holds itself, is listed once.
+    Symbolic links to folders are followed; a folder that is reached twice, or contains itself, is listed once.
     """
     seen: set[tuple[int, int]] = set()
     for source in sources:

@@ -1,4 +1,4 @@
-"""Which parts of a face crop speak for `fake`."""
+"""Evidence maps: contribution of each patch of a face crop to the verdict."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from torch.nn.functional import interpolate
 
 
 def evidence_map(hidden_states: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Share of each patch in the verdict: gradient x what its token says beyond the average patch's.
+    """Contribution of each patch to the verdict: gradient x deviation of its token from the mean token.
 
-    ``m_p = <d (fake - real logit) / d token_p, token_p - mean token>`` at the last block's input: to first order, what
-    the difference of the logits would lose if patch p were like the rest of the crop. (Plain gradient x token is no
-    choice here: the block reads its patches through a LayerNorm, to which the length of a token is nothing, so that
-    product is close to 0.) Attention rollout, the other common choice, knows neither the classes nor the values that
-    attention carries, gives the same map for a real and a fake verdict, and needs the slower `eager` attention.
+    ``m_p = <d (fake - real logit) / d token_p, token_p - mean token>`` at the last block's input: to first order, the
+    decrease of the logit difference if the token of patch p were the mean token. (Plain gradient x token does not work
+    here: the block applies a LayerNorm, which is invariant to the length of a token, so the product is close to 0.)
+    Attention rollout, the common alternative, ignores the classes and the attention values, gives the same map for a
+    real and a fake verdict, and needs the slower `eager` attention.
 
     Args:
         hidden_states: Input of the last block, patches last, shape `(B, 1 + patches, D)`, or map of a convolutional
             network, `(B, D, side, side)`, in the graph of `logits`.
-        logits: Of real and fake, shape `(B, 2)`.
+        logits: Logits of real and fake, shape `(B, 2)`.
 
     Returns:
-        Maps of shape `(B, side, side)`, one number a patch: above 0 speaks for fake, below for real, compared with the
-        rest of the crop.
+        Maps of shape `(B, side, side)`, one value per patch: positive is evidence for fake, negative for real, relative
+        to the rest of the crop.
     """
     (gradient,) = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), hidden_states)
     if hidden_states.ndim == 4:
@@ -36,6 +36,6 @@ def evidence_map(hidden_states: torch.Tensor, logits: torch.Tensor) -> torch.Ten
 
 
 def heatmap(evidence: torch.Tensor, size: int) -> torch.Tensor:
-    """Bring maps of shape `(B, side, side)` to `size` pixels a side and to [-1, 1]; each one's strongest patch is 1."""
+    """Scale maps of shape `(B, side, side)` to a largest magnitude of 1 and resize them to `size` pixels a side."""
     strongest = evidence.abs().amax((1, 2), keepdim=True).clamp(min=1e-12)
     return interpolate((evidence / strongest)[:, None], size=(size, size), mode="bilinear", align_corners=False)[:, 0]

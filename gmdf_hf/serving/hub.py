@@ -1,4 +1,4 @@
-"""A run's way to the hub: model, processor, pipeline, code, card, recipe and results in one commit."""
+"""Publishing a run on the hub: model, processor, pipeline, code, card, recipe and results in one commit."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ The score is the model's opinion, not evidence; see the base's card for what it 
 
 
 def published_files(run: Path, repo: str) -> dict[str, Path | bytes]:
-    """What a run publishes: name in the repository to file, or to content that differs from the file's.
+    """Map the published names of a run to files, or to modified content.
 
-    Code, weights and settings of `model/` are taken as they are. Paths of this machine are cut from the recipe, and the
-    card says where the model is.
+    Code, weights and settings of `model/` are published unchanged. Local paths are removed from the recipe, and the
+    repository's name is inserted into the card.
 
     Args:
-        run: Folder that `meta_train.py` left.
+        run: Output folder of `meta_train.py`.
         repo: `user/name`.
 
     Raises:
-        UserError: If the folder is not that of a finished run, or the name cannot be one.
+        UserError: If the folder is not a finished run, or the repository name is invalid.
     """
     _check_name(repo)
     model = run / "model"
@@ -67,13 +67,13 @@ def published_files(run: Path, repo: str) -> dict[str, Path | bytes]:
     files["train_config.yaml"] = yaml.safe_dump(recipe, sort_keys=False).encode()
     if (run / "environment.json").is_file():
         environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
-        environment.pop("command", None)  # paths again; the recipe says what it said
+        environment.pop("command", None)  # contains local paths; the recipe has the same settings
         files["environment.json"] = _json(environment)
     return files
 
 
 def _of_its_kind(model: Path) -> tuple[str, ...]:
-    """Files that a complete folder of this kind of model has besides; timm's keep it all in their configuration."""
+    """Additional files of a complete folder of this model type; timm models need none besides their configuration."""
     config = (
         json.loads((model / "config.json").read_text(encoding="utf-8")) if (model / "config.json").is_file() else {}
     )
@@ -85,14 +85,14 @@ def _of_its_kind(model: Path) -> tuple[str, ...]:
 
 
 def expert_files(folder: Path, repo: str) -> dict[str, Path | bytes]:
-    """What the expert of one domain publishes: its two files and a card that says how to load it.
+    """Published files of one domain's expert: its two files and a card that explains how to load it.
 
     Args:
         folder: Folder that `save_expert` wrote.
         repo: `user/name`.
 
     Raises:
-        UserError: If the folder holds no expert, or the name cannot be one.
+        UserError: If the folder holds no expert, or the repository name is invalid.
     """
     _check_name(repo)
     names = (DESCRIPTION_NAME, WEIGHTS_NAME)
@@ -115,7 +115,7 @@ def expert_files(folder: Path, repo: str) -> dict[str, Path | bytes]:
 
 
 def size_of(content: Path | bytes) -> int:
-    """Bytes of a file or content."""
+    """Size in bytes of a file or content."""
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
@@ -127,24 +127,24 @@ def publish(
     tag: str | None = None,
     api: HfApi | None = None,
 ) -> str:
-    """Put files on the hub in one commit, or leave the hub as it was.
+    """Upload files to the hub in one commit, or leave the hub unchanged.
 
-    The hub takes a commit whole or not at all, so whoever loads the model sees the old revision or the new one. A
-    repository that was made for a commit which then fails is taken away again.
+    Commits are atomic, so users load either the old or the new revision. A repository that was created for a failed
+    commit is deleted again.
 
     Args:
-        files: What `published_files` or `expert_files` returned.
-        repo: `user/name`; made if it is not there.
-        message: Of the commit.
-        private: Whether a new repository is private; one that is there stays as it is.
-        tag: Name to give to the new revision.
-        api: Client to use; None is the user's own, with the token of `hf auth login` or HF_TOKEN.
+        files: Result of `published_files` or `expert_files`.
+        repo: `user/name`; created if it does not exist.
+        message: Commit message.
+        private: Whether a new repository is private; an existing one stays unchanged.
+        tag: Tag of the new revision.
+        api: Client to use; None for the default client, with the token of `hf auth login` or HF_TOKEN.
 
     Returns:
-        Address of the commit.
+        URL of the commit.
 
     Raises:
-        UserError: If the tag is taken, or the hub refuses; the message says what to do.
+        UserError: If the tag exists, or the hub rejects the commit; the message says what to do.
     """
     api = api or HfApi()
     try:
@@ -159,7 +159,7 @@ def publish(
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     try:
         commit = api.create_commit(repo, operations, commit_message=message)
-    except BaseException as error:  # an interruption, too, must leave nothing half done
+    except BaseException as error:  # also after an interruption, no partial state may remain
         left = "it is as it was"
         if is_new:
             left = "the new repository was taken away again" if _remove(api, repo) else "an empty repository is left"
@@ -184,7 +184,7 @@ def _check_name(repo: str) -> None:
 
 
 def _remove(api: HfApi, repo: str) -> bool:
-    """Delete a repository that this process made and that holds nothing; whether it worked."""
+    """Delete an empty repository that this process created; return whether it succeeded."""
     try:
         api.delete_repo(repo)
     except (HfHubHTTPError, OSError):
@@ -193,7 +193,7 @@ def _remove(api: HfApi, repo: str) -> bool:
 
 
 def _advice(error: Exception, repo: str) -> str:
-    """What a user can do about an error of the hub."""
+    """Return advice on an error of the hub."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     said = " ".join(str(error).split())[:300]
     if status == 401 or "token" in type(error).__name__.lower():

@@ -1,4 +1,4 @@
-"""Inputs of the pipeline - paths, addresses, pictures, arrays, videos - as frames of pixels."""
+"""Inputs of the pipeline (paths, URLs, pictures, arrays, videos) as frames of pixels."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from gmdf_hf.preparation.media import Media, open_media
 from gmdf_hf.preparation.video import Frame, VideoError
 from gmdf_hf.serving.download import DownloadError, downloaded
 
-# What may be wrong with one input; anything else is a mistake in the program or its setting.
+# Errors of a single input; other exceptions are errors of the program or its settings.
 INPUT_ERRORS = (ImageError, VideoError, DownloadError, ScoreError)
 
 
 def is_url(source: object) -> bool:
-    """Whether an input is an address (of any kind: `file://` is one, and is refused later)."""
+    """Whether an input is a URL of any scheme; `file://` counts and is rejected later."""
     return isinstance(source, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", source) is not None
 
 
@@ -32,22 +32,22 @@ def open_input(
     max_seconds: float | None = None,
     open_file: Callable[..., Media] = open_media,
 ) -> Iterator[Media]:
-    """Open an input; its frames can be read inside of the block.
+    """Open an input; its frames can be read inside the block.
 
-    A video file that is cut short is read as far as it goes; the report of the media then says so.
+    A truncated video file is read up to its end; the report of the media then says so.
 
     Args:
-        source: Path or address of a picture or video, or what `frames_of` takes: a `PIL.Image`, an array of shape
+        source: Path or URL of a picture or video, or an input of `frames_of`: a `PIL.Image`, an array of shape
             `(height, width[, 3])` and type uint8 (RGB), or the frames of a video.
-        num_frames: Frames to take of a video file, spread evenly over all of it.
+        num_frames: Number of frames to read from a video file, evenly spaced.
         private_urls: See `downloaded`.
         max_seconds: See `read_frames`.
-        open_file: `open_media`, or what reads files in another way, as `IsolatedReader.open` does.
+        open_file: `open_media`, or a replacement such as `IsolatedReader.open`.
 
     Raises:
-        ImageError: If a picture cannot be read, or the input is nothing of the above.
+        ImageError: If a picture cannot be read, or the input has another type.
         VideoError: If a video cannot be read.
-        DownloadError: If an address cannot be fetched.
+        DownloadError: If a URL cannot be fetched.
     """
     if is_url(source):
         with downloaded(source, private_urls) as path:

@@ -1,7 +1,7 @@
-"""Reading files of strangers in a child process with a deadline and a memory limit.
+"""Reading untrusted files in a child process with a deadline and a memory limit.
 
-A decoder that hangs, takes all memory or crashes ends the child, not the server. Frames come back as raw bytes behind a
-line of JSON, and nothing is unpickled: a child that was taken over can send wrong pictures and no code.
+A decoder that hangs, exhausts memory or crashes ends the child, not the server. Frames are returned as raw bytes after
+a line of JSON, and nothing is unpickled: a compromised child can send wrong pictures but no code.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from gmdf_hf.preparation.media import Media, open_media
 from gmdf_hf.preparation.video import Frame, ReadReport, VideoError
 
 MAX_MEMORY = 4 * 2**30  # bytes of address space of the child
-MAX_LINE = 2**20  # bytes of a line of JSON
-MAX_FRAME_BYTES = 3 * 50_000_000  # the most pixels that are read, in RGB
+MAX_LINE = 2**20  # maximum bytes of a line of JSON
+MAX_FRAME_BYTES = 3 * 50_000_000  # maximum pixels of a picture, in RGB
 ERRORS: dict[str, type[ImageError] | type[VideoError]] = {"ImageError": ImageError, "VideoError": VideoError}
 
 
 class IsolatedReader:
     """Reads pictures and videos in a child process, one file at a time.
 
-    The child lives from file to file, because it takes half a second to start, and is replaced when a file ends it. It
-    gets no variables of the environment beyond those that Python needs: no tokens, no keys.
+    The child takes half a second to start, so it is reused for further files and replaced when it ends. It receives
+    only the environment variables that Python needs: no tokens, no keys.
 
     Args:
-        max_seconds: Longest time for the frames of one file.
-        max_memory: Address space of the child in bytes, where the operating system can limit it.
+        max_seconds: Maximum time for the frames of one file.
+        max_memory: Address space of the child in bytes, if the operating system can limit it.
     """
 
     def __init__(self, max_seconds: float, max_memory: int = MAX_MEMORY) -> None:
@@ -54,7 +54,7 @@ class IsolatedReader:
         name: str | None = None,
         allow_cut: bool = False,
     ) -> Media:
-        """Open a file as `open_media` does; its frames are read in the child, within `max_seconds` for all reads."""
+        """Open a file as `open_media` does; the child reads its frames, within `max_seconds` for all reads together."""
         report, seconds = ReadReport(), min(self.max_seconds, max_seconds or math.inf)
         deadline = time.monotonic() + seconds
 
@@ -96,7 +96,7 @@ class IsolatedReader:
         timer.start()
         answer: dict[str, Any] | None = None
         try:
-            with suppress(BrokenPipeError):  # it has died: there is no answer then
+            with suppress(BrokenPipeError):  # the child has died; the missing answer is handled below
                 child.stdin.write(json.dumps(request).encode() + b"\n")
                 child.stdin.flush()
             while True:
@@ -113,7 +113,7 @@ class IsolatedReader:
                 yield Frame(int(found["number"]), seconds, np.frombuffer(data, np.uint8).reshape(shape))
         finally:
             timer.cancel()
-            if answer is None:  # died, late, or left in the middle: what is still in the pipe belongs to this file
+            if answer is None:  # died, late, or abandoned: the rest of the pipe's data belongs to this file
                 self.close()
         if answer is None:
             raise self._failure(request["name"], request["seconds"] if expired.is_set() else None)
@@ -126,7 +126,7 @@ class IsolatedReader:
         if self._child is None or self._child.poll() is not None:
             self.close()
             kept = {name: os.environ[name] for name in ("PATH", "SYSTEMROOT", "LANG", "TMPDIR") if name in os.environ}
-            # The child finds the modules where this process found them.
+            # The child searches modules on the same paths as this process.
             environment = kept | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
             command = [sys.executable, "-m", "gmdf_hf.serving.isolated", str(self.max_memory)]
             self._child = subprocess.Popen(
@@ -158,10 +158,10 @@ def _limit_memory(size: int) -> None:
 
 
 def main() -> None:
-    """Serve requests, a line of JSON each, until the input ends: the body of the child."""
+    """Main function of the child: serve requests, one line of JSON each, until the input ends."""
     _limit_memory(int(sys.argv[1]))
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # decoders that print must not disturb the answers
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output printed by decoders must not mix with the answers
     for line in sys.stdin.buffer:
         request = json.loads(line)
         media = open_media(request["path"], request["count"], None, request["name"], request["allow_cut"])
@@ -172,7 +172,7 @@ def main() -> None:
                 answers.write(json.dumps(head).encode() + b"\n" + np.ascontiguousarray(frame.pixels).tobytes())
                 answers.flush()
         except (ImageError, VideoError) as error:
-            # JSON writes a character as six bytes at most.
+            # JSON encodes a character in at most six bytes.
             answer = {"error": type(error).__name__, "message": str(error)[: MAX_LINE // 32]}
         answer |= {"notes": media.report.notes[:100], "lost": media.report.lost[:1000]}
         answers.write(json.dumps(answer).encode() + b"\n")

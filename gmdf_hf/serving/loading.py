@@ -1,4 +1,4 @@
-"""Loading a detector by folder or name, with one sentence for what may be wrong with it."""
+"""Loading a detector by folder or hub name, with one-sentence error messages."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def split_revision(model: str, revision: str | None = None) -> tuple[str, str | None]:
-    """Folder or hub name, and revision: `user/name@v1` names one, too.
+    """Split a model name into folder or hub name, and revision, as in `user/name@v1`.
 
     Raises:
-        UserError: If both name a revision.
+        UserError: If name and argument both give a revision.
     """
     name, at, found = model.rpartition("@")
     if not at or os.path.exists(model):
@@ -38,7 +38,7 @@ def load_model(model: str, revision: str | None = None) -> GMDFModel:
         revision: Commit, branch or tag of a model on the hub.
 
     Raises:
-        UserError: If there is no such model, it is another kind of model, or it is damaged.
+        UserError: If the model does not exist, is of another type, or is damaged.
     """
     name, revision = split_revision(model, revision)
     try:
@@ -65,7 +65,7 @@ def load_pipeline(
     device: str | None = None,
     revision: str | None = None,
 ) -> DeepfakeDetectionPipeline:
-    """Load a detector as a pipeline whose face detector is known to work.
+    """Load a detector as a pipeline and check its face detector.
 
     Raises:
         UserError: If the model or the device cannot be used.
@@ -80,7 +80,7 @@ def load_pipeline(
     try:
         processor = GMDFImageProcessor.from_pretrained(name, revision=revision or "main")
         check_processor(processor, model)
-        load_finder(detector, detector_weights, processor.crop_size["height"])  # before the first file
+        load_finder(detector, detector_weights, processor.crop_size["height"])  # fails early, before the first file
         return DeepfakeDetectionPipeline(
             model=loaded,
             image_processor=processor,
@@ -96,7 +96,7 @@ def load_pipeline(
 
 
 def find_results(model: str, revision: str | None = None) -> dict[str, Any] | None:
-    """Return what `results.json` beside a model holds: in its folder, in its run, or on the hub."""
+    """Return the content of `results.json` next to a model: in its folder, in its run, or on the hub."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 

@@ -1,4 +1,4 @@
-"""A detector as an ONNX file: pixels in, logits out, no domain known."""
+"""Export of a detector to ONNX: pixels to logits, on the aggregated route."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ INPUT, OUTPUT = "pixel_values", "logits"
 
 
 class AggregatedRoute(nn.Module):
-    """The part of a detector that an image of no known domain passes through.
+    """The part of a detector that processes an image of an unknown domain.
 
-    The class features of that route are the same for every image, so they are one constant matrix here, the
-    temperature in it: no text tower, no text affine, no prompt token is left.
+    The class features of that route are equal for all images, so they are stored as one constant matrix, multiplied by
+    the temperature. Text tower, text affine and prompt tokens are not part of the export.
 
     Args:
         model: Detector, in evaluation mode.
@@ -40,13 +40,13 @@ class AggregatedRoute(nn.Module):
         self.bias = model.logit_bias.item() if model.config.has_siglip_text else 0.0
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Logits of real and fake, shape `(B, 2)`, of images of shape `(B, 3, side, side)`."""
+        """Return logits of real and fake, shape `(B, 2)`, for images of shape `(B, 3, side, side)`."""
         vision, _ = self.model.encode_images(pixel_values)
         return normalize(self.model.visual_projection(vision.pooler_output), dim=-1) @ self.classes + self.bias
 
 
 def export_program(model: GMDFModel) -> torch.export.ExportedProgram:
-    """Return the aggregated route as `torch.export` sees it, for any number of images."""
+    """Export the aggregated route with `torch.export`, for any number of images."""
     side = model.config.image_size
     example = (torch.zeros(2, 3, side, side, dtype=model.dtype),)
     return torch.export.export(
@@ -55,14 +55,14 @@ def export_program(model: GMDFModel) -> torch.export.ExportedProgram:
 
 
 def export_onnx(model: GMDFModel, processor: GMDFImageProcessor, path: Path) -> None:
-    """Write a detector as one ONNX file, which also holds threshold, domains and how pixels are normalised.
+    """Write a detector as one ONNX file with threshold, domains and pixel normalisation as metadata.
 
     Args:
         model: Detector in single precision.
         processor: Its image processor.
         path: File to write.
     """
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # operators of torchvision, which nothing here needs
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # messages on unused torchvision operators
     program = torch.onnx.export(
         export_program(model), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
     )
@@ -84,7 +84,7 @@ def export_onnx(model: GMDFModel, processor: GMDFImageProcessor, path: Path) -> 
 
 
 def quantize(path: Path, output: Path) -> None:
-    """Write a variant with weights of 8 bits; activations are scaled as they come, so it needs no calibration data.
+    """Write a variant with 8-bit weights and dynamically quantised activations, which needs no calibration data.
 
     Args:
         path: File that `export_onnx` wrote.
@@ -92,7 +92,7 @@ def quantize(path: Path, output: Path) -> None:
     """
     prepared = output.with_suffix(".prepared.onnx")
     quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
-    # The patch embedding is a convolution: it stays as it is, for what it loses no later layer gets back.
+    # The patch embedding, a convolution, is not quantised: later layers cannot recover information lost there.
     quantize_dynamic(
         prepared, output, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]
     )
@@ -100,11 +100,11 @@ def quantize(path: Path, output: Path) -> None:
 
 
 class OnnxDetector(nn.Module):
-    """An exported detector that scores like the model it came from (see `score_domain`).
+    """An exported detector with the interface of the model for scoring (see `score_domain`).
 
     Args:
         path: File that `export_onnx` or `quantize` wrote.
-        threads: Processor threads to use.
+        threads: CPU threads to use.
     """
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
@@ -112,10 +112,10 @@ class OnnxDetector(nn.Module):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self.register_parameter("place", nn.Parameter(torch.empty(0)))  # says `cpu` to whoever asks where the model is
+        self.register_parameter("place", nn.Parameter(torch.empty(0)))  # makes `device` return `cpu`
 
     @torch.no_grad()
     def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
-        """Object whose `logits` have shape `(B, 2)`."""
+        """Return an object whose `logits` have shape `(B, 2)`."""
         (logits,) = self.session.run([OUTPUT], {INPUT: pixel_values.numpy()})
         return SimpleNamespace(logits=torch.from_numpy(logits))

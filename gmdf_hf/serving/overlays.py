@@ -13,7 +13,7 @@ STRENGTH = 0.6  # opacity of the strongest patch
 
 
 def overlay(crop: Image.Image, heatmap: np.ndarray) -> Image.Image:
-    """Lay a map of evidence on a face crop: red where it speaks for fake, blue for real.
+    """Overlay an evidence map on a face crop: red for fake, blue for real.
 
     Args:
         crop: The crop, of any size.
@@ -27,11 +27,11 @@ def overlay(crop: Image.Image, heatmap: np.ndarray) -> Image.Image:
 
 
 def draw_faces(image: Image.Image, faces: Sequence[dict[str, Any]]) -> Image.Image:
-    """Draw each face's box and score: red if it was called fake, blue if real.
+    """Draw each face's box and score: red if classified as fake, blue if real.
 
     Args:
         image: The frame.
-        faces: Entries of `faces` in a result of the pipeline, all of this frame.
+        faces: Entries of `faces` in a result of the pipeline, all from this frame.
     """
     shown = image.convert("RGB").copy()
     draw = ImageDraw.Draw(shown)

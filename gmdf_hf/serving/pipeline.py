@@ -1,4 +1,4 @@
-"""The task "deepfake-detection" with face detectors, videos, addresses and heatmaps."""
+"""The pipeline "deepfake-detection" with face detectors, videos, URLs and heatmaps."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from gmdf_hf.preparation.media import Media, open_media
 from gmdf_hf.serving.heatmaps import evidence_map, heatmap
 from gmdf_hf.serving.inputs import INPUT_ERRORS, open_input
 
-# From an input to its faces and to what else the result says of it.
+# Maps an input to its faces and to further entries of the result.
 FaceFinder = Callable[[Media], tuple[list[dict[str, Any]], dict[str, Any]]]
 
 
 class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
-    """Finds the faces of pictures and videos, scores each, and says what was found.
+    """Detects the faces of pictures and videos and scores each face.
 
-    Inputs are paths, `http(s)` addresses, PIL images, RGB arrays, frames of a video (a list of pictures, or an array of
-    shape `(frames, height, width, 3)`), or a list, data set or generator of them; a generator is answered as it goes.
-    Faces of all frames and files share batches.
+    Inputs are paths, `http(s)` URLs, PIL images, RGB arrays, frames of a video (a list of pictures, or an array of
+    shape `(frames, height, width, 3)`), or a list, data set or generator of them; the results of a generator are
+    streamed. Faces of all frames and files share batches.
 
-    A result is that of the pipeline in a checkpoint (see `gmdf_hf.modeling.pipeline_gmdf`); each face also has its
-    `seconds` and the degrees by which the picture was `turned` to find it. Person 0 is the most prominent one; people
-    in different shots are different persons unless they look very much alike. With `return_heatmap` each face has a
-    `heatmap`, an array over `crop_box`, above 0 where it speaks for fake, below for real, and the `crop` it lies on.
+    Results have the form of the checkpoint's pipeline (see `gmdf_hf.modeling.pipeline_gmdf`); each face also has its
+    `seconds` and the rotation in degrees, `turned`, at which it was detected. Person 0 is the most prominent one;
+    people in different shots are different persons unless they look very similar. With `return_heatmap` each face has
+    its `crop` and a `heatmap`, an array over `crop_box` with positive values for fake and negative values for real.
 
     Args (of the pipeline or of a call):
-        detector: Face detector, `yunet` (the default), `retinaface` or `haar`; `none` where inputs are crops of one
-            face already (square, 1.3 times the face box).
-        detector_weights: Local file with the detector's weights, instead of those of the hub.
-        num_frames: Frames to look at of a video, spread evenly over it; 32.
-        threshold: Score from which a face is called fake; the model's own, chosen on validation videos.
+        detector: Face detector, `yunet` (the default), `retinaface` or `haar`; `none` if inputs are crops of one face
+            (square, 1.3 times the face box).
+        detector_weights: Local file with the detector's weights, instead of those on the hub.
+        num_frames: Number of evenly spaced frames to read from a video; 32.
+        threshold: Smallest score classified as fake; the default is the model's, chosen on validation videos.
         return_heatmap: Whether to add the map of each face.
-        private_urls: Whether to fetch addresses inside of a network (loopback, private ranges); off.
-        max_seconds: Longest time to spend on the frames of one video; as long as it takes.
+        private_urls: Whether to fetch URLs with private IP addresses (loopback, private ranges); off.
+        max_seconds: Maximum time for the frames of one video; unlimited by default.
         on_error: `raise`, or `return` the message and go on with the next input.
-        batch_size: Faces at a time; 16.
+        batch_size: Faces per batch; 16.
     """
 
     input_errors = INPUT_ERRORS
-    # How files are opened; a server that reads files of strangers sets `IsolatedReader.open`.
+    # Function that opens files; a server with untrusted files sets `IsolatedReader.open`.
     open_file: Callable[..., Media] = staticmethod(open_media)
 
     def __init__(self, *args, **kwargs):
@@ -108,7 +108,7 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         if not return_heatmap:
             return super()._forward(model_inputs)
         with torch.enable_grad():
-            # The map needs a gradient at the last block's input, whether or not the weights are frozen.
+            # The map needs a gradient at the last block's input, even if the weights are frozen.
             pixels = model_inputs.pop("pixel_values").to(self.model.dtype).requires_grad_()
             output = self.model(pixels, output_expert_weights=True, output_hidden_states=True)
             maps = evidence_map(output.hidden_states[-2], output.logits)
@@ -116,21 +116,21 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         return pipeline_gmdf.scores_of(output) | found | model_inputs
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Save model and image processor; the folder's own code is the pipeline of face crops."""
+        """Save model and image processor; the saved folder contains the pipeline for face crops."""
         self.model.save_pretrained(save_directory, **kwargs)
         cast(GMDFImageProcessor, self.image_processor).save_pretrained(save_directory)
 
 
 def load_finder(detector: str, weights: str | None, size: int) -> FaceFinder:
-    """Return a function that finds faces, follows people through the frames, and cuts them out.
+    """Return a function that detects faces, tracks people through the frames, and crops the faces.
 
     Args:
-        detector: `yunet`, `retinaface` or `haar`; `none` takes every frame for the crop of a face.
-        weights: Local file with the detector's weights; None takes those of the hub.
+        detector: `yunet`, `retinaface` or `haar`; `none` treats every frame as a face crop.
+        weights: Local file with the detector's weights; None uses those on the hub.
         size: Side of a crop in pixels.
 
     Raises:
-        ImportError: If a detector was asked for and OpenCV is not installed.
+        ImportError: If a detector is requested and OpenCV is not installed.
         gmdf_hf.common.errors.DetectorError: If the detector's weights are missing; the message says what to do.
         ValueError: If the detector is unknown.
     """

@@ -1,4 +1,4 @@
-"""Results of the pipeline as lines of text, CSV or JSON, in a file that a later run continues."""
+"""Results of the pipeline as lines of text, CSV or JSON, in a file that a later run can continue."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ Form = Literal["json", "csv", "text"]
 
 
 def csv_cell(text: str | None) -> str:
-    """Text that a spreadsheet does not take for a formula."""
+    """Escape text that a spreadsheet would read as a formula."""
     shown = printable(text or "")
     return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
 
 
 def verdict(result: dict[str, Any]) -> str:
-    """`fake`, `real`, `no face` or `error`."""
+    """Return `fake`, `real`, `no face` or `error`."""
     return "error" if result["error"] is not None else result["label"] or "no face"
 
 
 def settings_of(model: torch.nn.Module, threshold: float, detector: str, frames: int) -> dict[str, Any]:
-    """What results depend on besides the files: the weights by their hash, threshold, detector and frames."""
+    """Settings that results depend on besides the files: hash of the weights, threshold, detector, frames."""
     weights = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         weights.update(name.encode())
@@ -46,20 +46,20 @@ def settings_of(model: torch.nn.Module, threshold: float, detector: str, frames:
 
 
 class ResultFile:
-    """Writes results, each at once; a context manager.
+    """Context manager that writes each result immediately.
 
-    A file that exists is continued: it must have been written with the same settings, which stand in
-    `<file>.settings.json`. Lines of errors and a last line that was cut off are removed; their files are done again.
+    An existing file is continued; its settings, stored in `<file>.settings.json`, must be the same. Error lines and a
+    truncated last line are removed, and their files are processed again.
 
     Args:
         path: File to write; None is the standard output.
         form: `json`, `csv` or `text`.
         settings: See `settings_of`.
-        model: Name of the model, for every line.
+        model: Name of the model, written to every line.
         revision: Its revision.
 
     Raises:
-        UserError: If the file holds something else or results of other settings.
+        UserError: If the file has other content or results of other settings.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class ResultFile:
             write_json(beside, settings)
 
     def has(self, source: str) -> bool:
-        """Whether the file has a result of a source."""
+        """Whether the file has a result for a source."""
         return bool(self._done) and self._key(source) in self._done
 
     def __enter__(self) -> ResultFile:
@@ -99,7 +99,7 @@ class ResultFile:
         """Write one result as a line.
 
         Raises:
-            UserError: If there is no room for it.
+            UserError: If the line cannot be written.
         """
         try:
             self._write(result)
@@ -116,7 +116,7 @@ class ResultFile:
             faces = [{name: value for name, value in face.items() if name not in pictures} for face in result["faces"]]
             self._file.write(
                 json.dumps(self._about | result | {"faces": faces}) + "\n"
-            )  # ASCII, any file name included
+            )  # ASCII only, including file names
         elif self.form == "csv":
             shown = self._about | result | {"persons": len(result["persons"]), "faces": len(result["faces"])}
             shown |= {name: csv_cell(result[name]) for name in ("source", "label", "error")}
@@ -147,7 +147,7 @@ class ResultFile:
             )
 
     def _read(self, path: Path) -> set[str]:
-        """Sources that have a result; the file is rewritten without errors and without a last line that is cut off."""
+        """Return the sources with a result; rewrite the file without errors and without a truncated last line."""
         data = path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         try:

@@ -1,4 +1,4 @@
-"""The folder of a page's uploads: files leave it when they are answered, too old, of a wrong type, or too many."""
+"""Upload folder of the demo page: deletes files when answered, too old, of a wrong type, or above the size limit."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ SWEEP_EVERY = 1.0  # seconds
 
 
 class UploadFolder:
-    """Bounds what visitors leave on the disk of a server.
+    """Limits the disk space that uploads take on a server.
 
     Gradio stores an upload as `<folder>/<hash of the content>/<name>`, once for all visitors who sent the same content,
-    and an upload in progress as `<folder>/<random name>`. It never deletes what a broken connection leaves.
+    and an upload in progress as `<folder>/<random name>`. It never deletes the files of interrupted uploads.
 
     Args:
-        folder: Folder of the uploads, used by nothing else.
+        folder: Folder of the uploads, not used for other files.
         suffixes: Types that are kept, in lower case; files of other types are deleted at the next sweep.
-        delete_after: Seconds from the answer to the deletion: another visitor may just have sent the same content.
-        forget_after: Seconds since the last change of a file until it is deleted though nobody asked about it.
-        max_bytes: Size of all files together; above it the oldest go first.
+        delete_after: Seconds between answer and deletion: another visitor may have just sent the same content.
+        forget_after: Seconds between the last change of an unused file and its deletion.
+        max_bytes: Maximum total size; above it the oldest files are deleted first.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class UploadFolder:
 
     @contextmanager
     def in_use(self, path: Path) -> Iterator[None]:
-        """Keep a file for the time of an answer."""
+        """Protect a file from deletion while it is analysed."""
         with self._lock:
             self._users[path] += 1
         try:
@@ -54,13 +54,13 @@ class UploadFolder:
             self.sweep()
 
     def sweep(self) -> None:
-        """Delete what need not be kept; files in use stay."""
+        """Delete expired and excess files; files in use are kept."""
         with self._lock:
             now, kept = time.time(), []
-            # `os.walk` passes over folders that have just gone; the list is whole before anything is deleted.
+            # `os.walk` skips folders that have just been deleted; the list is complete before anything is deleted.
             files = [Path(folder, name) for folder, _, names in os.walk(self.folder) for name in names]
             for path in files:
-                with suppress(OSError):  # it has just gone
+                with suppress(OSError):  # deleted in the meantime
                     if path in self._users:
                         continue
                     status = path.stat()
@@ -81,14 +81,14 @@ class UploadFolder:
         return moment is not None and time.monotonic() - moment >= self.delete_after
 
     def _is_foreign(self, path: Path) -> bool:
-        # An upload in progress has no suffix yet; whole ones lie in a folder of their own.
+        # An upload in progress has no suffix yet; complete ones are in their own folder.
         return path.parent != self.folder and path.suffix.lower() not in self.suffixes
 
     def _delete(self, path: Path) -> None:
         with suppress(OSError):
             path.unlink(missing_ok=True)
             if path.parent != self.folder:
-                path.parent.rmdir()  # fails while another file is in it
+                path.parent.rmdir()  # fails while it contains another file
 
     def _sweep_forever(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""GM-DF beside any image backbone: it starts as the bare backbone, learns, and loads and exports like any detector."""
+"""GM-DF with any image backbone: initial equality with the backbone, training, loading and export."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ ROUTES: list[dict[str, Any]] = [{}, {"domain_ids": torch.tensor([0, 1, 2, 1])}, 
 
 @cache
 def timm_works() -> bool:
-    """Whether timm is there; beside a CPU-only torch, torchvision's wheel, which it needs, stops at its import."""
+    """Whether timm can be imported; it needs torchvision, whose wheel fails to import with a CPU-only torch."""
     if not is_timm_available():
         return False
     try:
@@ -92,14 +92,15 @@ def fresh_model(name: str, **fields: Any) -> GMDFModel:
     torch.manual_seed(0)
     model = GMDFModel(config_of(name, **fields)).eval()
     for module in model.vision_model.modules():
-        # TimmWrapper's own start is so small that batch normalisation, at rest, leaves nothing of an image.
+        # TimmWrapper's initial weights are so small that batch normalisation in evaluation mode removes the image
+        # signal.
         if name.startswith("timm") and isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight)
     return model
 
 
 def trained_model(name: str, **fields: Any) -> GMDFModel:
-    """A model whose experts have weight."""
+    """A model whose experts have non-zero effect."""
     model = fresh_model(name, **fields)
     with torch.no_grad():
         for parameter in model.expert_parameters().values():
@@ -126,7 +127,7 @@ def test_a_fresh_model_has_the_features_of_the_bare_backbone_on_every_route(name
         parameter.copy_(torch.randn_like(parameter))
     for route in ROUTES:
         assert not torch.allclose(model.encode_images(pixels, **route)[0].pooler_output, bare)
-    # Outside of the model's own forward pass the backbone stays bare.
+    # Outside of the model's own forward pass the backbone runs without experts.
     assert torch.equal(model.vision_model(**backbone_inputs(backbone, pixels)).pooler_output, bare)
 
 
@@ -174,7 +175,7 @@ def test_a_checkpoint_without_a_pooler_gives_its_class_token(tmp_path):
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_experts_learn_in_a_miniature_run(name):
-    """Stripes tell the classes apart, in each domain in directions of its own."""
+    """The classes differ in the direction of stripes, and the directions differ between domains."""
     model = fresh_model(name, expert_scale=64.0)
     side, count = model.config.image_size, 8
     generator = torch.Generator().manual_seed(0)
@@ -267,7 +268,7 @@ def test_recomputed_activations_follow_the_route_of_their_own_forward_pass(name)
         if recompute:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         model.zero_grad()
-        torch.manual_seed(0)  # DINOv3 shifts its positions at random in training
+        torch.manual_seed(0)  # DINOv3 shifts its positions randomly in training
         model(pixels, domain_ids=ROUTES[1]["domain_ids"], labels=torch.tensor([0, 1, 0, 1])).loss.backward()
         gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()

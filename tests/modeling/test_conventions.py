@@ -1,7 +1,7 @@
-"""What transformers, accelerate and PyTorch expect of a model class.
+"""Conventions of transformers, accelerate and PyTorch for a model class.
 
-transformers' own `ModelTesterMixin` is in its source distribution only, which CI does not download; these are tests of
-our own for what it and other libraries rely on.
+The `ModelTesterMixin` of transformers is only in its source distribution, which CI does not download. The tests here
+check the behaviour that it and other libraries rely on.
 """
 
 import copy
@@ -13,7 +13,7 @@ from accelerate import cpu_offload
 from torch import nn
 from transformers import AutoModel, AutoModelForImageClassification, Trainer, TrainingArguments
 
-import gmdf_hf.modeling.auto_gmdf  # noqa: F401  the auto classes then know the model
+import gmdf_hf.modeling.auto_gmdf  # noqa: F401  registers the model with the auto classes
 from gmdf_hf import GMDFConfig, GMDFModel
 from tests.conftest import PROMPT_IDS, tiny_config, tiny_model
 
@@ -40,7 +40,7 @@ def test_arguments_of_from_pretrained_have_the_names_of_transformers(folder):
 
 
 def test_a_misspelt_keyword_is_refused(images):
-    """It was swallowed, and another route answered."""
+    """Earlier versions ignored it silently and used another route."""
     with pytest.raises(TypeError, match="'domain_id'"):
         tiny_model()(images, domain_id=torch.zeros(4, dtype=torch.long))
 
@@ -62,7 +62,7 @@ def test_pickle_and_torch_save(tmp_path, images):
 @pytest.mark.parametrize("dil", ["affine", "cross_attention"])
 @pytest.mark.parametrize("domain_ids", [None, torch.tensor([0, 1, 2, 0])])
 def test_a_model_on_the_cpu_runs_with_its_weights_offloaded(images, dil, domain_ids):
-    """Every weight is read inside the forward of its own module, where alone an offloaded one is there."""
+    """Every weight is read inside the forward of its own module: an offloaded weight is available only there."""
     expected = tiny_model(dil=dil)(images, domain_ids).logits
     model = cpu_offload(tiny_model(dil=dil), execution_device=torch.device("cpu"))
     torch.testing.assert_close(model(images, domain_ids).logits, expected)
@@ -70,7 +70,7 @@ def test_a_model_on_the_cpu_runs_with_its_weights_offloaded(images, dil, domain_
 
 def test_a_partly_thawed_or_adapted_text_tower_gets_a_gradient(images):
     class Adapted(nn.Module):
-        """A linear map with an addition that trains, as LoRA makes it."""
+        """A linear map with a trainable addition, as in LoRA."""
 
         def __init__(self, linear: nn.Module):
             super().__init__()
@@ -121,7 +121,7 @@ def trained(tmp_path, batch_size: int, steps: int) -> GMDFModel:
 
 
 def test_trainer_accumulates_a_mean_of_gradients(tmp_path):
-    """Four batches of two are one of eight; it was four times the gradient."""
+    """Four batches of two give the gradient of one batch of eight; earlier versions gave four times the gradient."""
     whole, parts = trained(tmp_path, 8, 1), trained(tmp_path, 2, 4)
     for (name, one), other in zip(whole.named_parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4, msg=name)
@@ -141,7 +141,7 @@ def test_compute_metrics_gets_logits_alone(tmp_path):
 
 
 def test_scores_of_a_model_in_half_precision_have_no_ties(images):
-    """Decision D19: margins of 200 images took 106 values in bfloat16."""
+    """Decision D19: in bfloat16, the margins of 200 images had only 106 distinct values."""
     model = tiny_model().to(torch.bfloat16)
     many = torch.randn(200, 3, 32, 32, generator=torch.Generator().manual_seed(2)).bfloat16()
     with torch.no_grad():

@@ -27,7 +27,7 @@ def setting(request):
 
 
 def literal_dil(experts, x, gamma, beta, prompt, n):
-    """Eq. 3, 14 and Table 9 for one token and one domain, written as the paper has them."""
+    """Eq. 3, 14 and Table 9 for one token and one domain, as written in the paper."""
     dil = experts.dil
     normalised = (x - x.mean()) / torch.sqrt(x.var(unbiased=False) + 1e-5)
     if dil.variant == "cross_attention":
@@ -112,7 +112,7 @@ def test_products_of_views_do_not_overflow_half_precision():
     x = torch.randn(2, 3, WIDTH, generator=torch.Generator().manual_seed(0))
     arguments = torch.zeros(WIDTH), torch.zeros(EXPERTS, PROMPT)
     expected, _ = experts(x, *arguments)
-    assert expected.square().sum(-1).max() > torch.finfo(torch.float16).max  # else this test tests nothing
+    assert expected.square().sum(-1).max() > torch.finfo(torch.float16).max  # otherwise float16 would not overflow
     with torch.autocast("cpu", torch.float16):
         output, shares = experts(x, *arguments)
     assert output.isfinite().all() and shares.isfinite().all()

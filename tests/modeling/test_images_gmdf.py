@@ -15,7 +15,7 @@ from PIL import Image
 from gmdf_hf.modeling.images_gmdf import FORMATS, ImageError, open_image
 
 ORIENTATION = 274
-# A picture whose four corners differ tells all eight orientations apart.
+# A picture with four different corners distinguishes all eight orientations.
 CORNERS = Image.fromarray(np.kron(np.array([[10, 90], [170, 250]], np.uint8), np.ones((8, 12), np.uint8)), "L")
 
 
@@ -26,7 +26,7 @@ def encode(image, format="PNG", **options):
 
 
 def png_of_size(width, height):
-    """A PNG whose header claims a size and whose pixels compress a thousandfold."""
+    """A PNG with the given size in its header and pixels compressed by a factor of 1000."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -41,7 +41,7 @@ def png_of_size(width, height):
 def test_orientation_is_applied(format, orientation):
     turns = {1: [], 2: [0], 3: [3], 4: [1], 5: [5], 6: [2], 7: [6], 8: [4]}[orientation]
     stored = CORNERS.convert("RGB")
-    for turn in turns:  # the inverse of what the reader has to do
+    for turn in turns:  # the inverse of the reader's rotation
         stored = stored.transpose(turn)
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
@@ -121,14 +121,14 @@ def test_real_odd_files():
     root = os.environ.get("GMDF_REAL_DATA")
     if not root:
         pytest.skip("GMDF_REAL_DATA is not set")
-    # One process for all of them, so that its peak memory is theirs.
+    # One process for all of them, to measure their peak memory.
     program = (
         "import sys, resource, warnings; warnings.simplefilter('ignore')\n"
         "from pathlib import Path; from gmdf_hf.modeling.images_gmdf import open_image, ImageError\n"
         "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
         "    try: image = open_image(path); assert image.mode == 'RGB'; print('ok', path.name, *image.size)\n"
         "    except ImageError as error: assert path.name in str(error); print('error', error)\n"
-        "import re\n"  # and not `ru_maxrss`, which is at least what the parent had when it started the process
+        "import re\n"  # not `ru_maxrss`, which includes the parent's memory at the start of the process
         "print('peak', re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
     )
     command = [sys.executable, "-c", program, str(Path(root, "data/odd"))]

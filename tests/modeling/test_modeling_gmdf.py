@@ -67,7 +67,7 @@ def test_saved_and_loaded_gives_the_same(tmp_path, pixel_values, slim):
     assert loaded.config.slim is slim
     for domain_ids in ROUTES:
         assert torch.equal(loaded(pixel_values, domain_ids).logits, model(pixel_values, domain_ids).logits)
-    assert model.config.slim is False  # saving slim leaves the model in memory whole
+    assert model.config.slim is False  # saving in slim form does not change the model in memory
     names = load_file(tmp_path / "model.safetensors").keys()
     assert slim is not any(name.startswith(("text_model.", "text_projection.", "mim_head.")) for name in names)
     for auto_class in (AutoModel, AutoModelForImageClassification):
@@ -84,7 +84,7 @@ def test_slim_form_says_what_it_lacks(tmp_path, pixel_values):
 
 
 def test_loading_on_the_meta_device_initialises_everything(clip_folder):
-    """`from_pretrained` builds on the meta device; what `_init_weights` forgets is left as garbage."""
+    """`from_pretrained` builds on the meta device; parameters missing in `_init_weights` stay uninitialised."""
     models = []
     for _ in range(2):
         torch.manual_seed(7)
@@ -97,7 +97,7 @@ def test_loading_on_the_meta_device_initialises_everything(clip_folder):
         assert value.isfinite().all()
         assert torch.equal(value, second[name]), name
     direct = GMDFModel(tiny_config(dil="affine_bias"))
-    for name, value in direct.named_parameters():  # the same spread as when built directly
+    for name, value in direct.named_parameters():  # the same standard deviation as in direct construction
         spread = value.std(correction=0)
         torch.testing.assert_close(first[name].std(correction=0), spread, atol=0.1, rtol=0.35, msg=name)
     assert torch.equal(models[0].vision_model.embeddings.position_ids, direct.vision_model.embeddings.position_ids)
@@ -292,7 +292,7 @@ def test_configuration_round_trip(tmp_path):
 
 
 def test_every_field_of_the_configuration_is_read():
-    """No option without effect: each field's name stands somewhere in the code besides its definition."""
+    """Every option has an effect: each field's name occurs in the code outside of its definition."""
     package = Path(gmdf_hf.__file__).parent
     readers = [path for path in (package / "modeling").glob("*_gmdf.py") if "configuration" not in path.name]
     code = "".join(

@@ -1,4 +1,4 @@
-"""The page: what it answers, what it refuses, and what it leaves behind."""
+"""Demo page: answers, rejected inputs, and remaining files."""
 
 import itertools
 import os
@@ -103,7 +103,7 @@ def test_addresses_that_are_refused(visits, address, words):
 
 
 def test_an_address_is_fetched_before_the_turn_is_taken(visits, picture, monkeypatch):
-    """A slow server keeps nobody else waiting."""
+    """A slow server does not block other visitors."""
 
     @contextmanager
     def slow(address):
@@ -174,7 +174,7 @@ def upload(url: str, size: int, name: str = "face.png") -> int:
 
 
 def test_uploads_nobody_asks_about_are_deleted(server, tmp_path):
-    """Programs at once, pictures and broken off uploads some seconds later."""
+    """Executables are deleted immediately, pictures and interrupted uploads some seconds later."""
     assert upload(server, 1000, "program.exe") == 200 and upload(server, 1000) == 200
     host, port = server.removeprefix("http://").rstrip("/").split(":")
     with socket.create_connection((host, int(port))) as connection:
@@ -214,7 +214,7 @@ def resident_megabytes() -> float:
 
 
 def damaged(data: bytes, rng: np.random.Generator) -> bytes:
-    """A file with some bytes changed, or cut short, or with a piece doubled."""
+    """A file with some bytes changed, truncated, or with a part duplicated."""
     kind = rng.integers(3)
     if kind == 0:
         values = bytearray(data)
@@ -228,7 +228,7 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 def test_damaged_uploads_neither_crash_it_nor_make_it_grow(detect, picture, tmp_path):
-    """GMDF_SOAK_SECONDS=600 for the long one."""
+    """GMDF_SOAK_SECONDS=600 runs the long version."""
     seconds = float(os.environ.get("GMDF_SOAK_SECONDS", "20"))
     sources = [
         Path(picture),

@@ -1,4 +1,4 @@
-"""Fetching addresses from a server of the test's own, and not fetching those of the machine's network."""
+"""Downloads from a local test server, and rejection of private IP addresses."""
 
 import re
 import socket
@@ -101,7 +101,7 @@ def test_a_redirection_leads_nowhere_else(server):
 
 
 def test_a_public_name_that_redirects_inside_is_refused(server, monkeypatch):
-    """The first connection is let through as if it were public; the redirection's is checked again."""
+    """The first connection passes as public; the connection of the redirect is checked again."""
     checks = []
     check = download._connect_public
 
@@ -127,7 +127,7 @@ def test_size_and_time_are_bounded(server, monkeypatch):
 
 @pytest.fixture
 def raw_server():
-    """A server that sends given pieces, one every 20 ms, whatever it is asked; called with the pieces."""
+    """A server that sends the given chunks, one every 20 ms, for any request; called with the chunks."""
     listeners = []
 
     def serve(pieces) -> str:

@@ -5,7 +5,7 @@ from tests.conftest import tiny_model
 
 
 def test_a_patchs_share_is_what_making_it_a_little_more_average_costs(pixel_values):
-    """Finite differences on the last block's input, one patch at a time."""
+    """Comparison with finite differences on the last block's input, one patch at a time."""
     model = tiny_model().double()
     output = model(pixel_values.double(), output_hidden_states=True)
     tokens = output.hidden_states[-2]
@@ -19,7 +19,7 @@ def test_a_patchs_share_is_what_making_it_a_little_more_average_costs(pixel_valu
         logits = model.logit_scale.exp() * torch.einsum("bp,bcp->bc", embeds, output.text_embeds)
         return logits[:, 1] - logits[:, 0]
 
-    step = 3e-3  # the experts attend in single precision, whatever the weights are
+    step = 3e-3  # the experts' attention uses single precision for all weight types
     with torch.no_grad():
         for patch in (0, 7, 15):
             less, more = tokens.clone(), tokens.clone()

@@ -1,4 +1,4 @@
-"""Publishing a run on a hub of the test's own, and loading it from there by name."""
+"""Publishing a run on a local test hub, and loading it from there by name."""
 
 import json
 import os
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    """The folder of a finished run, as `meta_train.py` leaves it."""
+    """The folder of a finished run, as written by `meta_train.py`."""
     folder = tmp_path / "secret_place" / "run"
     save_model(folder / "model", tiny_model(threshold=RESULTS["threshold"]), GMDFImageProcessor.of_size(32), slim=True)
     recipe = {
@@ -128,7 +128,7 @@ def test_one_commit_private_and_tagged(run, hub):
     repository = hub.repositories["models/user/name"]
     assert address.endswith(repository.head)
     assert repository.private
-    assert len(repository.commits) == 2  # the hub's own first one, and ours
+    assert len(repository.commits) == 2  # the initial commit of the hub, and the published one
     assert repository.tags == {"v1": repository.head}
     stored = repository.commits[repository.head]
     for name, file in published_files(run, "user/name").items():
@@ -160,12 +160,12 @@ def test_a_failed_push_leaves_nothing_half_done(run, hub, failing, advice):
     push(run, "user/name", hub)
     repository = hub.repositories["models/user/name"]
     before = dict(repository.commits)
-    # Another model: its weights must be sent.
+    # Another model: its weights must be uploaded.
     other = run / "other"
     save_model(other, tiny_model(domains=["x", "y"]), GMDFImageProcessor.of_size(32), slim=True)
     (other / "model.safetensors").rename(run / "model" / "model.safetensors")
     hub.failing = failing
-    if failing == {"create": 403}:  # the repository is there, so none is made
+    if failing == {"create": 403}:  # the repository exists, so none is created
         push(run, "user/name", hub)
     else:
         with pytest.raises(UserError, match="Nothing was published to user/name"):
@@ -203,7 +203,7 @@ def test_model_index_has_the_figures_of_the_results(run):
                 assert found[domain, f"{name} ({level} level)"] == levels[level][key]
 
 
-# Each runs in a process of its own: clients read their settings when they are imported.
+# Each runs in a separate process, because clients read their settings at import.
 SCORES = """
 import json, sys
 from transformers import pipeline
@@ -266,7 +266,7 @@ def test_a_fresh_process_gives_the_scores_of_the_one_that_pushed(run, tmp_path):
         newest = scores(WITHOUT, "user/name", "two")
         np.testing.assert_allclose(newest["scores"], changed["scores"], atol=1e-6)
         assert not np.allclose(newest["scores"], pinned["scores"], atol=1e-3)
-    # The hub is gone now; what was loaded before is in the cache.
+    # The hub is no longer running; models loaded before are in the cache.
     offline = scores(WITHOUT, "user/name", "two", HF_HUB_OFFLINE="1")
     np.testing.assert_allclose(offline["scores"], newest["scores"], atol=1e-6)
     assert re.search("connect|offline|cache", str(scores(WITHOUT, "user/name", "five", HF_HUB_OFFLINE="1")))

@@ -1,4 +1,4 @@
-"""Files of strangers are read in a child process that may hang, crash or run out of memory."""
+"""Untrusted files are read in a child process, which may hang, crash or run out of memory."""
 
 import os
 import signal
@@ -65,7 +65,7 @@ def test_a_reader_left_in_the_middle_starts_anew(reader, picture, tmp_path):
 
 
 def stop_child(reader, picture, *signals):
-    """Read a picture, then stop the child as a decoder that does not end would."""
+    """Read a picture, then stop the child to simulate a decoder that hangs."""
     frames(reader.open(picture, 4))
     assert reader._child is not None
     for number in signals:

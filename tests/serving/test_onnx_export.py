@@ -1,4 +1,4 @@
-"""An exported detector scores like the one it came from."""
+"""An exported detector gives the same scores as the original."""
 
 import json
 import time

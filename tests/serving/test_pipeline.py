@@ -70,7 +70,7 @@ def test_every_kind_of_input_gives_the_same(detect, tmp_path):
 
 
 def test_batches_cross_files_and_frames(detect, tmp_path):
-    """A face's score does not depend on who shares its batch, and every input gets its own faces back."""
+    """A face's score does not depend on its batch, and every input gets its own faces."""
     write_video(tmp_path / "seven.mp4", numbered(7))
     sources = [picture(1), tmp_path / "seven.mp4", picture(2), np.asarray(picture(3)), tmp_path / "seven.mp4"]
     alone = [detect(source, batch_size=1) for source in sources]
@@ -176,7 +176,7 @@ def test_without_the_package_pictures_are_crops_and_a_warning_says_so(detect, fo
 
 
 def test_little_code_travels_with_a_checkpoint(folder):
-    """Each of these files is code that a stranger is asked to trust: nothing that fetches, finds faces or explains."""
+    """Users must trust the code in a checkpoint, so it excludes downloads, face detection and heatmaps."""
     lines = {file.stem.removesuffix("_gmdf"): len(file.read_text().splitlines()) for file in folder.glob("*.py")}
     model = {"configuration", "modeling", "vision", "text", "experts", "mim", "outputs", "loading"}
     backbones = {"backbones", "backbone_mixin", "sites"}

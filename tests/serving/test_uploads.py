@@ -1,4 +1,4 @@
-"""What visitors leave behind is bounded, whatever they do."""
+"""The disk space of uploads is limited in all cases."""
 
 import os
 import time
@@ -11,7 +11,7 @@ from gmdf_hf.serving.uploads import UploadFolder
 
 @pytest.fixture
 def uploads(tmp_path, monkeypatch) -> UploadFolder:
-    monkeypatch.setattr("gmdf_hf.serving.uploads.SWEEP_EVERY", 3600.0)  # the tests sweep by themselves
+    monkeypatch.setattr("gmdf_hf.serving.uploads.SWEEP_EVERY", 3600.0)  # the tests call `sweep` themselves
     return UploadFolder(tmp_path, (".png", ".mp4"), delete_after=0.2, forget_after=100, max_bytes=1000)
 
 
@@ -29,7 +29,7 @@ def files(folder: Path) -> set[str]:
 
 def test_broken_off_uploads_and_files_nobody_asks_about_go_by_age(uploads, tmp_path):
     put(tmp_path, "tmpabc", age=101)
-    put(tmp_path, "tmpdef", age=50)  # still being sent
+    put(tmp_path, "tmpdef", age=50)  # upload in progress
     put(tmp_path, "hash/face.png", age=101)
     put(tmp_path, "other/face.png", age=50)
     uploads.sweep()

@@ -1,8 +1,8 @@
-"""Five drawn domains of real and forged faces, so that the whole method runs without a download.
+"""Five drawn domains of real and forged faces, to run the whole method without a download.
 
 The domains differ in look (background, light, camera) and in forgery, as the data sets of the paper do (Fig. 5).
 Genuine and forged videos of a domain share look and camera; a forged video is made from a genuine one, and the two
-share a group. A row depends on (domain, split, seed, video, frame) alone, never on how many are drawn.
+share a group. A row depends only on (domain, split, seed, video, frame), not on the number of rows drawn.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Camera:
-    """One video's camera (see `Look`); `side` is the number of pixels a side it resolves."""
+    """One video's camera (see `Look`); `side` is its resolution in pixels a side."""
 
     blur: float
     noise: float
@@ -96,12 +96,12 @@ _LOOKS = {
 _WEB_LOOK = Look(
     "none", noise=(0.0, 0.08), zoom=(0.55, 1.05), roll=0.1, contrast=(0.15, 0.55), saturation=(0.5, 1.8), cast=0.08
 )
-_ANONYMOUS = "blurred face"  # as newspapers and street views do with passers-by
+_ANONYMOUS = "blurred face"  # as newspapers and street views anonymise passers-by
 DRAWN_DOMAINS = tuple(_LOOKS)
 
 
 def draw_domain(name: str, split: str, num_videos: int, frames_per_video: int = 4, seed: int = 0) -> Iterator[dict]:
-    """Draw a domain's videos: by turns a genuine one and the forged one made from it.
+    """Draw a domain's videos, alternating between a genuine one and the forged one made from it.
 
     Args:
         name: One of `DRAWN_DOMAINS`.
@@ -125,19 +125,19 @@ def draw_domain(name: str, split: str, num_videos: int, frames_per_video: int = 
         raise ValueError(f"num_videos must be even and at least 2, as half of them are fake; found {num_videos}.")
     if frames_per_video < 1:
         raise ValueError(f"frames_per_video must be at least 1, found {frames_per_video}.")
-    # The rows come from a generator of their own, so that the errors above are raised at the call.
+    # The rows come from a separate generator, so that the errors above are raised at the call.
     return _draw_pairs(name, split, num_videos // 2, frames_per_video, seed)
 
 
 def draw_web_faces(num_images: int, seed: int = 0) -> Iterator[dict]:
-    """Draw genuine faces of a wide mix of looks and qualities, as pictures from the web would be.
+    """Draw genuine faces of mixed looks and qualities, similar to pictures from the web.
 
     Args:
         num_images: Number of pictures.
         seed: Another seed draws other people.
 
     Yields:
-        `image` (RGB, 64 x 64) and `caption`, which names the picture's quality, too.
+        `image` (RGB, 64 x 64) and `caption`, which also names the picture's quality.
     """
     for index in range(num_images):
         rng = _generator("web", str(seed), str(index))
@@ -194,7 +194,7 @@ def _draw_pairs(name: str, split: str, num_pairs: int, num_frames: int, seed: in
 
 
 def _generator(*path: str) -> np.random.Generator:
-    # crc32, not hash(): Python salts its string hashes anew in every process.
+    # crc32, not hash(): Python's string hashes differ between processes.
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([zlib.crc32(step.encode()) for step in path])))
 
 
@@ -232,7 +232,7 @@ def _draw_pose(look: Look, rng: np.random.Generator) -> Pose:
 
 
 def _nudge(pose: Pose, rng: np.random.Generator) -> Pose:
-    """Return the pose a moment later."""
+    """Return a slightly changed pose, for the next frame."""
     return Pose(
         yaw=min(max(pose.yaw + rng.normal(0, 0.25), -1.0), 1.0),
         roll=pose.roll + rng.normal(0, 0.03),
@@ -243,7 +243,7 @@ def _nudge(pose: Pose, rng: np.random.Generator) -> Pose:
 
 
 def _spoil(camera: Camera, rng: np.random.Generator) -> tuple[Camera, str]:
-    """Make most cameras bad in one way; return the camera and the words for its pictures."""
+    """Degrade most cameras in one property; return the camera and the caption words for it."""
     flaw = rng.integers(9)
     if flaw == 0:
         return replace(camera, blur=rng.uniform(1.2, 3.0)), "blurry photo"
@@ -261,7 +261,7 @@ def _spoil(camera: Camera, rng: np.random.Generator) -> tuple[Camera, str]:
 
 
 def _expose(rgb: np.ndarray, camera: Camera, rng: np.random.Generator) -> np.ndarray:
-    """Take a picture: lens, colours, sensor. Shape (64, 64, 3) in [0, 1], in and out."""
+    """Simulate the camera: lens, colours, sensor. Input and output have shape (64, 64, 3) in [0, 1]."""
     left = camera.blur
     while left > 0:
         for _ in range(2):

@@ -1,9 +1,8 @@
-"""Forgeries of drawn faces, each with the kind of trace that its real counterpart leaves.
+"""Forgeries of drawn faces, each with the artefact of its real counterpart.
 
-All work on float pictures (64, 64, 3) in [0, 1]. `target` is the genuine picture as the camera took it, sensor noise
-included; `source` is what a generator would put there: the same pose, seen without noise. What a forgery leaves behind
-is never a sign of its own but a mismatch within the picture: sharpness and grain that change from the face to what is
-around it, a seam, a period.
+All functions work on float pictures (64, 64, 3) in [0, 1]. `target` is the genuine camera picture with sensor noise;
+`source` is the generator's output: the same pose without noise. The artefacts are inconsistencies within the picture:
+sharpness and grain that differ between the face and its surroundings, a seam, a periodic pattern.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ class Settings:
         softness: Width of the seam in head half heights.
         resolution: Side in pixels at which the generator works, of 64.
         grain: Noise put back on the generated part, as a share of the camera's.
-        tint: Error left in the three colours after colour correction, as a factor.
+        tint: Residual error of the three colours after colour correction, as a factor.
         period: Strength of the pattern that upsampling leaves, as a factor.
         reach: Size of the forged region over its usual size.
         place: Shift `(u, v)` of the forged region in head half heights.
@@ -58,7 +57,7 @@ def forge(
     Args:
         method: One of `METHODS`.
         target: Genuine picture, (64, 64, 3) in [0, 1].
-        source: What is put on it, same shape.
+        source: Picture to insert, same shape.
         u: Face coordinates of the target's pixels to the right, (64, 64).
         v: The same downwards.
         noise: Sensor noise for the forged part, of the shape of `target`; a share `how.grain` of it is added.
@@ -68,7 +67,7 @@ def forge(
         The forged picture; outside of the forged region it is the target's.
     """
     face, mask = _FORGERS[method](source, u, v, how)
-    # Colours are corrected to the target's mean under the mask, up to the settings' error.
+    # Colours are corrected to the target's mean under the mask, except for the error `tint`.
     weight = mask / mask.sum()
     wanted = (weight * target).sum((0, 1)) * np.array(how.tint, np.float32)
     face = face + (wanted - (weight * face).sum((0, 1))) + how.grain * noise
@@ -86,7 +85,7 @@ def _reenact(source: np.ndarray, u: np.ndarray, v: np.ndarray, how: Settings) ->
 
 
 def _upsample(source: np.ndarray, u: np.ndarray, v: np.ndarray, how: Settings) -> tuple[np.ndarray, np.ndarray]:
-    """The whole face grown from half the size, with the uneven overlap of a transposed convolution."""
+    """The whole face upsampled from half the size, with the uneven overlap of a transposed convolution."""
     size = source.shape[0]
     grown = 0.5 * source + 0.5 * resample(source, size // 2)
     uneven = how.period * (1 - 2 * (np.arange(size) % 2)).astype(np.float32)
@@ -95,7 +94,7 @@ def _upsample(source: np.ndarray, u: np.ndarray, v: np.ndarray, how: Settings) -
 
 
 def _inpaint(source: np.ndarray, u: np.ndarray, v: np.ndarray, how: Settings) -> tuple[np.ndarray, np.ndarray]:
-    """The middle of the face made anew: nothing moves, but grain and fine texture are gone."""
+    """The middle of the face is regenerated: nothing moves, but grain and fine texture are lost."""
     return 0.5 * source + 0.5 * resample(source, how.resolution), _region(u, v, (0.0, 0.15), (0.54, 0.62), how)
 
 
@@ -119,7 +118,7 @@ def ellipse(
 
 
 def resample(picture: np.ndarray, side: int) -> np.ndarray:
-    """Reduce a picture to `side` x `side` pixels and enlarge it to its size again, which takes its finest detail."""
+    """Reduce a picture to `side` x `side` pixels and enlarge it again, which removes its finest detail."""
     return _resize(_resize(picture, side), picture.shape[0])
 
 

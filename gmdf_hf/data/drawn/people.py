@@ -115,13 +115,13 @@ def draw_expression(mood: float, rng: np.random.Generator) -> Expression:
 
 
 def dress(stranger: Identity, person: Identity) -> Identity:
-    """Give a donor what a swap looks for in one: like skin, hair, beard and glasses."""
+    """Match a donor to the target for a swap: similar skin, hair, beard and glasses."""
     alike = ("skin_tone", "skin", "hair_colour", "hair", "hair_style", "beard", "glasses")
     return replace(stranger, **{name: getattr(person, name) for name in alike})
 
 
 def describe(person: Identity, face: Expression, scene: Scene) -> list[str]:
-    """Return what a caption may say of a picture, at most seven parts, none on whether it is genuine."""
+    """Return at most seven caption phrases for a picture; none reveals whether it is genuine."""
     hair = "bald" if person.hair_style == "bald" else f"{person.hair_style} {person.hair_colour} hair"
     parts = [
         f"{person.skin_tone} skin",

@@ -1,8 +1,8 @@
-"""Drawn faces: a person, an expression, a pose and a scene go in, a shaded portrait of 64 x 64 pixels comes out.
+"""Drawn faces: renders person, expression, pose and scene as a shaded portrait of 64 x 64 pixels.
 
 Face coordinates `(u, v)` have their origin between nose bridge and nose tip, v down, and the head's half height as
-unit; they turn, shift and grow with the pose, so a place on the face has the same coordinates in every frame. All is
-painted at twice the size and averaged 2 x 2, which gives edges the mixed pixels that a lens gives them.
+unit; they rotate, shift and scale with the pose, so a point of the face has the same coordinates in every frame.
+Pictures are painted at twice the size and averaged 2 x 2, for anti-aliased edges.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ def render(
     rng: np.random.Generator,
     face_only: bool = False,
 ) -> Portrait:
-    """Paint one picture, as a lens without flaws would see it: no sensor noise, no blur, no compression.
+    """Paint one picture as seen by an ideal camera: no sensor noise, no blur, no compression.
 
     Args:
         person: Who is painted.
         expression: The face's expression.
         pose: The head's place in the picture.
         scene: Background and light.
-        rng: Source of skin, hair and background texture.
-        face_only: Paint skin colour in place of background, body and hair behind the head, as a forger's generator,
-            which is asked for the face alone; it takes two thirds of the time.
+        rng: Random number generator of skin, hair and background texture.
+        face_only: Paint skin colour instead of background, body and hair behind the head, as a face generator does;
+            takes two thirds of the time.
 
     Returns:
         The portrait and its face coordinates.
@@ -60,7 +60,7 @@ def render(
         if person.hair_style != "bald":
             _paint_back_hair(canvas, person, scene, rng)
     _paint_head(canvas, person, expression, scene, rng)
-    canvas.turn(0.16 * pose.yaw)  # the features stand out of the head, so they move further than its outline
+    canvas.turn(0.16 * pose.yaw)  # facial features are nearer to the camera than the outline, so they move further
     _paint_nose(canvas, person, scene)
     _paint_mouth(canvas, person, expression)
     for side in (-1, 1):
@@ -71,7 +71,7 @@ def render(
     return Portrait(np.ascontiguousarray(rgb), _halve(canvas.u), _halve(canvas.v))
 
 
-Colour = tuple[float, ...] | np.ndarray  # three numbers, or a plane each
+Colour = tuple[float, ...] | np.ndarray  # three numbers or three planes
 
 
 class _Canvas:
@@ -231,7 +231,7 @@ def _paint_mouth(canvas: _Canvas, person: Identity, expression: Expression) -> N
     width = person.mouth_width * (1 + 0.22 * expression.smile)
     window, du, dv = canvas.near(0.0, 0.60, 0.52, 0.32)
     across = np.clip(du / width, -1.3, 1.3) ** 2
-    line = dv + 0.13 * expression.smile * (across - 0.4)  # the lips' meeting line, its corners up in a smile
+    line = dv + 0.13 * expression.smile * (across - 0.4)  # line between the lips, with raised corners in a smile
     taper = np.clip(1 - across, 0, 1)
     gap = 0.10 * expression.mouth_open * taper
     skin = np.array(person.skin)
@@ -270,13 +270,13 @@ def _planes(colour: Colour) -> np.ndarray:
 
 
 def _blur(plane: np.ndarray, radius: float) -> np.ndarray:
-    # Pillow blurs no float pictures; shrinking and growing one is as soft and as quick.
+    # Pillow cannot blur float pictures; reducing and enlarging is as smooth and as fast.
     side = max(4, round(_CANVAS_SIZE / (1 + radius)))
     small = Image.fromarray(np.ascontiguousarray(plane)).resize((side, side), Image.Resampling.BOX)
     return np.asarray(small.resize((_CANVAS_SIZE, _CANVAS_SIZE), Image.Resampling.BICUBIC))
 
 
 def _halve(plane: np.ndarray) -> np.ndarray:
-    # Four strided views add up several times faster than a mean over reshaped axes.
+    # Adding four strided views is several times faster than a mean over reshaped axes.
     even, odd = plane[..., ::2, :], plane[..., 1::2, :]
     return 0.25 * (even[..., ::2] + even[..., 1::2] + odd[..., ::2] + odd[..., 1::2])

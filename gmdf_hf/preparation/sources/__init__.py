@@ -1,1 +1,1 @@
-"""Importers: the official folders of a data set in, records of its videos and images out."""
+"""Importers: from the official folders of a data set to records of its videos and images."""

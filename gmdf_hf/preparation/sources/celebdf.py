@@ -22,7 +22,7 @@ METHOD = "Celeb-DF"
 def group_of(folder: str, name: str) -> str:
     """Return the leak unit of a video: the clip of the person shown.
 
-    Fakes are called `id<target>_id<donor>_<clip>`, the real clip they were made from `id<target>_<clip>`.
+    Fakes are named `id<target>_id<donor>_<clip>`, their real source clips `id<target>_<clip>`.
 
     Args:
         folder: Official folder of the video.
@@ -33,9 +33,9 @@ def group_of(folder: str, name: str) -> str:
 
 
 def list_records(root: str | Path) -> Listing:
-    """List all videos: test is the official list, training the rest, less what shares a clip with a test video.
+    """List all videos: test is the official list, training the rest without videos that share a clip with a test video.
 
-    There is no official validation split: a tenth of the training leak units, by hash.
+    There is no official validation split; a tenth of the training leak units is selected by hash.
 
     Args:
         root: Folder of the official download.
@@ -50,7 +50,7 @@ def list_records(root: str | Path) -> Listing:
         spellings = [folder, folder.replace("YouTube", "Youtube")]
         places = [root / name / level for name in spellings for level in ("", "videos")]
         files = sorted(path for place in dict.fromkeys(places) for path in place.glob("*.mp4"))
-        files = list({path.stem: path for path in files}.values())  # a file system may ignore case
+        files = list({path.stem: path for path in files}.values())  # the file system may be case-insensitive
         listing.expect(f"Celeb-DF {folder}", len(files), official)
         label = FAKE if folder == "Celeb-synthesis" else REAL
         for path in files:
@@ -86,7 +86,7 @@ def _read_list(root: Path) -> set[str]:
         if match is None:
             raise SourceError(f"{file}:{number}: {line.strip()[:80]!r}, expected e.g. '1 YouTube-real/00170.mp4'.")
         folder = match[2].replace("Youtube", "YouTube")
-        if (match[1] == "1") == (folder == "Celeb-synthesis"):  # here 1 is real
+        if (match[1] == "1") == (folder == "Celeb-synthesis"):  # in this list, 1 is real
             raise SourceError(f"{file}:{number}: flag {match[1]} contradicts folder {folder} (1 is real in this list).")
         names.add(f"{folder}/{match[3]}")
     return names

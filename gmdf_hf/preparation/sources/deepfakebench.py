@@ -1,8 +1,8 @@
-"""DeepfakeBench's JSON index: read and written.
+"""Reader and writer of DeepfakeBench's JSON index.
 
 `{dataset: {label name: {split: {[compression:] {video: {"label": label name, "frames": [paths], ...}}}}}}`; paths are
-relative to the folder of the data sets and may have back-slashes. Label names tell the class (`DFDC_Real`, see
-`labels.class_of`); one that says neither, such as `FF-DF`, is a forgery's, as in DeepfakeBench's own list.
+relative to the folder of the data sets and may contain backslashes. Label names give the class (`DFDC_Real`, see
+`labels.class_of`); a name without a class word, such as `FF-DF`, is fake, as in DeepfakeBench's own list.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ def list_records(
 ) -> Listing:
     """List the videos of an index.
 
-    The same video often stands in several splits there: Celeb-DF's 518 test videos are also in `train`, and `val` is
-    `test`. A video stays in the last of train, validation, test; the rest is dropped and counted. If nothing is left
-    for validation, a tenth of the training leak units is carved out by hash.
+    Videos are often in several splits there: Celeb-DF's 518 test videos are also in `train`, and `val` equals `test`. A
+    video is kept only in the last of train, validation, test; its other entries are dropped and counted. If validation
+    is then empty, a tenth of the training leak units is moved to it by hash.
 
     Args:
         index: The JSON file.
-        root: Folder that the frame paths start from.
-        compression: The level to take where the index has several.
-        labels: `real` or `fake` for label names that do not say it themselves.
+        root: Base folder of the frame paths.
+        compression: Compression level to read if the index has several.
+        labels: `real` or `fake` for label names without a clear class.
 
     Raises:
-        SourceError: If the file is not such an index, a label name says both classes, or a path leaves `root`.
+        SourceError: If the file is not such an index, a label name has words of both classes, or a path is outside
+            `root`.
     """
     root = need_folder(root)
     try:
@@ -77,7 +78,7 @@ def list_records(
                     root,
                     read_as[label],
                     label if read_as[label] else REAL_METHOD,
-                    f"{label}/{video}",  # FF++ gives videos of different methods the same name
+                    f"{label}/{video}",  # in FF++, videos of different methods have the same name
                     groups[video],
                     SPLIT_NAMES[split],
                     members,
@@ -94,10 +95,10 @@ def list_records(
 
 
 def label_of(name: str, labels: Mapping[str, str] | None = None) -> int:
-    """Class of a label name: what its words say, or fake.
+    """Class of a label name, from its class words; fake without any.
 
     Raises:
-        SourceError: If the words say both, or a negation stands there.
+        SourceError: If the name has words of both classes, or a negation.
     """
     label = class_of(name, labels)
     if label is None and is_ambiguous(name):
@@ -122,14 +123,14 @@ def write_index(
         dataset: DeepfakeBench's name of the data set.
         records: Records with `members`; the paths written are relative to each record's `path`.
         label_names: DeepfakeBench's label name of each method.
-        compression: Level to nest under, for the data sets that have it.
+        compression: Compression level in the index, for data sets with such levels.
 
     Raises:
-        SourceError: If a record has no frames, or a method no label name of the right class.
+        SourceError: If a record has no frames, or a method has no label name of the right class.
     """
     names = {split: name for name, split in SPLIT_NAMES.items()}
     records = list(records)
-    # `000_003` says enough within FF++'s methods; ids such as `train/real/1` and `test/real/1` do not.
+    # `000_003` is unique within an FF++ method; the last parts of `train/real/1` and `test/real/1` are not.
     short = Counter((record.method, record.video_id.split("/")[-1]) for record in records)
     unique = all(count == 1 for count in short.values())
     content: dict[str, Any] = {}
@@ -178,7 +179,7 @@ def _relative(name: str, index: str | Path) -> str:
 def _groups(dataset: str, videos: Sequence[str]) -> dict[str, str]:
     """Return the leak unit of each video name.
 
-    FF++ calls fakes `<target>_<source>`: all videos joined by such names are one unit, as the official pairs are.
+    FF++ names fakes `<target>_<source>`: all videos connected by such names are one unit, like the official pairs.
     """
     if "celeb" in dataset.lower():
         return {video: celebdf.group_of("YouTube-real" if video.isdigit() else "", video) for video in videos}

@@ -1,7 +1,7 @@
 """DeepFakeFace (DFF): single images, as the zips of the hub repository `OpenRL/DeepFakeFace` or unpacked.
 
 Layout: `wiki.zip` (real), `inpainting.zip`, `insight.zip`, `text2img.zip` with members
-`<set>/<NN>/<person>_<date>_<year>.jpg`; the generators keep the path of the wiki image they started from.
+`<set>/<NN>/<person>_<date>_<year>.jpg`; fakes have the path of their original wiki image.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def list_records(root: str | Path) -> Listing:
 
     Raises:
         SourceError: If no image is found.
-        ArchiveError: If a zip is damaged or not to be trusted.
+        ArchiveError: If a zip is damaged or unsafe.
     """
     if not Path(root).is_dir():
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(root)):

@@ -23,16 +23,16 @@ OFFICIAL_TEST = 5000
 
 
 def list_records(root: str | Path) -> Listing:
-    """List whichever of the three releases stands in `root`.
+    """List the records of the release in `root`, one of the three.
 
-    Training parts 0-34 are training, 35-39 validation, 40-49 test, the usual split; the leak unit is the original
-    video. The preview has an official split by person.
+    Of the training parts, 0-34 are training, 35-39 validation and 40-49 test, the common split; the leak unit is the
+    original video. The preview has an official split by person.
 
     Args:
         root: Folder with the parts, the test set, or the preview.
 
     Raises:
-        SourceError: If there is none of the three, more than one, or a metadata file is broken.
+        SourceError: If `root` has none or more than one of the three releases, or a metadata file is broken.
     """
     root = need_folder(root)
     parts = sorted(root.glob("dfdc_train_part_*/"), key=lambda path: int(re.sub(r"\D", "", path.name) or -1))

@@ -24,10 +24,10 @@ OFFICIAL_DFD = {REAL: 363, FAKE: 3068}
 
 
 def list_records(root: str | Path, methods: Sequence[str] = METHODS[:4], compression: str = "c23") -> Listing:
-    """List the chosen methods' fakes and the real videos they were made from.
+    """List the fakes of the chosen methods and their real source videos.
 
-    FF++ videos are split officially and the leak unit is the pair of the split file. DFD has no official split: the
-    leak unit is the person shown, split 80/10/10 by its hash.
+    FF++ has an official split, and the leak unit is the pair of the split file. DFD has no official split: the leak
+    unit is the person shown, split 80/10/10 by hash.
 
     Args:
         root: Folder of the official download.
@@ -60,12 +60,12 @@ def _videos(root: Path, method: str, compression: str) -> Path:
         method, f"manipulated_sequences/{method}"
     )
     found = root / folder / compression / "videos"
-    old = root / folder / "c0" / "videos"  # what `raw` was called first
+    old = root / folder / "c0" / "videos"  # earlier name of `raw`
     return old if compression == "raw" and not found.is_dir() and old.is_dir() else found
 
 
 def _mask(root: Path, method: str, video: Path) -> Path | None:
-    """Video of what was forged; the masks have no compression level."""
+    """Path of the forgery mask video; masks have no compression level."""
     mask = root / "manipulated_sequences" / method / "masks" / "videos" / video.name
     return mask if mask.is_file() else None
 

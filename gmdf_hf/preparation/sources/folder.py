@@ -30,16 +30,15 @@ SPLIT_NAMES = {
 def list_records(root: str | Path, labels: Mapping[str, str] | None = None) -> Listing:
     """List images, videos and folders of frames.
 
-    Files and folders of the same relative name in the folders of two classes are taken for a pair and share a leak
+    Files and folders with the same relative name in the folders of two classes are treated as a pair and share a leak
     unit. Without split folders the split is 80/10/10 by the hash of the leak unit. A linked folder is followed once.
 
     Args:
         root: The folder.
-        labels: `real` or `fake` for folder names that do not say it themselves (see `labels.class_of`).
+        labels: `real` or `fake` for folder names without a clear class (see `labels.class_of`).
 
     Raises:
-        SourceError: If a class is missing while folders are there whose names do not say their class, or no image or
-            video is found.
+        SourceError: If a class is missing and the class of some folder names is unknown, or no image or video is found.
     """
     root = need_folder(root)
     folders = sorted(path for path in root.iterdir() if path.is_dir())
@@ -70,7 +69,7 @@ def _classes(base: Path, labels: Mapping[str, str] | None, listing: Listing, roo
     """Class folders in a folder and their labels.
 
     Raises:
-        SourceError: If one class is missing and a folder's name does not say its class.
+        SourceError: If a class is missing and the class of some folder name is unknown.
     """
     classes, unknown = {}, []
     for path in sorted(base.iterdir()):
@@ -97,7 +96,7 @@ def _list_class(root: Path, base: Path, folder: Path, label: int, split: str | N
     units: dict[Path, list[Path]] = {}
     for path in _files(folder, root, listing):
         if path.suffix.lower() in images.SUFFIXES:
-            # Images right in the class folder are single ones; in a folder of their own they are a video's frames.
+            # Images directly in the class folder are single images; images in a subfolder are a video's frames.
             units.setdefault(path if path.parent == folder else path.parent, []).append(path)
         elif path.suffix.lower() in video.SUFFIXES:
             units[path] = [path]
@@ -107,7 +106,7 @@ def _list_class(root: Path, base: Path, folder: Path, label: int, split: str | N
     names = {unit: _name(unit, folder) for unit in units}
     count = Counter(names.values())
     for unit, files in units.items():
-        # `1.png` and `1.jpg` are two pictures, and one leak unit: one may be made from the other.
+        # `1.png` and `1.jpg` are two pictures but one leak unit, as one may be made from the other.
         name = names[unit] if count[names[unit]] == 1 else readable(unit.relative_to(folder))
         group = f"{prefix}{names[unit]}"
         members = () if unit.is_file() else tuple(file.name for file in files)
@@ -122,7 +121,7 @@ def _name(unit: Path, folder: Path) -> str:
 
 
 def _files(folder: Path, root: Path, listing: Listing) -> list[Path]:
-    """Files below a folder, in natural order; a linked folder is followed unless it was met already."""
+    """Files below a folder, in natural order; a linked folder is followed once."""
     found: list[Path] = []
     met = {root.resolve(), folder.resolve()}
     for place, folders, names in os.walk(folder, followlinks=True):

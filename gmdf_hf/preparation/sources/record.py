@@ -21,15 +21,15 @@ class Record:
     Attributes:
         path: The file, or the folder or archive that holds `members`.
         label: 0 real, 1 fake.
-        method: How the fake was made; `real` for real ones.
+        method: Forgery method; `real` for real videos and images.
         video_id: Unique in the data set.
-        group: Leak unit: what shares it must stand in one split.
+        group: Leak unit: all records of a group must be in one split.
         split: One of `SPLITS`.
         members: Frames in order of time, as names below `path`; empty if `path` is the video or image itself.
-        mask: Video of what was forged, white on black, frame by frame; None if there is none.
-        mask_members: The same as a name for each member, empty for one without; `()` if there are none.
+        mask: Video of the forgery masks, white on black, frame by frame; None if there is none.
+        mask_members: Mask file name of each member, empty for members without a mask; `()` if there are no masks.
 
-    Ids and groups are kept as text that can be written, whatever bytes the file's name has.
+    Ids and groups are valid UTF-8 text, even if the file's name is not.
     """
 
     path: Path
@@ -44,7 +44,7 @@ class Record:
 
     @property
     def has_mask(self) -> bool:
-        """Whether the data set says what was forged in it."""
+        """Whether the record has forgery masks."""
         return self.mask is not None or any(self.mask_members)
 
     def __post_init__(self) -> None:
@@ -53,18 +53,18 @@ class Record:
 
     @property
     def files(self) -> list[Path]:
-        """Files on disk that hold the record: the video, image or archive, or each frame of a folder."""
+        """Files on disk of the record: the video, image or archive, or each frame of a folder."""
         return [self.path / name for name in self.members] if self.path.is_dir() else [self.path]
 
 
 @dataclass
 class Listing:
-    """All records of a data set, and what is wrong with it.
+    """All records of a data set, and its defects.
 
     Attributes:
-        records: In the order in which they will be prepared.
-        left_out: `(file, reason)` of files that should be there or that are there and are not used.
-        notes: Sentences for the user: counts that differ from the official ones, leaks that were removed.
+        records: Records in the order of preparation.
+        left_out: `(file, reason)` of files that are missing or not used.
+        notes: Messages for the user: counts that differ from the official ones, removed leaks.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Listing:
             self.notes.append(f"{what}: {found} found, {official} in the official release.")
 
     def missing(self, what: str, files: Iterable[str]) -> None:
-        """Note files that a list of the data set names and that are not on disk."""
+        """Note files that are in a list of the data set but not on disk."""
         files = list(files)
         self.left_out += [(name, "listed but not on disk") for name in files]
         if files:
@@ -85,18 +85,18 @@ class Listing:
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
-    """Join the first few names."""
+    """Return the first few names as text."""
     return ", ".join(map(readable, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def natural(name: str) -> list[str | tuple[int, str]]:
-    """Sort key that puts `2.png` before `10.png`; numbers may have any length."""
-    parts = re.split(r"([0-9]+)", name)  # texts at even places, numbers at odd ones
+    """Sort key with `2.png` before `10.png`; numbers may have any length."""
+    parts = re.split(r"([0-9]+)", name)  # text at even positions, numbers at odd ones
     return [(len(part.lstrip("0")), part.lstrip("0")) if place % 2 else part for place, part in enumerate(parts)]
 
 
 def hash_fraction(text: str) -> float:
-    """Map a text to a number in [0, 1) that is the same on every machine and for ever."""
+    """Map a text to a number in [0, 1), identical on all machines and in all versions."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / 2**56
 
 
@@ -119,9 +119,9 @@ def carve_validation(records: list[Record], share: float = 0.1) -> list[Record]:
 
 
 def drop_leaks(listing: Listing) -> None:
-    """Take out of training and validation what shares a group or video with a later split, and say how many.
+    """Remove from training and validation all records that share a group or video with a later split; note the counts.
 
-    Test wins over validation, validation over training: a test set must stay the official one.
+    Test has priority over validation, and validation over training, so that the official test set stays complete.
     """
     for split, later in (("validation", ("test",)), ("train", ("test", "validation"))):
         kept = [record for record in listing.records if record.split in later]
@@ -140,10 +140,10 @@ def drop_leaks(listing: Listing) -> None:
 
 
 def check_leaks(records: Iterable[Record]) -> None:
-    """Refuse a data set in which a group or video stands in two splits or a video id stands for two videos.
+    """Reject a data set with a group or video in two splits, or with two videos of the same id.
 
     Raises:
-        SourceError: Naming some of the offenders.
+        SourceError: If there is one; the message names some examples.
     """
     splits_of: dict[tuple[str, str], set[str]] = {}
     ids: Counter[str] = Counter()
@@ -170,7 +170,7 @@ def need_folder(root: str | Path) -> Path:
     """Return `root` as a path.
 
     Raises:
-        SourceError: If it is no folder.
+        SourceError: If it is not a folder.
     """
     if not Path(root).is_dir():
         raise SourceError(f"{root} is no folder.")

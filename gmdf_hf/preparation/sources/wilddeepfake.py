@@ -1,6 +1,6 @@
-"""WildDeepfake, straight from its tars: face crops, so no detector is needed.
+"""WildDeepfake, read directly from its tars of face crops; no detector is needed.
 
-Layout: `{real,fake}_{train,test}/<N>.tar.gz` (also with a space for the underscore), at the root or in
+Layout: `{real,fake}_{train,test}/<N>.tar.gz` (or with a space instead of the underscore), at the root or in
 `deepfake_in_the_wild/`, with members `<tar>/<real|fake>/<sequence>/<frame>.png`.
 """
 
@@ -20,15 +20,15 @@ OFFICIAL_SEQUENCES = 7314
 def list_records(root: str | Path) -> Listing:
     """List the sequences of all tars.
 
-    The leak unit is the tar, which holds the sequences of one video. There is no official validation split: a tenth of
-    the training tars, by hash.
+    The leak unit is the tar, which contains the sequences of one video. There is no official validation split; a tenth
+    of the training tars is selected by hash.
 
     Args:
         root: Folder of the official download.
 
     Raises:
         SourceError: If no tar is found.
-        ArchiveError: If a tar is damaged or not to be trusted.
+        ArchiveError: If a tar is damaged or unsafe.
     """
     root = need_folder(root)
     listing = Listing()
