@@ -13,6 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from gmdf_hf.common.errors import UserError
 from gmdf_hf.scripts import meta_train, protocol
 from gmdf_hf.training.protocol import Protocol, Run, read_yaml
 from gmdf_hf.training.protocol_table import columns_of, paper_results
@@ -80,7 +81,7 @@ def test_data_that_are_not_there_are_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("GMDF_DOMAINS", str(tmp_path / "none"))
     command = [sys.executable, "scripts/protocol.py", "table3", "--scale", "paper", "--output_dir", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert result.returncode == 4
+    assert result.returncode == UserError.exit_code
     assert "Traceback" not in result.stderr
     said, hint = result.stderr.strip().splitlines()[-2:]
     assert said.startswith("protocol.py: The data of domain ") and hint.startswith("hint: ")
