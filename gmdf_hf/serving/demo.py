@@ -147,29 +147,30 @@ def _message(text: str) -> str:
 
 
 class Visits:
-    """Analyses one file at a time; files from URLs are downloaded before they wait for their turn.
+    """Analyses one file at a time; files are downloaded and decoded before they wait for their turn.
 
     Args:
         detect: The pipeline `deepfake-detection`.
         uploads: Folder of the uploads.
+        reader: Reader of `detect.open_file`.
     """
 
-    def __init__(self, detect: DeepfakeDetectionPipeline, uploads: UploadFolder) -> None:
-        self.detect, self.uploads = detect, uploads
+    def __init__(self, detect: DeepfakeDetectionPipeline, uploads: UploadFolder, reader: IsolatedReader) -> None:
+        self.detect, self.uploads, self.reader = detect, uploads, reader
         self.turn = threading.Lock()
 
     def look(self, upload: str | None, address: str) -> str:
         """Answer one visitor, who gave a file or a URL."""
         address = (address or "").strip()
         if upload:
-            with self.uploads.in_use(Path(upload)), self.turn:
+            with self.uploads.in_use(Path(upload)), self.reader.ahead(upload, NUM_FRAMES), self.turn:
                 return answer(self.detect, upload)
         if not address:
             return answer(self.detect, None)
         if not is_url(address):
             return _message("An address begins with https:// or http://.")
         try:
-            with downloaded(address) as path, self.turn:
+            with downloaded(address) as path, self.reader.ahead(path, NUM_FRAMES), self.turn:
                 return answer(self.detect, str(path), address)
         except DownloadError as error:
             return _message(str(error))
@@ -184,7 +185,8 @@ def build(detect: DeepfakeDetectionPipeline) -> gradio.Blocks:
     if UPLOADS not in os.environ:
         os.environ[UPLOADS] = tempfile.mkdtemp(prefix="gmdf-uploads-")
         atexit.register(shutil.rmtree, os.environ[UPLOADS], ignore_errors=True)
-    detect.open_file = IsolatedReader(MAX_SECONDS).open
+    reader = IsolatedReader(MAX_SECONDS)
+    detect.open_file = reader.open
     types = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
     uploads = UploadFolder(Path(os.environ[UPLOADS]), types, DELETE_AFTER, FORGET_AFTER, MAX_UPLOADS)
     with gradio.Blocks(title="GM-DF", analytics_enabled=False) as page:
@@ -198,7 +200,7 @@ def build(detect: DeepfakeDetectionPipeline) -> gradio.Blocks:
         button = gradio.Button("Look at it", variant="primary")
         shown = gradio.HTML(elem_id="answer")
         gradio.Markdown(LIMITS.format(domains=", ".join(detect.model.config.domains)))
-        visits = Visits(detect, uploads)
+        visits = Visits(detect, uploads, reader)
         looked = button.click(visits.look, [upload, address], shown, concurrency_limit=MAX_WAITING, api_name="look")
         looked.then(lambda: (None, ""), None, [upload, address], queue=False, api_visibility="private")
     return page.queue(max_size=MAX_WAITING)
