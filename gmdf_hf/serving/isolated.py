@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from gmdf_hf.modeling.images_gmdf import ImageError
+from gmdf_hf.common.images import ImageError
 from gmdf_hf.preparation.media import Media, open_media
 from gmdf_hf.preparation.video import Frame, ReadReport, VideoError
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gmdf_hf.modeling.images_gmdf import ImageError
+from gmdf_hf.common.images import ImageError
 from gmdf_hf.preparation.media import open_media
 from gmdf_hf.preparation.video import VideoError
 from gmdf_hf.serving.isolated import IsolatedReader
