@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gmdf_hf.modeling.images_gmdf import ImageError, open_image
+from gmdf_hf.common.images import ImageError, open_image
 from gmdf_hf.preparation import video
 from gmdf_hf.preparation.archives import is_archive, read_members
 from gmdf_hf.preparation.detectors import whole_picture

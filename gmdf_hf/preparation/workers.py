@@ -15,11 +15,11 @@ from typing import Any
 
 import cv2
 
+from gmdf_hf.common import images
 from gmdf_hf.common.errors import ArchiveError, WorkError
 from gmdf_hf.common.files import readable
 from gmdf_hf.common.resume import unit_file
 from gmdf_hf.common.schema import FAKE, SPLITS
-from gmdf_hf.modeling import images_gmdf as images
 from gmdf_hf.preparation.archives import is_archive
 from gmdf_hf.preparation.crops import Crop, Crops, CropSettings, make_crops, read_archive, read_masks, read_pictures
 from gmdf_hf.preparation.detectors import load_detector

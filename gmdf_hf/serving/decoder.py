@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gmdf_hf.modeling.images_gmdf import ImageError
+from gmdf_hf.common.images import ImageError
 from gmdf_hf.preparation.media import open_media
 from gmdf_hf.preparation.video import VideoError
 

@@ -17,7 +17,7 @@ from typing import Any
 import gradio
 from PIL import Image
 
-from gmdf_hf.modeling.images_gmdf import SUFFIXES as IMAGE_SUFFIXES
+from gmdf_hf.common.images import SUFFIXES as IMAGE_SUFFIXES
 from gmdf_hf.preparation.video import SUFFIXES as VIDEO_SUFFIXES
 from gmdf_hf.serving.download import DownloadError, downloaded
 from gmdf_hf.serving.inputs import INPUT_ERRORS, is_url, open_input

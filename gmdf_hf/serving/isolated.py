@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from gmdf_hf.modeling.images_gmdf import ImageError
+from gmdf_hf.common.images import ImageError
 from gmdf_hf.preparation.media import Media
 from gmdf_hf.preparation.video import Frame, ReadReport, VideoError
 from gmdf_hf.serving.decoder import MAX_LINE

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gmdf_hf.modeling.images_gmdf import ImageError
+from gmdf_hf.common.images import ImageError
 from gmdf_hf.preparation.media import open_media
 from gmdf_hf.preparation.video import VideoError
 from gmdf_hf.serving import isolated
@@ -140,7 +140,7 @@ def slow_file(folder, size) -> Path:
 
 
 def test_slow_files_wait_for_each_other_and_not_the_quick_ones_for_them(picture, tmp_path):
-    reader, slow = IsolatedReader(60.0, quick_seconds=0.3), slow_file(tmp_path, 600_000)
+    reader, slow = IsolatedReader(60.0, quick_seconds=0.3), slow_file(tmp_path, 250_000)
     frames(reader.open(picture, 4))
     found, waited, began = [], [], time.monotonic()
     visitors = [threading.Thread(target=lambda: found.append(frames(reader.open(slow, 4)))) for _ in range(3)]
