@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from typing import Any
@@ -13,16 +14,26 @@ from gmdf_hf.common.images import ImageError
 from gmdf_hf.preparation.media import open_media
 from gmdf_hf.preparation.video import VideoError
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 MAX_LINE = 2**20  # maximum bytes of a line of JSON
 
 
 def _limit(memory: int, niceness: int) -> None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    os.nice(niceness)
+    if resource is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        os.nice(niceness)
+
+
+def _limit_time(seconds: float) -> None:
+    """End the process after so much more processor time."""
+    if resource is not None:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        limit = math.ceil(used.ru_utime + used.ru_stime + seconds)
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
 
 
 def main() -> None:
@@ -34,6 +45,7 @@ def main() -> None:
     answers.flush()
     for line in sys.stdin.buffer:
         request = json.loads(line)
+        _limit_time(request["seconds"])
         media = open_media(request["path"], request["count"], None, request["name"], request["allow_cut"])
         answer: dict[str, Any] = {}
         try:

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,10 +34,11 @@ from gmdf_hf.serving.decoder import MAX_LINE
 MAX_MEMORY = 4 * 2**30  # bytes of address space of a child
 MAX_FRAME_BYTES = 3 * 50_000_000  # maximum pixels of a picture, in RGB
 MAX_FILE_BYTES = 2 * 2**30  # maximum pixels of all frames of a file
-QUICK_SECONDS, QUICK_CHILDREN = 5.0, 2
-START_SECONDS = 60.0  # maximum time for the start of a child, on a busy machine
+QUICK_SECONDS, QUICK_CHILDREN = 4.0, 2
+WALL_FACTOR = 3.0  # maximum waiting time relative to the processor time that a file may take, on a busy machine
+START_SECONDS = 60.0  # maximum time for the start of a child
 FILES_OF_A_CHILD = 50  # a decoder's memory is given back when the child ends
-LOW_PRIORITY = 10  # niceness
+LOW_PRIORITY = 5  # niceness
 ERRORS: dict[str, type[ImageError] | type[VideoError]] = {"ImageError": ImageError, "VideoError": VideoError}
 
 
@@ -47,9 +49,9 @@ class IsolatedReader:
     the environment variables that Python needs: no tokens, no keys.
 
     Args:
-        max_seconds: Maximum time for the frames of one file.
+        max_seconds: Maximum processor time for the frames of one file; the waiting time is limited to three times that.
         max_memory: Address space of a child in bytes, if the operating system can limit it.
-        quick_seconds: Time after which a file is read in the slow lane.
+        quick_seconds: Processor time after which a file is read in the slow lane.
     """
 
     def __init__(self, max_seconds: float, max_memory: int = MAX_MEMORY, quick_seconds: float = QUICK_SECONDS) -> None:
@@ -217,12 +219,13 @@ class _Child:
             expired.set()
             process.kill()
 
-        timer = threading.Timer(seconds, stop)
+        timer = threading.Timer(WALL_FACTOR * seconds, stop)
         timer.start()
         answer: dict[str, Any] | None = None
+        late = False
         try:
             with suppress(BrokenPipeError):  # the process has died; the missing answer is handled below
-                process.stdin.write(json.dumps(request).encode() + b"\n")
+                process.stdin.write(json.dumps(request | {"seconds": seconds}).encode() + b"\n")
                 process.stdin.flush()
             while True:
                 line = process.stdout.readline(MAX_LINE)
@@ -238,11 +241,12 @@ class _Child:
                 yield Frame(int(found["number"]), moment, np.frombuffer(data, np.uint8).reshape(shape))
         finally:
             timer.cancel()
+            late = answer is None and (expired.is_set() or self._exceeded_its_time(process))
             self._files += 1
             if answer is None or self._files >= FILES_OF_A_CHILD:
                 self.close()  # died, late, abandoned with data in the pipe, or old
         if answer is None:
-            raise self._failure(request["name"], seconds if expired.is_set() else None)
+            raise self._failure(request["name"], seconds if late else None)
         report.notes[:] = [str(note) for note in answer["notes"]]
         report.lost[:] = [int(number) for number in answer["lost"]]
         if "error" in answer:
@@ -266,6 +270,13 @@ class _Child:
             self._process.stdout.readline(MAX_LINE)  # an empty line when it is ready
             timer.cancel()
         return self._process
+
+    @staticmethod
+    def _exceeded_its_time(process: subprocess.Popen[bytes]) -> bool:
+        """Whether the operating system has ended a process at its limit of processor time."""
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=1) == -getattr(signal, "SIGXCPU", 0)
+        return False
 
     def _failure(self, name: str, late: float | None) -> ImageError:
         if late is not None:
