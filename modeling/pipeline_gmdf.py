@@ -3,16 +3,14 @@
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
 
-from .images_gmdf import ImageError, open_image, upright_rgb
 from .loading_gmdf import check_processor
 
 TASK = "deepfake-detection"
@@ -25,6 +23,8 @@ CUSTOM_PIPELINES = {
     }
 }
 BATCH_SIZE = 16
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+MODES = ("L", "P", "RGB", "CMYK")
 NEEDS_PACKAGE = (
     "Finding faces needs the package gmdf-hf and OpenCV: pip install 'gmdf-hf[prepare]'. Without them give square "
     'crops of one face, and say so with detector="none".'
@@ -39,33 +39,30 @@ class ScoreError(ValueError):
     hint = "The checkpoint is damaged: download it again, or load another one."
 
 
-def picture_of(source: object) -> np.ndarray:
-    """Read a path, a PIL image or an RGB array of type uint8 as an upright RGB array of shape `(height, width, 3)`.
-
-    Raises:
-        ImageError: If the picture cannot be read, or the source has another type.
-    """
-    if isinstance(source, (str, os.PathLike)):
-        return np.asarray(open_image(Path(source)))
-    if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] != 3):
-            raise ImageError(
-                "An array must be of type uint8 and shape (height, width) or (height, width, 3), "
-                f"found {source.dtype} {source.shape}."
-            )
-        source = Image.fromarray(source)
-    if not isinstance(source, Image.Image):
-        raise ImageError(f"Expected a path, a PIL image or an array, found {type(source).__name__}.")
-    try:
-        return np.asarray(upright_rgb(source, f"<{type(source).__name__}>"))
-    except OSError as error:  # the image's file is damaged
-        raise ImageError(f"<{type(source).__name__}>: damaged image ({error}).") from error
-
-
 def frames_of(source: Any) -> Iterator[tuple[int, np.ndarray]]:
     """Yield number and picture of each frame of an input: a picture, or a list or 4-dimensional array of frames."""
     is_video = isinstance(source, (list, tuple)) or (isinstance(source, np.ndarray) and source.ndim == 4)
     yield from enumerate(picture_of(picture) for picture in (source if is_video else [source]))
+
+
+def picture_of(source: Any) -> np.ndarray:
+    """Read a path, a PIL image or an RGB array of type uint8 as an upright RGB array of shape `(height, width, 3)`.
+
+    The package reads more kinds of picture. Those whose conversion to RGB is a matter of choice are rejected here, so
+    that a picture has one score.
+
+    Raises:
+        ValueError: If the picture is of another type or mode.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        source = Image.open(source, formats=FORMATS)
+    elif isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.shape[2:] in ((), (3,)):
+        source = Image.fromarray(source)
+    if not isinstance(source, Image.Image):
+        raise ValueError(f"Expected a path, a PIL image or an RGB array of type uint8, found {type(source).__name__}.")
+    if source.mode not in MODES or source.has_transparency_data:
+        raise ValueError(f"Expected an opaque picture of a mode in {MODES}, found {source.mode}: convert it to RGB.")
+    return np.asarray(ImageOps.exif_transpose(source).convert("RGB"))
 
 
 def whole_pictures(frames: Iterable[tuple[int, np.ndarray]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -82,11 +79,6 @@ def whole_pictures(frames: Iterable[tuple[int, np.ndarray]]) -> tuple[list[dict[
         found = {"frame": number, "seconds": None, **place, "detection_score": 1.0, "turned": 0}
         faces.append(found | {"person": 0, "crop": crop})
     return faces, {"frames_read": len(faces)}
-
-
-def name_of(source: object) -> str:
-    """Name of an input in messages."""
-    return str(source) if isinstance(source, (str, os.PathLike)) else f"<{type(source).__name__}>"
 
 
 class DeepfakeDetectionPipeline(ChunkPipeline):
@@ -112,13 +104,11 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
     * `persons`: each person's `person, score, label, frames`;
     * `faces`: each face, a dict with `frame, seconds, person, box, crop_box, detection_score, turned, score, label,
       expert_weights`;
-    * `expert_weights`: share of each source domain's expert in the verdict, by domain name;
-    * `error`: only with `on_error="return"`: the error message, or None.
+    * `expert_weights`: share of each source domain's expert in the verdict, by domain name.
 
     Args (of the pipeline or of a call):
         detector: `none`: inputs are face crops. Any other needs the package.
         threshold: Smallest score classified as fake; the default is the model's, chosen on validation videos.
-        on_error: `raise`, or `return` the message and go on with the next input.
         batch_size: Faces per batch; 16.
     """
 
@@ -127,7 +117,6 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
     _load_image_processor = True  # type: ignore[assignment]
     _load_feature_extractor = False  # type: ignore[assignment]
     _load_tokenizer = False  # type: ignore[assignment]
-    input_errors: tuple[type[Exception], ...] = (ImageError,)  # errors of a single input
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("batch_size", BATCH_SIZE)
@@ -145,48 +134,30 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
         return self.model.config.domains
 
     def _sanitize_parameters(  # type: ignore[override]
-        self, detector: str | None = None, threshold: float | None = None, on_error: str | None = None
+        self, detector: str | None = None, threshold: float | None = None
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"`threshold` must lie in [0, 1], found {threshold}.")
-        if on_error not in (None, "raise", "return"):
-            raise ValueError(f"`on_error` must be 'raise' or 'return', found {on_error!r}.")
-        before = {"detector": detector, "on_error": on_error}
-        after = {"threshold": threshold, "on_error": on_error}
-        return {k: v for k, v in before.items() if v is not None}, {}, {k: v for k, v in after.items() if v is not None}
+        return _given(detector=detector), {}, _given(threshold=threshold)
 
-    def preprocess(  # type: ignore[override]
-        self, source: Any, detector: str | None = None, on_error: str = "raise"
-    ) -> Iterator[dict[str, Any]]:
+    def preprocess(self, source: Any, detector: str | None = None) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         """Yield the faces of one input, one at a time."""
         if detector is None:
             logger.warning_once(f"Every picture is taken for the crop of one face. {NEEDS_PACKAGE}")
         elif detector != "none":
             raise ImportError(NEEDS_PACKAGE)
-        yield from self.inputs_of(source, lambda: whole_pictures(frames_of(source)), on_error)
+        yield from self.inputs_of(source, *whole_pictures(frames_of(source)))
 
-    def inputs_of(
-        self,
-        source: Any,
-        look: Callable[[], tuple[list[dict[str, Any]], dict[str, Any]]],
-        on_error: str,
-    ) -> Iterator[dict[str, Any]]:
+    def inputs_of(self, source: Any, faces: list[dict[str, Any]], found: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the model's inputs for each face; without a face, one empty entry, as the pipeline needs at least one.
 
         Args:
             source: The input.
-            look: Function that finds the faces and further entries of the result (see `whole_pictures`).
-            on_error: `raise` or `return`.
+            faces: Its faces, each with its crop (see `whole_pictures`).
+            found: Further entries of the result.
         """
-        note: dict[str, Any] = {"source": name_of(source), "frames_read": 0, "error": None}
-        faces: list[dict[str, Any]] = []
-        try:
-            faces, found = look()
-            note |= found
-        except self.input_errors as problem:
-            if on_error == "raise":
-                raise
-            note["error"] = str(problem)
+        name = str(source) if isinstance(source, (str, os.PathLike)) else f"<{type(source).__name__}>"
+        note = {"source": name} | found
         for position, face in enumerate(faces):
             pixels = cast(Callable, self.image_processor)(images=face["crop"], return_tensors="pt")["pixel_values"]
             yield {"pixel_values": pixels, "face": face, "note": note, "is_last": position == len(faces) - 1}
@@ -200,9 +171,13 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
         return scores_of(self.model(pixels, output_expert_weights=True)) | model_inputs
 
     def postprocess(  # type: ignore[override]
-        self, model_outputs: list[dict[str, Any]], threshold: float | None = None, on_error: str = "raise"
+        self, model_outputs: list[dict[str, Any]], threshold: float | None = None
     ) -> dict[str, Any]:
-        """Combine the faces of one input into its result."""
+        """Combine the faces of one input into its result.
+
+        Raises:
+            ScoreError: If a score is not a finite number.
+        """
         threshold = self.default_threshold if threshold is None else threshold
         domains = self.expert_names
 
@@ -224,10 +199,7 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
                 faces.append(face)
         note = model_outputs[0]["note"]
         if not all(math.isfinite(face["score"]) for face in faces):
-            problem = f"{note['source']}: the model gave a score that is not a finite number."
-            if on_error == "raise":
-                raise ScoreError(problem)
-            note, faces = note | {"error": problem}, []
+            raise ScoreError(f"{note['source']}: the model gave a score that is not a finite number.")
         persons = []
         for person in sorted({face["person"] for face in faces}):
             scores = [face["score"] for face in faces if face["person"] == person]
@@ -236,7 +208,7 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
         unassigned = note.get("unassigned_faces", [])
         worst = max(persons, key=lambda person: person["score"], default=None)
         shares = [face["expert_weights"] for face in faces if worst is not None and face["person"] == worst["person"]]
-        result = {
+        return {
             "source": note["source"],
             "label": None if worst is None else worst["label"],
             "score": None if worst is None else worst["score"],
@@ -251,10 +223,13 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
             "notes": note.get("notes", []),
             "expert_weights": {name: sum(share[name] for share in shares) / len(shares) for name in domains if shares},
         }
-        return result | ({"error": note["error"]} if on_error == "return" else {})
 
 
 def scores_of(output: Any) -> dict[str, torch.Tensor]:
     """Probability of fake, shape `(B,)`, and mean share of each expert, `(B, E)`, of a `GMDFOutput`."""
     shares = torch.stack([block.float() for block in output.expert_weights]).mean(0)
     return {"score": output.logits.detach().float().softmax(-1)[:, 1], "expert_weights": shares.detach()}
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}

@@ -51,9 +51,10 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         max_seconds: Maximum time for the frames of one video; unlimited by default.
         on_error: `raise`, or `return` the message and go on with the next input.
         batch_size: Faces per batch; 16.
+
+    With `on_error="return"` results also have `error`: the error message, or None.
     """
 
-    input_errors = INPUT_ERRORS
     # Function that opens files; a server with untrusted files sets `IsolatedReader.open`.
     open_file: Callable[..., Media] = staticmethod(open_media)
 
@@ -80,18 +81,23 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         return_heatmap: bool | None = None,
         private_urls: bool | None = None,
         max_seconds: float | None = None,
+        on_error: str | None = None,
         **options: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if num_frames is not None and num_frames < 1:
             raise ValueError(f"`num_frames` must be at least 1, found {num_frames}.")
+        if on_error not in (None, "raise", "return"):
+            raise ValueError(f"`on_error` must be 'raise' or 'return', found {on_error!r}.")
         before, during, after = super()._sanitize_parameters(**options)
         reading = {
             "detector_weights": detector_weights,
             "num_frames": num_frames,
             "private_urls": private_urls,
             "max_seconds": max_seconds,
+            "on_error": on_error,
         }
         before |= {name: value for name, value in reading.items() if value is not None}
+        after |= {} if on_error is None else {"on_error": on_error}
         return before, during if return_heatmap is None else {"return_heatmap": return_heatmap}, after
 
     def preprocess(  # type: ignore[override]
@@ -106,12 +112,14 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
     ) -> Iterator[dict[str, Any]]:
         """Yield the faces of one input, one at a time."""
         finder = self._finder(detector or "yunet", detector_weights)
-
-        def look() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        try:
             with open_input(source, num_frames, private_urls, max_seconds, self.open_file) as media:
-                return finder(media)
-
-        yield from self.inputs_of(source, look, on_error)
+                faces, found = finder(media)
+        except INPUT_ERRORS as error:
+            if on_error == "raise":
+                raise
+            faces, found = [], {"frames_read": 0, "error": str(error)}
+        yield from self.inputs_of(source, faces, found)
 
     @cached_property
     def _side(self) -> int:
@@ -144,6 +152,20 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
             return pipeline_gmdf.scores_of(output)
         scores = output.logits.detach().float().softmax(-1)[:, self.fake]
         return {"score": scores, "expert_weights": scores.new_zeros(len(scores), 0)}
+
+    def postprocess(  # type: ignore[override]
+        self, model_outputs: list[dict[str, Any]], threshold: float | None = None, on_error: str = "raise"
+    ) -> dict[str, Any]:
+        """Combine the faces of one input into its result."""
+        note = model_outputs[0]["note"]
+        try:
+            result = super().postprocess(model_outputs, threshold)
+        except pipeline_gmdf.ScoreError as error:
+            if on_error == "raise":
+                raise
+            note = note | {"error": str(error)}
+            result = super().postprocess([{"face": None, "note": note}], threshold)
+        return result | ({"error": note.get("error")} if on_error == "return" else {})
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save model and image processor; the saved folder contains the pipeline for face crops."""

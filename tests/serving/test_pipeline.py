@@ -13,9 +13,11 @@ from PIL import Image
 from transformers import pipeline
 
 from gmdf_hf import DeepfakeDetectionPipeline, GMDFImageProcessor, GMDFModel
-from gmdf_hf.modeling.images_gmdf import ImageError
+from gmdf_hf.common.images import ImageError
+from gmdf_hf.modeling import pipeline_gmdf
 from gmdf_hf.modeling.pipeline_gmdf import ScoreError
 from gmdf_hf.preparation.video import VideoError
+from gmdf_hf.serving.inputs import picture_of
 from gmdf_hf.training.checkpoint import save_model
 from tests.conftest import tiny_model
 from tests.media import numbered, write_video
@@ -173,6 +175,24 @@ def test_without_the_package_pictures_are_crops_and_a_warning_says_so(detect, fo
         assert [face.keys() for face in there["faces"]] == [face.keys() for face in here["faces"]]
     assert [here["frames_read"] for here in json.loads(answers)] == [1, 3]
     assert "pip install 'gmdf-hf[prepare]'" in last
+
+
+def test_the_checkpoints_reader_gives_the_packages_pixels_or_rejects():
+    """The small reader that travels must not read a picture in another way than the package."""
+    exif = Image.Exif()
+    exif[274] = 6  # orientation
+    for mode in ("1", "L", "P", "RGB", "CMYK", "RGBA", "LA", "I;16", "F"):
+        source = picture().convert("L").convert(mode) if mode == "I;16" else picture().convert(mode)
+        source.info["exif"] = exif.tobytes()
+        if mode in pipeline_gmdf.MODES:
+            pixels = pipeline_gmdf.picture_of(source)
+            np.testing.assert_array_equal(pixels, picture_of(source))
+        else:
+            with pytest.raises(ValueError, match="convert it to RGB"):
+                pipeline_gmdf.picture_of(source)
+    for wrong in (3, np.zeros((3, 3), np.float32), np.zeros((3, 3, 4), np.uint8)):
+        with pytest.raises(ValueError, match="Expected a path, a PIL image or an RGB array of type uint8, found"):
+            pipeline_gmdf.picture_of(wrong)
 
 
 def test_little_code_travels_with_a_checkpoint(folder):
