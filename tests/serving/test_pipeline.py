@@ -171,7 +171,7 @@ def test_without_the_package_pictures_are_crops_and_a_warning_says_so(detect, fo
     answers, last = result.stdout.strip().splitlines()
     for here, there in zip(detect([files[0], files[1:]]), json.loads(answers), strict=True):
         assert there["score"] == pytest.approx(here["score"], abs=1e-6)
-        assert there.keys() == here.keys() and there["frames_read"] == here["frames_read"]
+        assert there.keys() <= here.keys() and there["frames_read"] == here["frames_read"]
         assert [face.keys() for face in there["faces"]] == [face.keys() for face in here["faces"]]
     assert [here["frames_read"] for here in json.loads(answers)] == [1, 3]
     assert "pip install 'gmdf-hf[prepare]'" in last
