@@ -120,7 +120,7 @@ def main(options: PredictOptions) -> int:
         )
         threshold = detect.model.config.threshold if options.threshold is None else options.threshold
         settings = settings_of(detect.model, threshold, options.detector, options.frames)
-        results = ResultFile(options.output, options.form, settings, options.model, options.revision)
+        results = ResultFile(options.output, options.form, settings, options.model, options.revision, listed)
         files = [file for file in listed if not results.has(file)]
         counts: Counter[str] = Counter()
         columns = (
