@@ -123,6 +123,16 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
         super().__init__(*args, **kwargs)
         check_processor(self.image_processor, str(self.model.config.name_or_path))
 
+    @property
+    def default_threshold(self) -> float:
+        """Threshold of the model."""
+        return self.model.config.threshold
+
+    @property
+    def expert_names(self) -> list[str]:
+        """Domain of each expert."""
+        return self.model.config.domains
+
     def _sanitize_parameters(  # type: ignore[override]
         self, detector: str | None = None, threshold: float | None = None
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -152,8 +162,9 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
             pixels = cast(Callable, self.image_processor)(images=face["crop"], return_tensors="pt")["pixel_values"]
             yield {"pixel_values": pixels, "face": face, "note": note, "is_last": position == len(faces) - 1}
         if not faces:
-            side = self.model.config.image_size
-            yield {"pixel_values": torch.zeros(1, 3, side, side), "face": None, "note": note, "is_last": True}
+            blank = Image.new("RGB", (64, 64))
+            pixels = cast(Callable, self.image_processor)(images=blank, return_tensors="pt")["pixel_values"]
+            yield {"pixel_values": pixels, "face": None, "note": note, "is_last": True}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         pixels = model_inputs.pop("pixel_values").to(self.model.dtype)
@@ -167,8 +178,8 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
         Raises:
             ScoreError: If a score is not a finite number.
         """
-        threshold = self.model.config.threshold if threshold is None else threshold
-        domains = self.model.config.domains
+        threshold = self.default_threshold if threshold is None else threshold
+        domains = self.expert_names
 
         def label(score: float) -> str:
             return "fake" if score >= threshold else "real"  # independent of the class names in the configuration

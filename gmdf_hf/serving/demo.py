@@ -18,6 +18,7 @@ import gradio
 from PIL import Image
 
 from gmdf_hf.common.images import SUFFIXES as IMAGE_SUFFIXES
+from gmdf_hf.evaluation.training_data import describe_training
 from gmdf_hf.preparation.video import SUFFIXES as VIDEO_SUFFIXES
 from gmdf_hf.serving.download import DownloadError, downloaded
 from gmdf_hf.serving.inputs import INPUT_ERRORS, is_url, open_input
@@ -39,7 +40,7 @@ UPLOADS = "GRADIO_TEMP_DIR"  # Gradio's variable for the folder of uploads
 LIMITS = """\
 ### What it cannot know
 
-The score is a model's opinion of faces, not evidence. It was trained on {domains} and fails on forgeries unlike
+The score is a model's opinion of faces, not evidence. Training data: {domains}. It fails on forgeries unlike
 those, on strong compression and on small faces; it may err more often for some groups of people than for others. It
 knows nothing of sound, text, the rest of the picture, or who is shown. A low score does not prove that a picture is
 real. Do not let a score alone decide about a person.
@@ -96,7 +97,9 @@ def _verdict(result: dict[str, Any], worst: dict[str, Any], frame: Image.Image) 
     parts.append("<p>Red speaks for fake, blue for real, compared with the rest of the face.</p>")
     if result["frames_read"] > 1:
         parts.append(timeline(result["faces"], result["threshold"]))
-    parts.append("<p>Domain experts that spoke: " + ", ".join(f"{html.escape(n)} {w:.0%}" for n, w in share) + "</p>")
+    if share:
+        experts = ", ".join(f"{html.escape(name)} {weight:.0%}" for name, weight in share)
+        parts.append(f"<p>Shares of the domain experts: {experts}</p>")
     return "\n".join(parts)
 
 
@@ -199,7 +202,7 @@ def build(detect: DeepfakeDetectionPipeline) -> gradio.Blocks:
         address = gradio.Textbox(label="or its address", placeholder="https://", max_lines=1, max_length=2000)
         button = gradio.Button("Look at it", variant="primary")
         shown = gradio.HTML(elem_id="answer")
-        gradio.Markdown(LIMITS.format(domains=", ".join(detect.model.config.domains)))
+        gradio.Markdown(LIMITS.format(domains=html.escape(describe_training(detect.model.config))))
         visits = Visits(detect, uploads, reader)
         looked = button.click(visits.look, [upload, address], shown, concurrency_limit=MAX_WAITING, api_name="look")
         looked.then(lambda: (None, ""), None, [upload, address], queue=False, api_visibility="private")

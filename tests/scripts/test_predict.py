@@ -18,9 +18,9 @@ from PIL import Image
 from gmdf_hf import GMDFImageProcessor
 from gmdf_hf.common.files import write_json
 from gmdf_hf.common.locks import locked_folder
+from gmdf_hf.evaluation.classifier import split_revision
 from gmdf_hf.scripts import gmdf as command
 from gmdf_hf.scripts.predict import UNREADABLE
-from gmdf_hf.serving.loading import split_revision
 from gmdf_hf.serving.results import verdict
 from gmdf_hf.training.checkpoint import save_model
 from tests.conftest import tiny_model
