@@ -52,7 +52,9 @@ def split_revision(model: str, revision: str | None = None) -> tuple[str, str | 
     if not at or os.path.exists(model):
         return model, revision
     if revision is not None and revision != found:
-        raise UserError(f"The model {model!r} names the revision {found!r}, and --revision is {revision!r}.")
+        raise UserError(
+            f"The model {model!r} names the revision {found!r}, and --revision is {revision!r}: expected one."
+        )
     return name, found
 
 
