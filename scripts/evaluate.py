@@ -46,7 +46,8 @@ from gmdf_hf.evaluation.score_parts import BatchQueue, claim_folder, frames_dige
 from gmdf_hf.evaluation.score_table import write_scores
 from gmdf_hf.evaluation.scoring import Encoder, batch_domain, batch_stream, fake_class, score_batches
 from gmdf_hf.evaluation.tables import domain_table, rich_table
-from gmdf_hf.modeling.loading_gmdf import check_processor, check_weights
+from gmdf_hf.modeling.loading_gmdf import check_weights
+from gmdf_hf.modeling.untrusted_gmdf import check_processor
 from gmdf_hf.training.checkpoint import environment, write_skipped
 from gmdf_hf.training.config import DomainSource
 

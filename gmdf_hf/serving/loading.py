@@ -74,7 +74,7 @@ def load_pipeline(
     loaded = load_model(model, revision)
     name, revision = split_revision(model, revision)
     from gmdf_hf.modeling.auto_gmdf import GMDFImageProcessor
-    from gmdf_hf.modeling.loading_gmdf import check_processor
+    from gmdf_hf.modeling.untrusted_gmdf import check_processor
     from gmdf_hf.serving.pipeline import DeepfakeDetectionPipeline, load_finder
 
     try:
