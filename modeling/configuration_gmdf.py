@@ -53,6 +53,7 @@ class GMDFConfig(PreTrainedConfig):
         codebook_size: Number T of codes that the masked-image head predicts.
         threshold: Smallest probability of fake at which a face is classified as fake; training sets it to the value
             chosen on the source domains' validation videos.
+        training_data: Training data: `kind` (drawn, test data, real), `domains`, `evidence`; None if not recorded.
         expert_effect: Measured share of the `experts` and of the `text` affine in the decision, for images of `known`
             and `unknown` domains; None if training did not measure it.
         backbone_image_size: Side in pixels of the images of a backbone other than CLIP; None for the backbone's own.
@@ -98,6 +99,7 @@ class GMDFConfig(PreTrainedConfig):
     mask_strategy: Literal["random", "block"] = "random"
     codebook_size: int = 512
     threshold: float | int = 0.5
+    training_data: dict[str, Any] | None = None
     expert_effect: dict[str, dict[str, float]] | None = None
     backbone_image_size: int | None = None
     backbone_patch_size: int | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -12,7 +13,9 @@ from transformers import AutoModelForImageClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import gmdf_hf.modeling.auto_gmdf  # noqa: F401  registers the model with the auto classes
-from gmdf_hf.modeling import GMDFImageProcessor, pipeline_gmdf
+from gmdf_hf.evaluation.classifier import is_gmdf
+from gmdf_hf.evaluation.scoring import fake_class
+from gmdf_hf.modeling import pipeline_gmdf
 from gmdf_hf.modeling.loading_gmdf import BrokenModelError
 from gmdf_hf.modeling.untrusted_gmdf import check_processor
 from gmdf_hf.preparation.media import Media, open_media
@@ -26,6 +29,9 @@ FaceFinder = Callable[[Media], tuple[list[dict[str, Any]], dict[str, Any]]]
 
 class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
     """Detects the faces of pictures and videos and scores each face.
+
+    The model is a GM-DF or any other image classifier with two classes whose names tell real from fake. Only a GM-DF
+    has `expert_weights`; without a threshold in its configuration the threshold is 0.5.
 
     Inputs are paths, `http(s)` URLs, PIL images, RGB arrays, frames of a video (a list of pictures, or an array of
     shape `(frames, height, width, 3)`), or a list, data set or generator of them; the results of a generator are
@@ -55,6 +61,7 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         detector: Face detector, `yunet` (the default), `retinaface` or `haar`; `none` if inputs are crops of one face
             (square, 1.3 times the face box).
         detector_weights: Local file with the detector's weights, instead of those on the hub.
+        fake_label: Name of the model's fake class, if it does not tell; only when the pipeline is made.
         num_frames: Number of evenly spaced frames to read from a video; 32.
         threshold: Smallest score classified as fake; the default is the model's, chosen on validation videos.
         return_heatmap: Whether to add the map of each face.
@@ -67,10 +74,22 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
     # Function that opens files; a server with untrusted files sets `IsolatedReader.open`.
     open_file: Callable[..., Media] = staticmethod(open_media)
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, fake_label: str | None = None, **kwargs):
         self._finders: dict[tuple[str, str | None], FaceFinder] = {}
         super().__init__(*args, **kwargs)
         check_processor(self.image_processor, str(self.model.config.name_or_path))
+        self.fake = fake_class(self.model.config.id2label, fake_label)
+        self.is_gmdf = is_gmdf(self.model)
+
+    @property
+    def default_threshold(self) -> float:
+        """Threshold of the model, 0.5 if it has none."""
+        return getattr(self.model.config, "threshold", 0.5)
+
+    @property
+    def expert_names(self) -> list[str]:
+        """Domain of each expert; empty for a model without experts."""
+        return self.model.config.domains if self.is_gmdf else []
 
     def _sanitize_parameters(  # type: ignore[override]  # further options, all by name
         self,
@@ -122,12 +141,12 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
             pixels = self.pixels_of(face["crop"])
             yield {"pixel_values": pixels, "face": face, "note": note, "is_last": position == len(faces) - 1}
         if not faces:  # the pipeline needs at least one entry
-            pixels = torch.zeros(1, 3, self._side, self._side)
+            pixels = self.pixels_of(Image.new("RGB", (64, 64)))
             yield {"pixel_values": pixels, "face": None, "note": note, "is_last": True}
 
-    @property
+    @cached_property
     def _side(self) -> int:
-        return cast(GMDFImageProcessor, self.image_processor).crop_size["height"]
+        return crop_side(self.image_processor)
 
     def _finder(self, detector: str, weights: str | None) -> FaceFinder:
         if (detector, weights) not in self._finders:
@@ -137,22 +156,32 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
     def _forward(  # type: ignore[override]
         self, model_inputs: dict[str, Any], return_heatmap: bool = False
     ) -> dict[str, Any]:
+        pixels = model_inputs.pop("pixel_values").to(self.model.dtype)
         if not return_heatmap:
-            return super()._forward(model_inputs)
+            return self._scores_of(self._call(pixels)) | model_inputs
         with torch.enable_grad():
             # The map needs a gradient at the last block's input, even if the weights are frozen.
-            pixels = model_inputs.pop("pixel_values").to(self.model.dtype).requires_grad_()
-            output = self.model(pixels, output_expert_weights=True, output_hidden_states=True)
-            maps = evidence_map(output.hidden_states[-2], output.logits)
-        found = {"heatmap": heatmap(maps, self._side)}
-        return pipeline_gmdf.scores_of(output) | found | model_inputs
+            output = self._call(pixels.requires_grad_(), output_hidden_states=True)
+            maps = evidence_map(output.hidden_states[-2], output.logits[:, [1 - self.fake, self.fake]])
+        return self._scores_of(output) | {"heatmap": heatmap(maps, self._side)} | model_inputs
+
+    def _call(self, pixels: torch.Tensor, **options: bool) -> Any:
+        return (
+            self.model(pixels, output_expert_weights=True, **options) if self.is_gmdf else self.model(pixels, **options)
+        )
+
+    def _scores_of(self, output: Any) -> dict[str, torch.Tensor]:
+        if self.is_gmdf:
+            return pipeline_gmdf.scores_of(output)
+        scores = output.logits.detach().float().softmax(-1)[:, self.fake]
+        return {"score": scores, "expert_weights": scores.new_zeros(len(scores), 0)}
 
     def postprocess(  # type: ignore[override]
         self, model_outputs: list[dict[str, Any]], threshold: float | None = None, on_error: str = "raise"
     ) -> dict[str, Any]:
         """Combine the faces of one input into its result."""
-        note, domains = model_outputs[0]["note"], self.model.config.domains
-        threshold = self.model.config.threshold if threshold is None else threshold
+        note, domains = model_outputs[0]["note"], self.expert_names
+        threshold = self.default_threshold if threshold is None else threshold
         faces = [scored_face(output, threshold, domains) for output in model_outputs if output["face"] is not None]
         try:
             result = verdict(faces, note, threshold, domains)
@@ -166,7 +195,14 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save model and image processor; the saved folder contains the pipeline for face crops."""
         self.model.save_pretrained(save_directory, **kwargs)
-        cast(GMDFImageProcessor, self.image_processor).save_pretrained(save_directory)
+        cast(Any, self.image_processor).save_pretrained(save_directory)
+
+
+def crop_side(processor: Any) -> int:
+    """Side in pixels of the face crops for an image processor: what it resizes to, so that it need not enlarge."""
+    pixels = processor(images=Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"]
+    size = getattr(processor, "size", None)
+    return max([pixels.shape[-1], *(value for value in dict(size or {}).values() if isinstance(value, int))])
 
 
 def load_finder(detector: str, weights: str | None, size: int) -> FaceFinder:
