@@ -19,7 +19,8 @@ from gmdf_hf.common.files import printable
 from gmdf_hf.common.labels import class_of
 from gmdf_hf.evaluation.scoring import fake_class
 from gmdf_hf.modeling.auto_gmdf import GMDFConfig, GMDFModel
-from gmdf_hf.modeling.loading_gmdf import check_config, check_files, check_processor, check_weights, refusing_damage
+from gmdf_hf.modeling.loading_gmdf import check_weights
+from gmdf_hf.modeling.untrusted_gmdf import check_config, check_files, check_processor, refusing_damage
 
 LOG_IN = (
     "Log in with a token that may read it (`hf auth login`, or set HF_TOKEN); accept the terms on the page of a gated "
