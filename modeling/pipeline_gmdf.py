@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
 
-from .loading_gmdf import check_processor
+from .loading_gmdf import BrokenModelError
 
 TASK = "deepfake-detection"
 # Part of a saved model's config, so that the pipeline needs no other files.
@@ -32,17 +32,17 @@ NEEDS_PACKAGE = (
 logger = logging.get_logger(__name__)
 
 
-class ScoreError(ValueError):
-    """The model gives no finite score; the message names the input."""
+def frames_of(source: Any) -> list[np.ndarray]:
+    """Pictures of an input: a picture, or a list or 4-dimensional array of frames.
 
-    exit_code = 1
-    hint = "The checkpoint is damaged: download it again, or load another one."
-
-
-def frames_of(source: Any) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield number and picture of each frame of an input: a picture, or a list or 4-dimensional array of frames."""
+    Raises:
+        ValueError: If there is none, or one cannot be read.
+    """
     is_video = isinstance(source, (list, tuple)) or (isinstance(source, np.ndarray) and source.ndim == 4)
-    yield from enumerate(picture_of(picture) for picture in (source if is_video else [source]))
+    pictures = [picture_of(picture) for picture in (source if is_video else [source])]
+    if not pictures:
+        raise ValueError("Expected at least one frame, found none.")
+    return pictures
 
 
 def picture_of(source: Any) -> np.ndarray:
@@ -65,51 +65,27 @@ def picture_of(source: Any) -> np.ndarray:
     return np.asarray(ImageOps.exif_transpose(source).convert("RGB"))
 
 
-def whole_pictures(frames: Iterable[tuple[int, np.ndarray]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Treat every frame as the crop of one face.
-
-    Returns:
-        The entry of `faces` for each frame, with its crop; and `frames_read`.
-    """
-    faces = []
-    for number, picture in frames:
-        height, width = picture.shape[:2]
-        place = {"box": [0.0, 0.0, float(width), float(height)], "crop_box": [0, 0, width, height]}
-        crop = Image.fromarray(picture)
-        found = {"frame": number, "seconds": None, **place, "detection_score": 1.0, "turned": 0}
-        faces.append(found | {"person": 0, "crop": crop})
-    return faces, {"frames_read": len(faces)}
-
-
 class DeepfakeDetectionPipeline(ChunkPipeline):
     """Scores crops of one face each (square, 1.3 times the face box).
 
     An input is a picture (path, PIL image or RGB array) or the frames of one person's video (list of pictures, or array
     of shape `(frames, height, width, 3)`); a list, data set or generator of inputs gives one result per input. The
     package `gmdf_hf` has a pipeline of this name that also detects faces in whole pictures, reads videos and URLs, and
-    computes heatmaps.
+    computes heatmaps; its results have these entries and more.
 
     The result of an input is a dict:
 
     * `source`: path or type of the input;
-    * `label`: `fake` if `score` reaches `threshold`, `real` otherwise, None if there is no score;
-    * `score`: the largest score of all persons, None without a face; a person's score is the mean probability of `fake`
-      over their frames (as in the evaluation), in [0, 1];
+    * `label`: `fake` if `score` reaches `threshold`, `real` otherwise;
+    * `score`: mean probability of `fake` over the frames (as in the evaluation), in [0, 1];
     * `threshold`: the decision threshold;
-    * `face_found`: whether there is a face with a score;
-    * `faces_found`, `faces_scored`: number of faces in all frames, and of those with a score; the others are
-      `unassigned_faces`, not assigned to a person: `frame, box, detection_score` of each;
-    * `frames_read`: 1 for a picture;
-    * `notes`: warnings about defects of the input that did not prevent reading;
-    * `persons`: each person's `person, score, label, frames`;
-    * `faces`: each face, a dict with `frame, seconds, person, box, crop_box, detection_score, turned, score, label,
-      expert_weights`;
-    * `expert_weights`: share of each source domain's expert in the verdict, by domain name.
+    * `faces`: `frame` and `score` of each frame;
+    * `expert_weights`: share of each source domain's expert in the score, by domain name.
 
     Args (of the pipeline or of a call):
         detector: `none`: inputs are face crops. Any other needs the package.
         threshold: Smallest score classified as fake; the default is the model's, chosen on validation videos.
-        batch_size: Faces per batch; 16.
+        batch_size: Frames per batch; 16.
     """
 
     # transformers declares these as None.
@@ -121,50 +97,29 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("batch_size", BATCH_SIZE)
         super().__init__(*args, **kwargs)
-        check_processor(self.image_processor, str(self.model.config.name_or_path))
-
-    @property
-    def default_threshold(self) -> float:
-        """Threshold of the model."""
-        return self.model.config.threshold
-
-    @property
-    def expert_names(self) -> list[str]:
-        """Domain of each expert."""
-        return self.model.config.domains
 
     def _sanitize_parameters(  # type: ignore[override]
         self, detector: str | None = None, threshold: float | None = None
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"`threshold` must lie in [0, 1], found {threshold}.")
-        return _given(detector=detector), {}, _given(threshold=threshold)
+        before = {} if detector is None else {"detector": detector}
+        return before, {}, {} if threshold is None else {"threshold": threshold}
 
     def preprocess(self, source: Any, detector: str | None = None) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        """Yield the faces of one input, one at a time."""
+        """Yield the frames of one input, one at a time."""
         if detector is None:
             logger.warning_once(f"Every picture is taken for the crop of one face. {NEEDS_PACKAGE}")
         elif detector != "none":
             raise ImportError(NEEDS_PACKAGE)
-        yield from self.inputs_of(source, *whole_pictures(frames_of(source)))
+        pictures = frames_of(source)
+        for number, picture in enumerate(pictures):
+            inputs = {"pixel_values": self.pixels_of(picture), "source": name_of(source), "frame": number}
+            yield inputs | {"is_last": number == len(pictures) - 1}
 
-    def inputs_of(self, source: Any, faces: list[dict[str, Any]], found: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield the model's inputs for each face; without a face, one empty entry, as the pipeline needs at least one.
-
-        Args:
-            source: The input.
-            faces: Its faces, each with its crop (see `whole_pictures`).
-            found: Further entries of the result.
-        """
-        name = str(source) if isinstance(source, (str, os.PathLike)) else f"<{type(source).__name__}>"
-        note = {"source": name} | found
-        for position, face in enumerate(faces):
-            pixels = cast(Callable, self.image_processor)(images=face["crop"], return_tensors="pt")["pixel_values"]
-            yield {"pixel_values": pixels, "face": face, "note": note, "is_last": position == len(faces) - 1}
-        if not faces:
-            blank = Image.new("RGB", (64, 64))
-            pixels = cast(Callable, self.image_processor)(images=blank, return_tensors="pt")["pixel_values"]
-            yield {"pixel_values": pixels, "face": None, "note": note, "is_last": True}
+    def pixels_of(self, crop: Any) -> torch.Tensor:
+        """Pixels of a face crop for the model, shape `(1, 3, H, W)`."""
+        return cast(Callable, self.image_processor)(images=crop, return_tensors="pt")["pixel_values"]
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         pixels = model_inputs.pop("pixel_values").to(self.model.dtype)
@@ -173,63 +128,34 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
     def postprocess(  # type: ignore[override]
         self, model_outputs: list[dict[str, Any]], threshold: float | None = None
     ) -> dict[str, Any]:
-        """Combine the faces of one input into its result.
+        """Combine the frames of one input into its result.
 
         Raises:
-            ScoreError: If a score is not a finite number.
+            BrokenModelError: If a score is not a finite number.
         """
-        threshold = self.default_threshold if threshold is None else threshold
-        domains = self.expert_names
-
-        def label(score: float) -> str:
-            return "fake" if score >= threshold else "real"  # independent of the class names in the configuration
-
-        faces = []
-        for output in model_outputs:
-            if output["face"] is not None:
-                score = output["score"].item()
-                face = output["face"] | {
-                    "score": score,
-                    "label": label(score),
-                    "expert_weights": dict(zip(domains, output["expert_weights"][0].tolist(), strict=True)),
-                }
-                crop = face.pop("crop")
-                if "heatmap" in output:
-                    face |= {"heatmap": output["heatmap"][0].numpy(), "crop": crop}
-                faces.append(face)
-        note = model_outputs[0]["note"]
-        if not all(math.isfinite(face["score"]) for face in faces):
-            raise ScoreError(f"{note['source']}: the model gave a score that is not a finite number.")
-        persons = []
-        for person in sorted({face["person"] for face in faces}):
-            scores = [face["score"] for face in faces if face["person"] == person]
-            mean = sum(scores) / len(scores)
-            persons.append({"person": person, "score": mean, "label": label(mean), "frames": len(scores)})
-        unassigned = note.get("unassigned_faces", [])
-        worst = max(persons, key=lambda person: person["score"], default=None)
-        shares = [face["expert_weights"] for face in faces if worst is not None and face["person"] == worst["person"]]
+        config, source = self.model.config, model_outputs[0]["source"]
+        threshold = config.threshold if threshold is None else threshold
+        faces = [{"frame": output["frame"], "score": output["score"].item()} for output in model_outputs]
+        score = sum(face["score"] for face in faces) / len(faces)
+        if not math.isfinite(score):
+            raise BrokenModelError(f"{source}: the model gave a score that is not a finite number.")
+        shares = torch.cat([output["expert_weights"] for output in model_outputs]).mean(0)
         return {
-            "source": note["source"],
-            "label": None if worst is None else worst["label"],
-            "score": None if worst is None else worst["score"],
+            "source": source,
+            "label": "fake" if score >= threshold else "real",  # independent of the class names in the configuration
+            "score": score,
             "threshold": threshold,
-            "face_found": bool(faces),
-            "faces_found": len(faces) + len(unassigned),
-            "faces_scored": len(faces),
-            "frames_read": note["frames_read"],
-            "persons": persons,
             "faces": faces,
-            "unassigned_faces": unassigned,
-            "notes": note.get("notes", []),
-            "expert_weights": {name: sum(share[name] for share in shares) / len(shares) for name in domains if shares},
+            "expert_weights": dict(zip(config.domains, shares.tolist(), strict=True)),
         }
+
+
+def name_of(source: object) -> str:
+    """Name of an input in results and messages."""
+    return str(source) if isinstance(source, (str, os.PathLike)) else f"<{type(source).__name__}>"
 
 
 def scores_of(output: Any) -> dict[str, torch.Tensor]:
     """Probability of fake, shape `(B,)`, and mean share of each expert, `(B, E)`, of a `GMDFOutput`."""
     shares = torch.stack([block.float() for block in output.expert_weights]).mean(0)
     return {"score": output.logits.detach().float().softmax(-1)[:, 1], "expert_weights": shares.detach()}
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}

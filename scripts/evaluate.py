@@ -54,6 +54,9 @@ class Evaluation(Options):
 
     model: str = Field(description="Folder or hub id of an image classifier with two classes.")
     domains: Annotated[dict[str, DomainSource], Argument("NAME=PATH")] = Field({}, description="Domains to score.")
+    labels: Annotated[dict[str, Literal["real", "fake"]], Argument("NAME=CLASS")] = Field(
+        {}, description="real or fake for class names of the domains that do not say it, such as ai_art=fake or 0=fake."
+    )
     recipe: Path | None = Field(None, description="Recipe whose source and unseen domains to score.")
     output_dir: Path = Field(Path("runs/evaluation"), description="Folder of the results.")
     split: Literal["train", "validation", "test"] = Field("test", description="Split of the domains.")
@@ -87,8 +90,11 @@ class Evaluation(Options):
             domains = of_recipe | domains
         if not domains:
             raise ValueError("nothing to score: name domains with --domains or --recipe")
-        for name in domains:
+        for name, source in domains.items():
             check_name(name)
+            if labels := fields.get("labels"):
+                source = DomainSource.model_validate(source)
+                domains[name] = source.model_copy(update={"labels": labels | source.labels})
         return fields | {"domains": domains}
 
 

@@ -145,7 +145,7 @@ def main(options: PredictOptions) -> int:
         settings = settings_of(detect.model, threshold, options.detector, options.frames)
         settings |= {"uncertain_from": None if point is None else point.uncertain_from}
         settings |= {"person_score": options.person_score or (point.person_score if point else "mean")}
-        results = ResultFile(options.output, options.form, settings, options.model, options.revision)
+        results = ResultFile(options.output, options.form, settings, options.model, options.revision, listed)
         files = [file for file in listed if not results.has(file)]
         counts: Counter[str] = Counter()
         columns = (

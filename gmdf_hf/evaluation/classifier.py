@@ -22,7 +22,8 @@ from gmdf_hf.common.labels import class_of
 from gmdf_hf.evaluation.operating_point import FILE_NAME, OperatingPoint, read_operating_point
 from gmdf_hf.evaluation.scoring import fake_class
 from gmdf_hf.modeling.auto_gmdf import GMDFConfig, GMDFModel
-from gmdf_hf.modeling.loading_gmdf import check_config, check_files, check_processor, check_weights, refusing_damage
+from gmdf_hf.modeling.loading_gmdf import check_weights
+from gmdf_hf.modeling.untrusted_gmdf import check_config, check_files, check_processor, refusing_damage
 
 LOG_IN = (
     "Log in with a token that may read it (`hf auth login`, or set HF_TOKEN); accept the terms on the page of a gated "
@@ -55,7 +56,9 @@ def split_revision(model: str, revision: str | None = None) -> tuple[str, str | 
     if not at or os.path.exists(model):
         return model, revision
     if revision is not None and revision != found:
-        raise UserError(f"The model {model!r} names the revision {found!r}, and --revision is {revision!r}.")
+        raise UserError(
+            f"The model {model!r} names the revision {found!r}, and --revision is {revision!r}: expected one."
+        )
     return name, found
 
 

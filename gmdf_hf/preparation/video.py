@@ -122,7 +122,7 @@ def index_video(path: str | Path) -> VideoIndex:
         elif container.format.name == "mpegts":
             damaged = 0  # a gap in a transport stream is damage, not truncation
     if not times:
-        raise VideoError(f"{path}: no frames with a time, found {packets} packets.")
+        raise VideoError(f"{path}: expected frames with a time, found {packets} packets without.")
     missing = ""
     if damaged or packets < expected:
         missing = f"cut short, {packets - damaged} whole frames found of {max(packets, expected)}"

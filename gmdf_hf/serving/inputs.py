@@ -13,13 +13,13 @@ import numpy as np
 from PIL import Image
 
 from gmdf_hf.common.images import ImageError, open_image, upright_rgb
-from gmdf_hf.modeling.pipeline_gmdf import ScoreError
+from gmdf_hf.modeling.loading_gmdf import BrokenModelError
 from gmdf_hf.preparation.media import Media, open_media
 from gmdf_hf.preparation.video import Frame, VideoError
 from gmdf_hf.serving.download import DownloadError, downloaded
 
 # Errors of a single input; other exceptions are errors of the program or its settings.
-INPUT_ERRORS = (ImageError, VideoError, DownloadError, ScoreError)
+INPUT_ERRORS = (ImageError, VideoError, DownloadError, BrokenModelError)
 
 
 def is_url(source: object) -> bool:

@@ -34,11 +34,11 @@ from gmdf_hf.serving.decoder import MAX_LINE
 MAX_MEMORY = 4 * 2**30  # bytes of address space of a child
 MAX_FRAME_BYTES = 3 * 50_000_000  # maximum pixels of a picture, in RGB
 MAX_FILE_BYTES = 2 * 2**30  # maximum pixels of all frames of a file
-QUICK_SECONDS, QUICK_CHILDREN = 4.0, 2
+QUICK_SECONDS, QUICK_CHILDREN = 3.0, 2
 WALL_FACTOR = 3.0  # maximum waiting time relative to the processor time that a file may take, on a busy machine
 START_SECONDS = 60.0  # maximum time for the start of a child
 FILES_OF_A_CHILD = 50  # a decoder's memory is given back when the child ends
-LOW_PRIORITY = 5  # niceness
+LOW_PRIORITY = 10  # niceness
 ERRORS: dict[str, type[ImageError] | type[VideoError]] = {"ImageError": ImageError, "VideoError": VideoError}
 
 
@@ -289,5 +289,5 @@ class _Child:
 def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     height, width, channels = (int(side) for side in shape)
     if channels != 3 or min(height, width) < 1 or height * width * 3 > MAX_FRAME_BYTES:
-        raise ImageError(f"The reading process sent a picture of shape {shape}.")
+        raise ImageError(f"The reading process sent a picture of shape {shape}, expected (height, width, 3).")
     return height, width, channels

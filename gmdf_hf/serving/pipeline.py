@@ -18,10 +18,13 @@ from gmdf_hf.evaluation.classifier import find_operating_point, is_gmdf
 from gmdf_hf.evaluation.operating_point import OperatingPoint
 from gmdf_hf.evaluation.scoring import fake_class
 from gmdf_hf.modeling import pipeline_gmdf
+from gmdf_hf.modeling.loading_gmdf import BrokenModelError
+from gmdf_hf.modeling.untrusted_gmdf import check_processor
 from gmdf_hf.preparation.media import Media, open_media
 from gmdf_hf.serving.decisions import decide
 from gmdf_hf.serving.heatmaps import evidence_map, heatmap
 from gmdf_hf.serving.inputs import INPUT_ERRORS, open_input
+from gmdf_hf.serving.verdict import scored_face, verdict
 
 # Maps an input to its faces and to further entries of the result.
 FaceFinder = Callable[[Media], tuple[list[dict[str, Any]], dict[str, Any]]]
@@ -37,10 +40,25 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
     shape `(frames, height, width, 3)`), or a list, data set or generator of them; the results of a generator are
     streamed. Faces of all frames and files share batches.
 
-    Results have the form of the checkpoint's pipeline (see `gmdf_hf.modeling.pipeline_gmdf`); each face also has its
-    `seconds` and the rotation in degrees, `turned`, at which it was detected. Person 0 is the most prominent one;
-    people in different shots are different persons unless they look very similar. With `return_heatmap` each face has
-    its `crop` and a `heatmap`, an array over `crop_box` with positive values for fake and negative values for real.
+    The result of an input is a dict:
+
+    * `source`: path, URL or type of the input;
+    * `label`: `fake` if `score` reaches `threshold`, `real` otherwise, None if there is no score;
+    * `score`: the largest score of all persons, None without a face; a person's score is the mean probability of `fake`
+      over their frames (as in the evaluation), in [0, 1];
+    * `threshold`: the decision threshold;
+    * `face_found`: whether there is a face with a score;
+    * `faces_found`, `faces_scored`: number of faces in all frames, and of those with a score; the others are
+      `unassigned_faces`, not assigned to a person: `frame, box, detection_score` of each;
+    * `frames_read`: 1 for a picture;
+    * `notes`: warnings about defects of the input that did not prevent reading;
+    * `persons`: each person's `person, score, label, frames`. Person 0 is the most prominent one; people in different
+      shots are different persons unless they look very similar;
+    * `faces`: each face, a dict with `frame, seconds, person, box, crop_box, detection_score, turned` (rotation in
+      degrees at which it was detected), `score, label, expert_weights`, and with `return_heatmap` its `crop` and a
+      `heatmap`, an array over `crop_box` with positive values for fake and negative values for real;
+    * `expert_weights`: share of each source domain's expert in the verdict, by domain name;
+    * `error`: only with `on_error="return"`: the error message, or None.
 
     Args (of the pipeline or of a call):
         detector: Face detector, `yunet` (the default), `retinaface` or `haar`; `none` if inputs are crops of one face
@@ -57,12 +75,12 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         on_error: `raise`, or `return` the message and go on with the next input.
         batch_size: Faces per batch; 16.
 
+    Further entries of a result are those of `gmdf_hf.serving.decisions.decide`: with an operating point, which
+    `gmdf calibrate` stores beside the model, its threshold is the default, labels may be `uncertain`, and there is a
+    calibrated `probability`.
+
     Attributes:
         operating_point: Operating point in use, read from the model's folder when the pipeline is made, or None.
-
-    With `on_error="return"` results also have `error`: the error message, or None. Further entries are those of
-    `gmdf_hf.serving.decisions.decide`: with an operating point, which `gmdf calibrate` stores beside the model, its
-    threshold is the default, labels may be `uncertain`, and there is a calibrated `probability`.
     """
 
     # Function that opens files; a server with untrusted files sets `IsolatedReader.open`.
@@ -71,6 +89,7 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
     def __init__(self, *args, fake_label: str | None = None, **kwargs):
         self._finders: dict[tuple[str, str | None], FaceFinder] = {}
         super().__init__(*args, **kwargs)
+        check_processor(self.image_processor, str(self.model.config.name_or_path))
         self.fake = fake_class(self.model.config.id2label, fake_label)
         self.is_gmdf = is_gmdf(self.model)
         name = self.model.config.name_or_path
@@ -140,7 +159,13 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
             if on_error == "raise":
                 raise
             faces, found = [], {"frames_read": 0, "error": str(error)}
-        yield from self.inputs_of(source, faces, found)
+        note = {"source": pipeline_gmdf.name_of(source)} | found
+        for position, face in enumerate(faces):
+            pixels = self.pixels_of(face["crop"])
+            yield {"pixel_values": pixels, "face": face, "note": note, "is_last": position == len(faces) - 1}
+        if not faces:  # the pipeline needs at least one entry
+            pixels = self.pixels_of(Image.new("RGB", (64, 64)))
+            yield {"pixel_values": pixels, "face": None, "note": note, "is_last": True}
 
     @cached_property
     def _side(self) -> int:
@@ -182,17 +207,20 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         person_score: PersonScore | None = None,
     ) -> dict[str, Any]:
         """Combine the faces of one input into its result."""
-        note = model_outputs[0]["note"]
+        note, domains = model_outputs[0]["note"], self.expert_names
+        given = threshold is not None
+        threshold = self.default_threshold if threshold is None else threshold
+        faces = [scored_face(output, threshold, domains) for output in model_outputs if output["face"] is not None]
         try:
-            result = super().postprocess(model_outputs, threshold)
-        except pipeline_gmdf.ScoreError as error:
+            result = verdict(faces, note, threshold, domains)
+        except BrokenModelError as error:
             if on_error == "raise":
                 raise
             note = note | {"error": str(error)}
-            result = super().postprocess([{"face": None, "note": note}], threshold)
-        point = self.operating_point if threshold is None else None
+            result = verdict([], note, threshold, domains)
+        point = None if given else self.operating_point
         own = "mean" if self.operating_point is None else cast(PersonScore, self.operating_point.person_score)
-        result |= decide(result, point, person_score or own, self.default_threshold if threshold is None else threshold)
+        result |= decide(result, point, person_score or own, threshold)
         return result | ({"error": note.get("error")} if on_error == "return" else {})
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
@@ -251,10 +279,14 @@ def load_finder(detector: str, weights: str | None, size: int) -> FaceFinder:
 
 
 def _whole_pictures(media: Media) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    frames = list(media.read(None))
-    faces, found = pipeline_gmdf.whole_pictures((frame.number, frame.pixels) for frame in frames)
-    faces = [face | {"seconds": frame.seconds} for face, frame in zip(faces, frames, strict=True)]
-    return faces, found | {"notes": media.report.notes}
+    """Treat every frame as the crop of one face."""
+    faces = []
+    for frame in media.read(None):
+        height, width = frame.pixels.shape[:2]
+        place = {"box": [0.0, 0.0, float(width), float(height)], "crop_box": [0, 0, width, height]}
+        found = {"frame": frame.number, "seconds": frame.seconds, **place, "detection_score": 1.0, "turned": 0}
+        faces.append(found | {"person": 0, "crop": Image.fromarray(frame.pixels)})
+    return faces, {"frames_read": len(faces), "notes": media.report.notes}
 
 
 PIPELINE_REGISTRY.register_pipeline(
