@@ -12,7 +12,6 @@ any order of the data (for a stream: in the same order), with the same --batch_s
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
@@ -27,6 +26,7 @@ import yaml
 from accelerate import Accelerator
 from pydantic import Field, model_validator
 from rich.console import Console
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from gmdf_hf.common.errors import UserError, exit_on_error
@@ -38,7 +38,7 @@ from gmdf_hf.data.dataset import Domain, load_domain
 from gmdf_hf.data.distortions import DistortingProcessor, parse_distortion
 from gmdf_hf.data.frames import caption_encoder, frame_of
 from gmdf_hf.data.streams import Stream, load_stream
-from gmdf_hf.evaluation.classifier import load_classifier, split_revision
+from gmdf_hf.evaluation.classifier import find_operating_point, load_classifier, split_revision, weights_digest
 from gmdf_hf.evaluation.intervals import measure
 from gmdf_hf.evaluation.metrics import crossing
 from gmdf_hf.evaluation.score_parts import BatchQueue, claim_folder, frames_digest, join_parts, write_parts
@@ -65,7 +65,8 @@ class Evaluation(Options):
     trust_remote_code: bool = Field(False, description="Let the model's own code run.")
     fake_label: str | None = Field(None, description="Name of the model's fake class, if it is not a word for fake.")
     threshold: float | None = Field(
-        None, description="Call scores of at least this fake (default: the model's own threshold, else 0.5)."
+        None,
+        description="Call scores of at least this fake (default: of the operating point, else of the model, else 0.5).",
     )
     real_share: float | None = Field(
         None, ge=0, le=1, description="Prior P_real of Eq. 13 (default: each domain's own share)."
@@ -175,9 +176,6 @@ def request_of(
     evaluation: Evaluation, model: torch.nn.Module, domains: list[Domain] | list[Stream], device: str
 ) -> dict[str, Any]:
     """Inputs that determine the scores, for comparison with an earlier run."""
-    weights = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        weights.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     frames = {}
     for domain in domains:  # the content of a stream is known only at its end and checked with its parts
         if isinstance(domain, Domain):
@@ -185,7 +183,7 @@ def request_of(
             frames[domain.name] = f"{len(domain)} frames, {digest}"
     return {
         "model": evaluation.model,
-        "weights": weights.hexdigest()[:16],
+        "weights": weights_digest(model),
         "split": evaluation.split,
         "streaming": evaluation.streaming,
         "fake_label": evaluation.fake_label,
@@ -205,7 +203,10 @@ def results_of(evaluation: Evaluation, scores: pd.DataFrame, model: torch.nn.Mod
     if threshold is None:
         # A GM-DF stores the threshold that its run chose on validation videos of its source domains.
         own = getattr(model.config, "threshold", None)
+        point = find_operating_point(cast(PreTrainedModel, model), evaluation.model, evaluation.revision)
         threshold, source = (0.5, "default") if own is None else (own, "the model's own, chosen on validation videos")
+        if point is not None:
+            threshold, source = point.threshold, f"the operating point's: {point.describe()}"
     known = list(getattr(model.config, "domains", None) or [])
     results = {
         "schema_version": SCHEMA_VERSION,

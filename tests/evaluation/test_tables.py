@@ -18,6 +18,7 @@ def test_domain_table_has_one_row_per_domain_with_interval():
         "fake": "5",
         "AUC": "25.00",
         "95 %": "20.0 to 30.0",
+        **dict.fromkeys(("TPR@1%", "TPR@.1%", "pAUC"), "-"),
     } | dict.fromkeys(("AP", "ACC", "EER", "M", "FPR", "FNR", "ECE", "Brier"), "25.00")
     assert z[1] == "unseen"
     assert z[5:7] == ["-", "-"]
