@@ -33,11 +33,20 @@ from gmdf_hf.data.dataset import Domain, load_domain
 from gmdf_hf.evaluation import plots
 from gmdf_hf.evaluation.attention import attention_maps
 from gmdf_hf.evaluation.comparison import difference_table
+from gmdf_hf.evaluation.coverage import scored_rows
 from gmdf_hf.evaluation.intervals import measure
 from gmdf_hf.evaluation.report_page import Face, Part, Section, html_page, markdown_page
 from gmdf_hf.evaluation.score_table import DomainScores, read_scores, split_domains
 from gmdf_hf.evaluation.scoring import read_picture
-from gmdf_hf.evaluation.tables import cross_table, domain_table, method_table, overall, percent, percent_interval
+from gmdf_hf.evaluation.tables import (
+    coverage_table,
+    cross_table,
+    domain_table,
+    method_table,
+    overall,
+    percent,
+    percent_interval,
+)
 from gmdf_hf.training.config import DomainSource, TrainConfig
 
 MISTAKES = 8  # per class and domain
@@ -59,15 +68,25 @@ class Scored:
     replicates: int = 1000
 
     @cached_property
-    def scores(self) -> pd.DataFrame:
-        """Table of scores."""
+    def table(self) -> pd.DataFrame:
+        """Table of scores, with the rows of videos without one."""
         return read_scores(self.folder / "scores.parquet")
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """Rows with a score."""
+        return scored_rows(self.table)
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether the pictures behind the scores are known."""
+        return any((self.folder / name).exists() for name in ("request.json", "train_config.yaml"))
 
     @cached_property
     def results(self) -> dict[str, Any]:
         """Content of `results.json`, with intervals."""
         results = json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
-        return results | measure(self.scores, results["threshold"], replicates=self.replicates)
+        return results | measure(self.table, results["threshold"], replicates=self.replicates)
 
     @cached_property
     def domains(self) -> dict[str, DomainScores]:
@@ -120,7 +139,7 @@ def main(runs: Sequence[Scored], folder: Path, faces: bool = True) -> Path:
     }
     for name, figure in drawn.items():
         plots.save(figure, pictures / f"{name}.png")
-    forgeries = method_table(first.results)
+    forgeries, unscored = method_table(first.results), coverage_table(first.results)
     sections = [
         Section(
             "Runs beside each other",
@@ -132,6 +151,7 @@ def main(runs: Sequence[Scored], folder: Path, faces: bool = True) -> Path:
                 Part(table=domain_table(first.results), text_columns=3),
                 Part("Over all domains", table=overall(first.results)),
                 Part("Reals of one domain against fakes of another: AUC in %", table=cross_table(first.results)),
+                *([Part("Videos without a score, in four readings", table=unscored)] if len(unscored) > 1 else []),
                 *(
                     [Part("Fakes of each forgery: AUC in %", table=forgeries, text_columns=2)]
                     if len(forgeries) > 1
@@ -143,7 +163,7 @@ def main(runs: Sequence[Scored], folder: Path, faces: bool = True) -> Path:
         Section("Scores", [Part(picture=pictures / "histograms.png")]),
         Section("Reliability", [Part(text="A point's area is its share.", picture=pictures / "reliability.png")]),
     ]
-    if faces:
+    if faces and first.has_pictures:
         domains = {name: first.load_domain(name) for name in first.domains}
         sections += [attention_section(first, domains, pictures), mistakes_section(first, domains, pictures)]
     title = "Deepfake detection: " + " and ".join(run.label for run in runs)

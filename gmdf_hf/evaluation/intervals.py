@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
 
+from gmdf_hf.evaluation.coverage import scored_rows, video_coverage
 from gmdf_hf.evaluation.low_fpr import LOW_FPR, low_fpr_figures
 from gmdf_hf.evaluation.metrics import CALIBRATION_BINS, cross_auc, domain_metrics, m_eer, method_auc, pooled_metrics
 from gmdf_hf.evaluation.score_table import LEVELS, DomainScores, split_domains, split_methods
@@ -208,14 +209,16 @@ def measure(
         coverage: Fraction of the replicates inside an interval.
 
     Returns:
-        The result of `point_figures`, plus `intervals`: the same structure with `[low, high]` in place of each number.
+        The result of `point_figures` on the rows with a score, `coverage`, and `intervals`: the same structure as the
+        former with `[low, high]` in place of each number.
 
     Raises:
         ValueError: If there are fewer than 2 replicates, or labels or scores are invalid.
     """
     if replicates < 2:
         raise ValueError(f"`replicates` must be at least 2, found {replicates}.")
-    exact = point_figures(table, threshold, real_share)
+    counted, table = video_coverage(table, threshold), scored_rows(table)
+    exact = point_figures(table, threshold, real_share) | {"coverage": counted}
     domains, methods = split_domains(table), split_methods(table)
     samples = {"frame": list(domains.values()), "video": [domain.by_video() for domain in domains.values()]}
     forged = {"frame": list(methods.values()), "video": [method.by_video() for method in methods.values()]}

@@ -10,11 +10,12 @@ from typing import Any
 
 from rich.table import Table
 
+from gmdf_hf.evaluation.coverage import READINGS
 from gmdf_hf.evaluation.low_fpr import TPR_RATES, shows_rate
 
 RATES = {"tpr_1": "TPR@1%", "tpr_01": "TPR@.1%", "pauc": "pAUC"}
 RATES |= {"ap": "AP", "acc": "ACC", "eer": "EER", "m": "M", "fpr": "FPR", "fnr": "FNR", "ece": "ECE", "brier": "Brier"}
-DOMAIN_COLUMNS = ("domain", "role", "level", "real", "fake", "AUC", "95 %", *RATES.values())
+DOMAIN_COLUMNS = ("domain", "role", "level", "scored", "real", "fake", "AUC", "95 %", *RATES.values())
 
 
 def percent(value: float | None) -> str:
@@ -30,19 +31,36 @@ def percent_interval(ends: Sequence[float | None] | None) -> str:
 
 
 def domain_table(results: dict) -> list[list[str]]:
-    """Header, then one row per domain and level; a domain without readable images has one row without metrics."""
+    """Header, then one row per domain and level; a domain without readable images has one row without metrics.
+
+    `scored` is the share of videos with a score.
+    """
     intervals = results.get("intervals", {}).get("domains", {})
     known = results.get("source_domains") or []
-    rows = [list(DOMAIN_COLUMNS)]
+    rows, counted = [list(DOMAIN_COLUMNS)], results.get("coverage", {})
     for name, levels in results["domains"].items():
         role = role_of(name, known)
         for level, figures in levels.items():
             ends = intervals.get(name, {}).get(level, {}).get("auc")
             counts = [str(figures["real"]), str(figures["fake"])]
             rates = [percent(figures.get(rate) if _is_shown(rate, figures["real"]) else None) for rate in RATES]
-            rows.append([name, role, level, *counts, percent(figures["auc"]), percent_interval(ends), *rates])
-    unread, nothing = results.get("unread_domains", []), ["-"] * (len(DOMAIN_COLUMNS) - 5)
-    return rows + [[name, role_of(name, known), "frame", "0", "0", *nothing] for name in unread]
+            share = percent(counted[name]["share"]) if name in counted else "-"
+            rows.append([name, role, level, share, *counts, percent(figures["auc"]), percent_interval(ends), *rates])
+    unread, nothing = results.get("unread_domains", []), ["-"] * (len(DOMAIN_COLUMNS) - 6)
+    return rows + [[name, role_of(name, known), "frame", percent(0.0), "0", "0", *nothing] for name in unread]
+
+
+def coverage_table(results: dict) -> list[list[str]]:
+    """Header, then one row per domain with videos without a score: video AUC and accuracy under each reading."""
+    header = ["domain", "videos", "scored"]
+    for reading in READINGS:
+        header += [f"AUC, {reading.replace('_', ' ')}", "ACC"]
+    rows = [header]
+    for name, counted in results.get("coverage", {}).items():
+        if counted["scored"] < counted["videos"]:
+            figures = [percent(counted[reading][rate]) for reading in READINGS for rate in ("auc", "acc")]
+            rows.append([name, str(counted["videos"]), str(counted["scored"]), *figures])
+    return rows
 
 
 def _is_shown(rate: str, reals: int) -> bool:
