@@ -51,7 +51,8 @@ def main(options: ServeOptions) -> None:
         UserError: If the model cannot be used, a package is missing, or a public address has no keys.
     """
     try:
-        from gmdf_hf.serving.service import Settings, keys_of, serve
+        from gmdf_hf.serving.answers import Settings
+        from gmdf_hf.serving.service import keys_of, serve
     except ImportError as error:
         raise UserError(f"The service needs the package {error.name}: pip install 'gmdf-hf[serve]'.") from error
     keys = keys_of(os.environ.get(KEYS))

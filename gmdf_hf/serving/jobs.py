@@ -188,4 +188,4 @@ class JobStore:
         if not rows:
             return None
         *fields, result, error = rows[0]
-        return Job(*fields, result=None if result is None else json.loads(result), error=error)
+        return Job(*fields, None if result is None else json.loads(result), error)

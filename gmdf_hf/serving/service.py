@@ -3,169 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import os
 import secrets
 import tempfile
-import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import FastAPI, File, Form, HTTPException, Request, Response, UploadFile
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, ConfigDict
+from prometheus_client import generate_latest
 
 from gmdf_hf import __version__
 from gmdf_hf.common.schema import SCHEMA_VERSION
 from gmdf_hf.evaluation.training_data import describe_training
+from gmdf_hf.serving.answers import JobState, ModelFacts, Prediction, Settings
 from gmdf_hf.serving.download import DownloadError, downloaded
-from gmdf_hf.serving.engine import SUFFIXES, Cancelled, Engine
+from gmdf_hf.serving.engine import SUFFIXES, Engine
 from gmdf_hf.serving.gate import RETRY_SECONDS, Gate
 from gmdf_hf.serving.inputs import is_url
+from gmdf_hf.serving.job_worker import JobWorker
 from gmdf_hf.serving.jobs import Job, JobStore
 from gmdf_hf.serving.pipeline import DeepfakeDetectionPipeline
+from gmdf_hf.serving.service_metrics import Figures, log
 
-logger = logging.getLogger("gmdf.service")
 CHUNK = 2**20
 NAME_LENGTH = 200
-
-
-class Prediction(BaseModel):
-    """Result of one picture or video; further fields are those of the pipeline."""
-
-    model_config = ConfigDict(extra="allow")
-
-    source: str
-    label: Literal["real", "uncertain", "fake"] | None
-    score: float | None
-    probability: float | None
-    threshold: float
-    uncertain_from: float | None
-    face_found: bool
-    frames_read: int
-    persons: list[dict[str, Any]]
-    faces: list[dict[str, Any]]
-    notes: list[str]
-    training_data: str
-    model: str
-    schema_version: int
-
-
-class JobState(BaseModel):
-    """A job and, when it is done, its result."""
-
-    id: str
-    status: Literal["queued", "running", "done", "failed", "cancelled", "lost"]
-    created: float
-    updated: float
-    result: Prediction | None = None
-    error: str | None = None
-
-
-class ModelFacts(BaseModel):
-    """What the service decides with."""
-
-    model: str
-    training_data: str
-    operating_point: str | None
-    threshold: float
-    version: str
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Bounds of the service.
-
-    Attributes:
-        model: Name of the model in answers.
-        jobs: Folder of the jobs.
-        keys: API keys; empty to let everyone in.
-        workers: Files in work at the same time.
-        max_waiting: Requests in work or waiting; more are told to come back.
-        max_jobs: Jobs that have not ended; more are told to come back.
-        frames: Frames of a video in a request.
-        job_frames: Frames of a video in a job.
-        job_seconds: Maximum processor time for the frames of a job's file.
-    """
-
-    model: str
-    jobs: Path
-    keys: tuple[str, ...] = ()
-    workers: int = 4
-    max_waiting: int = 32
-    max_jobs: int = 100
-    frames: int = 16
-    job_frames: int = 256
-    job_seconds: float = 300.0
-
-
-class Figures:
-    """Prometheus metrics of one service."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        names = {"registry": self.registry}
-        self.answers = Counter("gmdf_answers", "Answers by route and status", ["route", "status"], **names)
-        self.seconds = Histogram("gmdf_answer_seconds", "Seconds from request to answer", ["route"], **names)
-        self.faces = Counter("gmdf_faces", "Scored faces", **names)
-        sizes = (1, 2, 4, 8, 16, 32)
-        self.batches = Histogram("gmdf_batch_faces", "Faces per batch of the model", buckets=sizes, **names)
-        self.waiting = Gauge("gmdf_waiting", "Requests in work or waiting", **names)
-        self.jobs = Gauge("gmdf_jobs", "Jobs by status", ["status"], **names)
-
-    def batch(self, size: int) -> None:
-        """Count a batch."""
-        self.batches.observe(size)
-        self.faces.inc(size)
-
-
-class JobWorker(threading.Thread):
-    """Runs the jobs, one at a time."""
-
-    def __init__(self, store: JobStore, engine: Engine, settings: Settings, complete: Callable[..., dict[str, Any]]):
-        super().__init__(name="jobs", daemon=True)
-        self.store, self.engine, self.settings, self.complete = store, engine, settings, complete
-        self.is_stopping = threading.Event()
-
-    def run(self) -> None:
-        """Take jobs until the service stops."""
-        while not self.is_stopping.is_set():
-            job = self.store.start_next()
-            if job is None:
-                self.store.forget_old()
-                self.is_stopping.wait(0.2)
-                continue
-            started = time.monotonic()
-            try:
-                with self._file(job) as path:
-                    stop = partial(self._is_unwanted, job)
-                    result = self.engine.score(path, job.name, self.settings.job_frames, stop)
-                self.store.finish(job.id, self.complete(result))
-            except Cancelled:
-                self.store.put_back(job.id)  # has no effect on a cancelled job
-            except DownloadError as error:
-                self.store.fail(job.id, str(error))
-            except Exception as error:  # the next job must run
-                self.store.fail(job.id, f"Internal error ({type(error).__name__}).")
-            log("job", job=job.id, seconds=round(time.monotonic() - started, 3))
-
-    def _is_unwanted(self, job: Job) -> bool:
-        return self.is_stopping.is_set() or self.store.is_cancelled(job.id)
-
-    @contextmanager
-    def _file(self, job: Job) -> Iterator[Path]:
-        if job.url is None:
-            yield self.store.upload_of(job)
-        else:
-            with downloaded(job.url) as path:
-                yield path
 
 
 def build(detect: DeepfakeDetectionPipeline, settings: Settings) -> FastAPI:
@@ -300,11 +166,6 @@ def build(detect: DeepfakeDetectionPipeline, settings: Settings) -> FastAPI:
 
     app.add_middleware(_Gate)
     return app
-
-
-def log(event: str, **fields: Any) -> None:
-    """Log one line of JSON; no picture, file name, address or key."""
-    logger.info(json.dumps({"time": round(time.time(), 3), "event": event, **fields}))
 
 
 def keys_of(environment: str | None) -> tuple[str, ...]:
