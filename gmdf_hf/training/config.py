@@ -103,6 +103,11 @@ class TrainConfig(BaseModel):
         "source",
         description="Experts the meta-test batch meets: those of the `source` domains (decision D3), or `all`.",
     )
+    outer_update: Literal["shared", "all"] = Field(
+        "shared",
+        description="What the outer step trains: theta_O, Eq. 12 to the letter, or `all`, the meta-train domains' experts "
+        "too (decision D22).",
+    )
     align_gradient: Literal["target", "both"] = Field(
         "target", description="Which features L_sis trains: `target`, or `both` (decision D12)."
     )
@@ -226,6 +231,8 @@ class TrainConfig(BaseModel):
                     f"second_order differentiates Eq. 10 as it is written: it needs inner_optimizer sgd, found "
                     f"{self.inner_optimizer!r}"
                 )
+            if self.outer_update == "all":
+                raise ValueError("second_order differentiates the inner step alone: it needs outer_update shared, found all")
             # Each of these silently gives a wrong gradient, or has no second derivative.
             if self.gradient_checkpointing:
                 raise ValueError("second_order cannot be had with gradient_checkpointing: the gradient would be wrong")

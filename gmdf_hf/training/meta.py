@@ -85,11 +85,18 @@ def update_experts(
             parameter.grad = gradient.detach() * shared_weight
     unused = zip(experts.values(), gradients, strict=False)
     of_experts = sum_over_processes([torch.zeros_like(p) if gradient is None else gradient for p, gradient in unused])
-    finite = torch.ones((), dtype=torch.bool)
-    if isinstance(scale, torch.Tensor):
-        finite = torch.stack([gradient.isfinite().all() for gradient in of_experts]).all()
-        of_experts = [(gradient / scale).where(finite, 0) for gradient in of_experts]
+    of_experts, finite = unscaled(of_experts, scale)
     return optimizer.updated(experts, of_experts, domains), finite
+
+
+def unscaled(
+    gradients: Sequence[torch.Tensor], scale: float | torch.Tensor
+) -> tuple[Sequence[torch.Tensor], torch.Tensor]:
+    """Undo a loss scale, if it is a tensor; then non-finite gradients become 0. Also returns whether all were finite."""
+    if not isinstance(scale, torch.Tensor):
+        return gradients, torch.ones((), dtype=torch.bool, device=gradients[0].device)
+    finite = torch.stack([gradient.isfinite().all() for gradient in gradients]).all()
+    return [(gradient / scale).where(finite, 0) for gradient in gradients], finite
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from gmdf_hf.data.episodes import Episode
 from gmdf_hf.modeling import GMDFModel
 from gmdf_hf.training.alignment import Alignment
 from gmdf_hf.training.inner_optimizer import ExpertSGD
-from gmdf_hf.training.meta import inner_loss, keep_experts, outer_losses, update_experts
+from gmdf_hf.training.meta import inner_loss, keep_experts, outer_losses, unscaled, update_experts
 from gmdf_hf.training.methods.method import Losses, Method
 
 
@@ -32,6 +32,7 @@ class MetaOptions:
         second_order: Differentiate theta_O's objective through the update of theta_E, as MAML does (decision D9).
         align_both: Propagate the gradient of L_sis to the source features too (decision D12).
         all_experts: Include the meta-test domain's own expert (decision D3).
+        update_all: The outer step also trains the meta-train domains' experts (decision D22).
     """
 
     source_weight: float = 0.0
@@ -41,6 +42,7 @@ class MetaOptions:
     second_order: bool = False
     align_both: bool = False
     all_experts: bool = False
+    update_all: bool = False
 
 
 class GMDF(Method):
@@ -91,7 +93,10 @@ class GMDF(Method):
             )
             total = sum(self.weights[name] * loss for name, loss in losses.items())
         shared = list(model.shared_parameters().values())
-        accelerator.backward(total, inputs=shared)
+        of_experts = list(model.expert_parameters().values()) if options.update_all else []
+        accelerator.backward(total, inputs=[*shared, *of_experts])
+        if options.update_all:
+            finite = finite & self._update_on_meta_test(model, domains, scale)
         if accelerator.scaler is not None:
             # The scaler checks only the gradients of theta_O: an overflow in the inner step is written into them.
             first = next(parameter.grad for parameter in shared if parameter.grad is not None)
@@ -102,6 +107,16 @@ class GMDF(Method):
             self.alignment.push(embeds, episode)
             losses["alignment"] = losses["alignment"] / num_processes()  # every process has the full value
         return {"source": source_loss.detach() / len(domains)} | {name: loss.detach() for name, loss in losses.items()}
+
+    def _update_on_meta_test(self, model: GMDFModel, domains: Sequence[int], scale: float | torch.Tensor) -> torch.Tensor:
+        """Step of theta_E along the gradient of the outer loss, from `.grad`; returns whether it was finite."""
+        experts = model.expert_parameters()
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in experts.values()]
+        gradients, finite = unscaled(sum_over_processes(gradients), scale)
+        keep_experts(model, self.inner.updated(experts, gradients, domains))
+        for parameter in experts.values():
+            parameter.grad = None
+        return finite
 
     @property
     def weights(self) -> dict[str, float]:
