@@ -1,9 +1,7 @@
 """Configuration of a GM-DF model."""
 
-import math
 import re
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import transformers
 from packaging.version import Version
@@ -16,27 +14,11 @@ if not Version(TRANSFORMERS[0]) <= Version(transformers.__version__) < Version(T
     raise ImportError(f"GM-DF needs {needed}, found {transformers.__version__}: pip install '{needed}'")
 
 from huggingface_hub.dataclasses import strict  # noqa: E402
-from transformers import AutoConfig, CLIPConfig, PreTrainedConfig, PreTrainedTokenizerBase  # noqa: E402
-from transformers.configuration_utils import SubConfigSpec  # noqa: E402
+from transformers import AutoConfig, PreTrainedConfig  # noqa: E402
 
-DIL_VARIANTS = ("affine", "affine_bias", "cross_attention")
-AGGREGATIONS = ("sum", "mean")
-MASK_STRATEGIES = ("random", "block")
+IN_PACKAGE = not __name__.startswith("transformers_modules.")  # otherwise this is the copy in a checkpoint
 CLIP_VISION = "clip_vision_model"
 TEXT_TOWERS = ("clip_text_model", "siglip_text_model", "siglip2_text_model")
-EXPERT_SCALE = 64.0  # of new detectors; docs/evidence.md compares other values
-
-# Table 6 of the paper: the sentence for a real and for a fake face. P3 puts a caption of the image before the sentence;
-# the table prints "real face" in both of its columns, which could not tell the classes apart, so "fake" is used here.
-PROMPT_TEMPLATES = {
-    "P1": ("A photo of real face", "A photo of fake face"),
-    "P2": ("This is a photo of real", "This is a photo of fake"),
-    "P3": ("{caption} A photo of real face", "{caption} A photo of fake face"),
-    "P4": ("Real", "Fake"),
-    "P5": ("This is how a real face looks like", "This is how a fake face looks like"),
-    "P6": ("This photo contains real face", "This photo contains fake face"),
-    "P7": ("Real face is in this photo", "Fake face is in this photo"),
-}
 
 
 @strict
@@ -71,6 +53,7 @@ class GMDFConfig(PreTrainedConfig):
         codebook_size: Number T of codes that the masked-image head predicts.
         threshold: Smallest probability of fake at which a face is classified as fake; training sets it to the value
             chosen on the source domains' validation videos.
+        training_data: Training data: `kind` (drawn, test data, real), `domains`, `evidence`; None if not recorded.
         expert_effect: Measured share of the `experts` and of the `text` affine in the decision, for images of `known`
             and `unknown` domains; None if training did not measure it.
         backbone_image_size: Side in pixels of the images of a backbone other than CLIP; None for the backbone's own.
@@ -95,10 +78,7 @@ class GMDFConfig(PreTrainedConfig):
         "attentions",
         "expert_weights",
     ]
-    sub_configs_defaults = {  # noqa: RUF012
-        "vision_config": SubConfigSpec(AutoConfig, model_type="clip_vision_model"),
-        "text_config": SubConfigSpec(AutoConfig, model_type="clip_text_model", optional=True),
-    }
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
@@ -106,19 +86,20 @@ class GMDFConfig(PreTrainedConfig):
     logit_scale_init_value: float | int = 2.6592
     initializer_factor: float | int = 1.0
     domains: list[str] | tuple[str, ...] = ("a", "b")
-    dil: str = "affine"
+    dil: Literal["affine", "affine_bias", "cross_attention"] = "affine"
     expert_bottleneck_size: int = 64
     prompt_size: int = 64
     num_prompt_tokens: int = 4
     expert_scale: float | int = 1.0
     text_shift_scale: float | int = 1.0
-    aggregation: str = "mean"
-    prompt: str = "P1"
+    aggregation: Literal["sum", "mean"] = "mean"
+    prompt: Literal["P1", "P2", "P3", "P4", "P5", "P6", "P7"] = "P1"
     prompt_ids: list[list[int]] | None = None
     mask_ratio: float = 0.2
-    mask_strategy: str = "random"
+    mask_strategy: Literal["random", "block"] = "random"
     codebook_size: int = 512
     threshold: float | int = 0.5
+    training_data: dict[str, Any] | None = None
     expert_effect: dict[str, dict[str, float]] | None = None
     backbone_image_size: int | None = None
     backbone_patch_size: int | None = None
@@ -131,15 +112,13 @@ class GMDFConfig(PreTrainedConfig):
             self.id2label = {0: "real", 1: "fake"}
         if self.label2id is None and self.id2label is not None:
             self.label2id = {label: int(number) for number, label in self.id2label.items()}
-        if not type(self).__module__.startswith("transformers_modules."):
-            # The package registers its own pipeline, so the code in the saved folder need not be trusted.
+        if IN_PACKAGE:  # its own pipeline is used, so the code in the saved folder need not be trusted
             kwargs.pop("custom_pipelines", None)
-        if self.text_config is None and _model_type(self.vision_config) == CLIP_VISION:
-            self.text_config = {}
-        super().__post_init__(**kwargs)  # turns the sub-configs into objects
+        self.vision_config = _tower(self.vision_config or {}, CLIP_VISION)
+        if self.text_config is not None or self.is_clip:
+            self.text_config = _tower(self.text_config or {}, TEXT_TOWERS[0])
+        super().__post_init__(**kwargs)
         self.domains = list(self.domains)
-        if not self.is_clip and self.backbone_image_size is None:
-            self.backbone_image_size = image_size_of(self.vision)
         if self.prompt_ids is None and self.text_config is not None:
             # Two different sentences for a model without a tokenizer: start, word, end.
             start, end = self.text.bos_token_id, self.text.eos_token_id
@@ -159,14 +138,6 @@ class GMDFConfig(PreTrainedConfig):
                     f"`domains` must be names of letters, digits, '.', '_' and '-' that begin with a letter, a digit "
                     f"or _, at most 100 characters, found {name[:100]!r}."
                 )
-        for key, allowed in (
-            ("dil", DIL_VARIANTS),
-            ("aggregation", AGGREGATIONS),
-            ("prompt", tuple(PROMPT_TEMPLATES)),
-            ("mask_strategy", MASK_STRATEGIES),
-        ):
-            if getattr(self, key) not in allowed:
-                raise ValueError(f"`{key}` must be one of {list(allowed)}, found {getattr(self, key)!r}.")
         for key in ("projection_dim", "expert_bottleneck_size", "prompt_size", "num_prompt_tokens", "codebook_size"):
             if getattr(self, key) < 1:
                 raise ValueError(f"`{key}` must be at least 1, found {getattr(self, key)}.")
@@ -212,47 +183,12 @@ class GMDFConfig(PreTrainedConfig):
         if self.prompt == "P3" and not self.is_clip:
             raise ValueError("The captions of prompt P3 need CLIP's text tower: choose another prompt.")
 
-    @classmethod
-    def from_clip(cls, clip: CLIPConfig, domains: Sequence[str], **fields) -> "GMDFConfig":
-        """Configuration of a detector based on a CLIP checkpoint; `fields` are those of this class."""
-        start: dict[str, Any] = {
-            "projection_dim": clip.projection_dim,
-            "logit_scale_init_value": clip.logit_scale_init_value,
-            "expert_scale": EXPERT_SCALE,
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Fields for `config.json`, without those that have transformers' defaults, in the towers too."""
+        towers = {key: getattr(self, key) for key in self.sub_configs}
+        return super().to_diff_dict() | {
+            key: tower.to_diff_dict() for key, tower in towers.items() if tower is not None
         }
-        vision, text = cast(PreTrainedConfig, clip.vision_config), cast(PreTrainedConfig, clip.text_config)
-        start |= {"vision_config": vision.to_dict(), "text_config": text.to_dict(), "domains": list(domains)}
-        return cls(**start | fields)
-
-    @classmethod
-    def from_backbone(cls, backbone: PreTrainedConfig, domains: Sequence[str], **fields) -> "GMDFConfig":
-        """Configuration of a detector based on a backbone checkpoint; `fields` are those of this class.
-
-        Raises:
-            ValueError: If the checkpoint is a composite model other than SigLIP.
-        """
-        start: dict = {"expert_scale": EXPERT_SCALE, "text_shift_scale": math.exp(-cls.logit_scale_init_value)}
-        vision = backbone
-        if backbone.model_type in ("siglip", "siglip2"):
-            vision = backbone.vision_config
-            start |= {"text_config": backbone.text_config.to_dict(), "projection_dim": vision.hidden_size}
-        elif backbone.sub_configs:
-            raise ValueError(
-                f"GM-DF starts from CLIP, SigLIP or an image backbone; the model type {backbone.model_type!r} has the "
-                f"parts {sorted(backbone.sub_configs)}."
-            )
-        vision_fields = vision.to_dict()
-        if vision.model_type == "timm_wrapper":  # otherwise it holds 1000 class names that the backbone does not use
-            vision_fields |= {"num_labels": 2, "num_classes": 0, "label_names": []}
-        return cls(vision_config=vision_fields, domains=list(domains), **start | fields)
-
-    def set_prompts(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Fill `prompt_ids` with the template's sentences; those of P3 lack the caption, which comes with a batch."""
-        sentences = [text.replace("{caption} ", "") for text in PROMPT_TEMPLATES[self.prompt]]
-        # SigLIP takes its features from the last position; it was trained with padding to the full length.
-        length = {} if self.is_clip else {"max_length": self.text.max_position_embeddings}
-        self.prompt_ids = tokenizer(sentences, padding="max_length" if length else True, **length)["input_ids"]
-        self.validate_architecture()
 
     @property
     def vision(self) -> Any:
@@ -275,11 +211,6 @@ class GMDFConfig(PreTrainedConfig):
         return self.vision.model_type == CLIP_VISION
 
     @property
-    def has_siglip_text(self) -> bool:
-        """Whether the text tower is SigLIP's, which adds a bias to the logits."""
-        return self.text_config is not None and not self.is_clip
-
-    @property
     def image_size(self) -> int:
         """Side of the images in pixels."""
         return self.vision.image_size if self.is_clip else cast(int, self.backbone_image_size)
@@ -290,20 +221,9 @@ class GMDFConfig(PreTrainedConfig):
         return self.vision.patch_size if self.is_clip else self.backbone_patch_size
 
 
-def _model_type(vision_config: dict | PreTrainedConfig | None) -> str:
-    """Model type of an image backbone's configuration; CLIP's if it is not set."""
-    if isinstance(vision_config, PreTrainedConfig):
-        return vision_config.model_type
-    return (vision_config or {}).get("model_type", CLIP_VISION)
-
-
-def image_size_of(vision_config: PreTrainedConfig) -> int:
-    """Side in pixels of the images that a backbone was trained on; 224 if its configuration has no image size."""
-    if vision_config.model_type == "siglip2_vision_model":
-        return math.isqrt(vision_config.num_patches) * vision_config.patch_size
-    size: Any = (getattr(vision_config, "pretrained_cfg", None) or {}).get("input_size")
-    size = size[-1] if size else getattr(vision_config, "image_size", 224)
-    return size if isinstance(size, int) else size[0]
+def _tower(fields: dict | PreTrainedConfig, default: str) -> PreTrainedConfig:
+    """Configuration of a tower from its fields; without `model_type` it is of the default one."""
+    return AutoConfig.for_model(**{"model_type": default} | fields) if isinstance(fields, dict) else fields
 
 
 __all__ = ["GMDFConfig"]

@@ -1,20 +1,13 @@
-"""Checks that reject damaged checkpoints: the scores of a partly random model look plausible."""
+"""Check of loaded weights: the scores of a partly random model look plausible."""
 
-import json
-import math
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 SHOWN = 3
-MAX_LAYERS, MAX_SIZE = 1000, 10_000_000  # limits of a configuration: above any real model, small enough to allocate
-FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class BrokenModelError(ValueError):
@@ -22,65 +15,6 @@ class BrokenModelError(ValueError):
 
     exit_code = 1
     hint = "Download the checkpoint again, or load another one."
-
-
-@contextmanager
-def refusing_damage(name: str | os.PathLike) -> Iterator[None]:
-    """Convert exceptions of damaged files to `BrokenModelError`; a missing file or unknown model type passes through.
-
-    Raises:
-        BrokenModelError: For every other exception.
-    """
-    try:
-        yield
-    except (OSError, ImportError, ValueError):
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        if "ignore_mismatched_sizes" in reason:
-            reason = "weights have another shape than the configuration says"
-        raise BrokenModelError(f"{name} is damaged ({type(error).__name__}: {reason}).") from error
-
-
-def check_config(fields: Any, name: str | os.PathLike) -> None:
-    """Reject a configuration that is no mapping or has implausible sizes.
-
-    Raises:
-        BrokenModelError: If the configuration cannot be used.
-    """
-    if not isinstance(fields, dict):
-        raise BrokenModelError(f"{name}: the configuration is no mapping of fields, found {type(fields).__name__}.")
-    if fields.get("quantization_config") is not None:
-        raise BrokenModelError(f"{name}: quantized weights cannot be loaded, found a `quantization_config`.")
-    for key, value in fields.items():
-        if isinstance(value, dict):
-            check_config(value, name)
-        elif type(value) is int and key.endswith(("_size", "_dim", "_layers", "_heads", "_channels")):
-            most = MAX_LAYERS if key.endswith("_layers") else MAX_SIZE
-            if not 1 <= value <= most:
-                raise BrokenModelError(f"{name}: `{key}` must lie between 1 and {most}, found {value}.")
-
-
-def check_files(folder: str | os.PathLike) -> None:
-    """Reject a folder whose index names files outside of it, or whose weights are not floating-point numbers.
-
-    Raises:
-        BrokenModelError: If it is one.
-    """
-    index = Path(folder) / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.is_file():
-        names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-        if outside := [name for name in names if Path(name).name != name]:
-            raise BrokenModelError(f"{folder}: the index of weights names files elsewhere: {_some(outside)}.")
-    for file in (Path(folder) / name for name in names):
-        if file.is_file():
-            with safe_open(file, "pt") as weights:
-                # The batch counter of batch normalisation is an integer.
-                keys = [key for key in weights.keys() if not key.endswith(".num_batches_tracked")]  # noqa: SIM118
-                wrong = [key for key in keys if weights.get_slice(key).get_dtype() not in FLOATS]
-            if wrong:
-                raise BrokenModelError(f"{file}: weights are no floating-point numbers: {_some(wrong)}.")
 
 
 def check_weights(model: nn.Module, report: dict[str, Any], name: str | os.PathLike) -> None:
@@ -101,31 +35,13 @@ def check_weights(model: nn.Module, report: dict[str, Any], name: str | os.PathL
         "of another shape": report["mismatched_keys"],
         "not finite": [key for key, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()],
     }
-    found = [f"{what}: {_some(sorted(map(str, keys)))}" for what, keys in problems.items() if keys]
+    found = [f"{what}: {some_of(sorted(map(str, keys)))}" for what, keys in problems.items() if keys]
     if found:
         raise BrokenModelError(f"{name} is damaged: weights are {'; '.join(found)}.")
 
 
-def check_processor(processor: Any, name: str | os.PathLike) -> None:
-    """Reject an image processor whose mean or standard deviation is not finite, or whose deviation is not above 0.
-
-    Raises:
-        BrokenModelError: If it is one.
-    """
-    for key, least in (("image_mean", -math.inf), ("image_std", 0.0)):
-        values = getattr(processor, key, None)
-        for value in values if isinstance(values, (list, tuple)) else [] if values is None else [values]:
-            if not isinstance(value, (int, float)) or not math.isfinite(value) or value <= least:
-                raise BrokenModelError(
-                    f"{name}: the image processor has {key} {values}, expected finite numbers"
-                    f"{' above 0' if least == 0 else ''}."
-                )
-
-
-def _some(names: Iterable[str]) -> str:
+def some_of(names: Iterable[str]) -> str:
+    """The first few names, and the number of the others."""
     names = list(names)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
-
-
-__all__ = ["BrokenModelError"]

@@ -1,26 +1,26 @@
 """GM-DF: CLIP with domain experts, a masked-image head and per-domain text features, as a real / fake classifier."""
 
-import math
 import os
 from collections.abc import Sequence
-from typing import Any, cast
+from contextlib import nullcontext
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPPreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from .backbone_mixin_gmdf import LOADING_OPTIONS, ImageBackboneMixin
-from .configuration_gmdf import GMDFConfig
-from .experts_gmdf import DomainExperts, DomainInformationLayer, check_routing
-from .loading_gmdf import check_config, check_files, check_weights, refusing_damage
+from .configuration_gmdf import IN_PACKAGE, GMDFConfig
+from .experts_gmdf import check_routing
+from .loading_gmdf import check_weights
 from .mim_gmdf import MaskedImageHead
 from .outputs_gmdf import GMDFOutput
-from .text_gmdf import TEXT_TOWERS, ClassSentencesMixin, DomainTextAffine, at_least_single, mark_stale
-from .vision_gmdf import initialize_experts
+from .text_gmdf import ClassSentencesMixin, DomainTextAffine, at_least_single, mark_stale
+from .vision_gmdf import GMDFVisionModel, expert_settings
 
 # theta_E of Algorithm 1, trained in the inner step. All other parameters are theta_O.
 EXPERT_PARAMETERS = (".experts.", "domain_prompts", "text_affine.")
@@ -28,12 +28,12 @@ TRAINING_ONLY = ("text_model.", "text_projection.", "mim_head.")  # left out of 
 FORWARD_OPTIONS = {"output_hidden_states", "output_attentions", "output_expert_weights", "return_dict"}
 
 
-class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):  # type: ignore[misc]
+class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
     """One detector for many deepfake domains (GM-DF, arXiv 2406.20078).
 
     A new model from `from_clip` equals CLIP: its features and zero-shot logits are `CLIPModel`'s on every route,
     because all GM-DF additions start at zero effect. Parameter names are CLIP's, so a CLIP checkpoint loads without key
-    mapping. A new model from `from_backbone` has the pooled features of that backbone on every route.
+    mapping. With another image backbone the object is a `GMDFBackboneModel`.
 
     Decisions that the paper leaves open: D4, class features depend on sentences and domain prompts only (except for
     template P3), so they are computed once and kept in the buffer `prompt_embeds`; D6, the temperature multiplies
@@ -50,56 +50,45 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):  
     # The loss is a batch mean, so `Trainer` must divide it by the number of gradient accumulation steps.
     accepts_loss_kwargs = False
 
+    def __new__(cls, config: GMDFConfig | None = None, *args, **kwargs):
+        # The class follows from the configuration, so that checkpoints on CLIP need no code of other backbones.
+        if cls is GMDFModel and config is not None and not config.is_clip:
+            cls = _package("backbone_model").GMDFBackboneModel
+        return super().__new__(cls)
+
     def __init__(self, config: GMDFConfig):
         super().__init__(config)
-        feature_size, state_size = self._make_backbone(config)
+        feature_size, state_size, mask_size = self._make_backbone(config)
         self.visual_projection = nn.Linear(feature_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.domain_prompts = nn.Parameter(torch.empty(config.num_experts, config.prompt_size))
         sizes = (config.projection_dim, config.num_experts, config.prompt_size)
         self.text_affine = DomainTextAffine(*sizes, shift_scale=config.text_shift_scale)
-        prompt_embeds = torch.zeros(2, config.projection_dim)
-        if config.text_config is None:
-            self.prompt_embeds = nn.Parameter(prompt_embeds)  # learned: there are no sentences to encode
-        else:
-            self.register_buffer("prompt_embeds", prompt_embeds)
-        if config.has_siglip_text:
-            self.logit_bias = nn.Parameter(torch.zeros(()))
-        if self.has_text_tower:
-            self.text_model = TEXT_TOWERS[config.text.model_type]._from_config(config.text)
-            self.text_projection: nn.Module = nn.Identity()
-            if config.is_clip:
-                self.text_projection = nn.Linear(config.text.hidden_size, config.projection_dim, bias=False)
+        self._make_class_features(config)
         if not config.slim and config.patch_size is not None:
             eps = getattr(config.vision_config, "layer_norm_eps", 1e-6)
-            mask_size = state_size if config.is_clip or self.backbone_experts.is_transformer else 3
             self.mim_head = MaskedImageHead(state_size, config.codebook_size, config.patch_size, eps, mask_size)
         self._freeze_text_tower()
         self._prompt_embeds_stale = self.has_text_tower
         self.register_load_state_dict_post_hook(mark_stale)
         self.post_init()
 
+    def _make_backbone(self, config: GMDFConfig) -> tuple[int, int, int]:
+        """Make the image backbone; return the widths of its features, of its last hidden states and of a mask token."""
+        self.vision_model: Any = GMDFVisionModel._from_config(config.vision, **expert_settings(config))
+        return (config.vision.hidden_size,) * 3
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, GMDFModel):
-            factor = self.config.initializer_factor
-            if self.config.has_siglip_text:  # its pooled features need no projection
-                init.copy_(module.visual_projection.weight, torch.eye(*module.visual_projection.weight.shape))
-                init.zeros_(module.logit_bias)
-            else:
-                init.normal_(module.visual_projection.weight, std=module.visual_projection.in_features**-0.5 * factor)
-            if self.config.is_clip and module.has_text_tower:
-                projection = cast(nn.Linear, module.text_projection)
-                init.normal_(projection.weight, std=projection.in_features**-0.5 * factor)
+            for projection in (module.visual_projection, getattr(module, "text_projection", None)):
+                if isinstance(projection, nn.Linear):
+                    std = projection.in_features**-0.5 * self.config.initializer_factor
+                    init.normal_(projection.weight, std=std)
             init.constant_(module.logit_scale, float(self.config.logit_scale_init_value))
             init.normal_(module.domain_prompts, std=self.config.prompt_size**-0.5)
-            if self.config.text_config is None:
-                init.normal_(module.prompt_embeds, std=self.config.projection_dim**-0.5)
-            else:
-                init.zeros_(module.prompt_embeds)
-        elif isinstance(module, (DomainExperts, DomainInformationLayer)):
-            initialize_experts(module)
+            init.zeros_(module.prompt_embeds)
         elif isinstance(module, DomainTextAffine):
             init.zeros_(module.gain_weight)
             init.zeros_(module.shift_weight)
@@ -123,17 +112,7 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):  
         if use_safetensors is False:
             raise ValueError("GM-DF loads safetensors only: leave `use_safetensors` out, found False.")
         name, wants_report = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
-        with refusing_damage(name):
-            hub = {key: kwargs[key] for key in LOADING_OPTIONS[:5] if key in kwargs}
-            if config is None:
-                fields = PreTrainedConfig.get_config_dict(name, **hub)[0]
-                check_config(fields, name)
-                if (found := fields.get("model_type")) != GMDFConfig.model_type:
-                    raise ValueError(
-                        f"{name} is no GM-DF checkpoint: expected the model type {GMDFConfig.model_type!r}, "
-                        f"found {found!r}; `GMDFModel.from_backbone` starts from a CLIP or another image backbone."
-                    )
-            check_files(name)
+        with _package("untrusted").checked_loading(name, config, kwargs) if IN_PACKAGE else nullcontext():
             pair: Any = super().from_pretrained(
                 name, *args, config=config, use_safetensors=True, output_loading_info=True, **kwargs
             )
@@ -143,54 +122,20 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):  
         model._freeze_text_tower()  # loading creates new parameters, all of them trainable
         return (model, report) if wants_report else model
 
-    def _freeze_text_tower(self) -> None:
-        """Freeze the text tower; users may unfreeze it (decision D4)."""
-        for part in (self.text_model, self.text_projection) if self.has_text_tower else ():
-            part.requires_grad_(False)
-
     @classmethod
     def from_clip(
         cls, name_or_path: str | os.PathLike, domains: Sequence[str], image_size: int | None = None, **kwargs
     ) -> "GMDFModel":
-        """Make a detector from a pre-trained CLIP.
+        """Make a detector from a pre-trained CLIP: `from_backbone`, for CLIP only."""
+        return _package("construction").from_clip(cls, name_or_path, domains, image_size, **kwargs)
 
-        Args:
-            name_or_path: Hub id or folder of a CLIP checkpoint with its tokenizer.
-            domains: Names of the source domains, in the order of their experts.
-            image_size: Side of the images in pixels, if other than the checkpoint's: its position embeddings are
-                interpolated.
-            **kwargs: Fields of `GMDFConfig`, and `revision, cache_dir, token, local_files_only, subfolder, dtype,
-                attn_implementation` as in `from_pretrained`.
-
-        Returns:
-            The model, in evaluation mode.
-
-        Raises:
-            ValueError: If the checkpoint is not a CLIP, or lacks weights.
-        """
-        options = {key: kwargs.pop(key) for key in LOADING_OPTIONS if key in kwargs}
-        hub = {key: value for key, value in options.items() if key not in ("dtype", "attn_implementation")}
-        clip = AutoConfig.from_pretrained(name_or_path, **hub)
-        if clip.model_type != "clip":
-            raise ValueError(f"`from_clip` needs a CLIP checkpoint, found model type {clip.model_type!r}.")
-        config = GMDFConfig.from_clip(clip, domains, **kwargs)
-        if "prompt_ids" not in kwargs:
-            config.set_prompts(AutoTokenizer.from_pretrained(name_or_path, **hub))
-        model, report = cls.from_pretrained(name_or_path, config=config, output_loading_info=True, **options)
-        added = (*EXPERT_PARAMETERS, "mim_head.", "prompt_embeds")
-        missing = [name for name in report["missing_keys"] if not any(part in name for part in added)]
-        if missing or report["mismatched_keys"]:
-            raise ValueError(
-                f"The checkpoint {name_or_path} does not hold a whole CLIP: missing {missing[:5]}, "
-                f"of another shape {list(report['mismatched_keys'])[:5]}."
-            )
-        if "text_shift_scale" not in kwargs:
-            config.text_shift_scale = model.config.text_shift_scale = math.exp(-model.logit_scale.item())
-            model.text_affine.shift_scale = config.text_shift_scale
-        if image_size is not None and image_size != config.image_size:
-            model.vision_model.resize_images(image_size)
-        model.update_prompt_embeds()
-        return model
+    @classmethod
+    def from_backbone(
+        cls, name_or_path: str | os.PathLike, domains: Sequence[str], image_size: int | None = None, **kwargs
+    ) -> "GMDFModel":
+        """Make a detector from a pre-trained image backbone; see `gmdf_hf.modeling.construction_gmdf.from_backbone`."""
+        make = _package("construction").from_backbone
+        return make(cls, name_or_path, domains, image_size, **kwargs)
 
     def expert_parameters(self) -> dict[str, nn.Parameter]:
         """theta_E of Algorithm 1 by name: experts, their DILs and alphas, prompt vectors, text affines."""
@@ -252,9 +197,7 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):  
             text_embeds = self.text_affine(sentences, self.domain_prompts, domain_ids, active_experts)
             text_embeds = text_embeds.expand(len(image_embeds), -1, -1)
             cosines = torch.einsum("bp,bcp->bc", image_embeds, text_embeds)
-            logits = at_least_single(self.logit_scale).exp() * cosines
-            if self.config.has_siglip_text:
-                logits = logits + at_least_single(self.logit_bias)
+            logits = self.logits_of(cosines)
         codes, pixels = None, None
         if patches is not None and bool_masked_pos is not None:
             hidden = bool_masked_pos.flatten().nonzero().flatten().to(pixel_values.device, non_blocking=True)
@@ -271,6 +214,38 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):  
             expert_weights=vision.get("expert_weights"),
         )
 
+    def encode_images(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        domain_ids: torch.Tensor | None = None,
+        active_experts: Sequence[int] | None = None,
+        **kwargs,
+    ) -> tuple[BaseModelOutputWithPooling, torch.Tensor | None]:
+        """Return image features before the projection; the arguments are those of `forward`.
+
+        Returns:
+            Output of the backbone, and the last hidden states of all patches, `(B, patches, D)`, if some are masked.
+        """
+        vision = self.vision_model(
+            pixel_values,
+            domain_prompts=self.domain_prompts,
+            bool_masked_pos=bool_masked_pos,
+            mask_token=None if bool_masked_pos is None else self.mim_head.mask_token,
+            domain_ids=domain_ids,
+            active_experts=active_experts,
+            **kwargs,
+        )
+        return vision, None if bool_masked_pos is None else vision.last_hidden_state[:, 1:]
+
+    def logits_of(self, cosines: torch.Tensor) -> torch.Tensor:
+        """Scale cosines of shape `(B, 2)` by the temperature (decision D6)."""
+        return at_least_single(self.logit_scale).exp() * cosines
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the patch embedding; quantisation at load calls this method."""
+        return self.vision_model.embeddings.patch_embedding
+
     def save_pretrained(  # type: ignore[override]  # `slim` is ours; the others pass through `kwargs`
         self, save_directory: str | os.PathLike, slim: bool = False, **kwargs
     ) -> None:
@@ -286,10 +261,11 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):  
         if self._prompt_embeds_stale:
             self.update_prompt_embeds()
         # The saved config must name both auto classes and the pipeline; transformers writes only one of them.
+        own = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
         self.config.auto_map = {
             "AutoConfig": "configuration_gmdf.GMDFConfig",
-            "AutoModel": "modeling_gmdf.GMDFModel",
-            "AutoModelForImageClassification": "modeling_gmdf.GMDFModel",
+            "AutoModel": own,
+            "AutoModelForImageClassification": own,
         }
         self.config.custom_pipelines = CUSTOM_PIPELINES
         was_slim = self.config.slim
@@ -302,6 +278,14 @@ class GMDFModel(ClassSentencesMixin, ImageBackboneMixin, CLIPPreTrainedModel):  
         finally:
             self.config.slim = was_slim
             del self.config.custom_pipelines
+
+
+def _package(name: str) -> Any:
+    """Import a module that is not copied to checkpoints, or only to those on other backbones."""
+    try:
+        return import_module(f".{name}_gmdf", __package__)
+    except ModuleNotFoundError as error:
+        raise ImportError("New detectors are made by the package gmdf-hf: pip install gmdf-hf") from error
 
 
 GMDFConfig.register_for_auto_class()

@@ -2,18 +2,16 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
 
-from .images_gmdf import ImageError, open_image, upright_rgb
-from .loading_gmdf import check_processor
+from .loading_gmdf import BrokenModelError
 
 TASK = "deepfake-detection"
 # Part of a saved model's config, so that the pipeline needs no other files.
@@ -25,6 +23,8 @@ CUSTOM_PIPELINES = {
     }
 }
 BATCH_SIZE = 16
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+MODES = ("L", "P", "RGB", "CMYK")
 NEEDS_PACKAGE = (
     "Finding faces needs the package gmdf-hf and OpenCV: pip install 'gmdf-hf[prepare]'. Without them give square "
     'crops of one face, and say so with detector="none".'
@@ -32,61 +32,37 @@ NEEDS_PACKAGE = (
 logger = logging.get_logger(__name__)
 
 
-class ScoreError(ValueError):
-    """The model gives no finite score; the message names the input."""
-
-    exit_code = 1
-    hint = "The checkpoint is damaged: download it again, or load another one."
-
-
-def picture_of(source: object) -> np.ndarray:
-    """Read a path, a PIL image or an RGB array of type uint8 as an upright RGB array of shape `(height, width, 3)`.
+def frames_of(source: Any) -> list[np.ndarray]:
+    """Pictures of an input: a picture, or a list or 4-dimensional array of frames.
 
     Raises:
-        ImageError: If the picture cannot be read, or the source has another type.
+        ValueError: If there is none, or one cannot be read.
+    """
+    is_video = isinstance(source, (list, tuple)) or (isinstance(source, np.ndarray) and source.ndim == 4)
+    pictures = [picture_of(picture) for picture in (source if is_video else [source])]
+    if not pictures:
+        raise ValueError("Expected at least one frame, found none.")
+    return pictures
+
+
+def picture_of(source: Any) -> np.ndarray:
+    """Read a path, a PIL image or an RGB array of type uint8 as an upright RGB array of shape `(height, width, 3)`.
+
+    The package reads more kinds of picture. Those whose conversion to RGB is a matter of choice are rejected here, so
+    that a picture has one score.
+
+    Raises:
+        ValueError: If the picture is of another type or mode.
     """
     if isinstance(source, (str, os.PathLike)):
-        return np.asarray(open_image(Path(source)))
-    if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] != 3):
-            raise ImageError(
-                "An array must be of type uint8 and shape (height, width) or (height, width, 3), "
-                f"found {source.dtype} {source.shape}."
-            )
+        source = Image.open(source, formats=FORMATS)
+    elif isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.shape[2:] in ((), (3,)):
         source = Image.fromarray(source)
     if not isinstance(source, Image.Image):
-        raise ImageError(f"Expected a path, a PIL image or an array, found {type(source).__name__}.")
-    try:
-        return np.asarray(upright_rgb(source, f"<{type(source).__name__}>"))
-    except OSError as error:  # the image's file is damaged
-        raise ImageError(f"<{type(source).__name__}>: damaged image ({error}).") from error
-
-
-def frames_of(source: Any) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield number and picture of each frame of an input: a picture, or a list or 4-dimensional array of frames."""
-    is_video = isinstance(source, (list, tuple)) or (isinstance(source, np.ndarray) and source.ndim == 4)
-    yield from enumerate(picture_of(picture) for picture in (source if is_video else [source]))
-
-
-def whole_pictures(frames: Iterable[tuple[int, np.ndarray]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Treat every frame as the crop of one face.
-
-    Returns:
-        The entry of `faces` for each frame, with its crop; and `frames_read`.
-    """
-    faces = []
-    for number, picture in frames:
-        height, width = picture.shape[:2]
-        place = {"box": [0.0, 0.0, float(width), float(height)], "crop_box": [0, 0, width, height]}
-        crop = Image.fromarray(picture)
-        found = {"frame": number, "seconds": None, **place, "detection_score": 1.0, "turned": 0}
-        faces.append(found | {"person": 0, "crop": crop})
-    return faces, {"frames_read": len(faces)}
-
-
-def name_of(source: object) -> str:
-    """Name of an input in messages."""
-    return str(source) if isinstance(source, (str, os.PathLike)) else f"<{type(source).__name__}>"
+        raise ValueError(f"Expected a path, a PIL image or an RGB array of type uint8, found {type(source).__name__}.")
+    if source.mode not in MODES or source.has_transparency_data:
+        raise ValueError(f"Expected an opaque picture of a mode in {MODES}, found {source.mode}: convert it to RGB.")
+    return np.asarray(ImageOps.exif_transpose(source).convert("RGB"))
 
 
 class DeepfakeDetectionPipeline(ChunkPipeline):
@@ -95,31 +71,21 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
     An input is a picture (path, PIL image or RGB array) or the frames of one person's video (list of pictures, or array
     of shape `(frames, height, width, 3)`); a list, data set or generator of inputs gives one result per input. The
     package `gmdf_hf` has a pipeline of this name that also detects faces in whole pictures, reads videos and URLs, and
-    computes heatmaps.
+    computes heatmaps; its results have these entries and more.
 
     The result of an input is a dict:
 
     * `source`: path or type of the input;
-    * `label`: `fake` if `score` reaches `threshold`, `real` otherwise, None if there is no score;
-    * `score`: the largest score of all persons, None without a face; a person's score is the mean probability of `fake`
-      over their frames (as in the evaluation), in [0, 1];
+    * `label`: `fake` if `score` reaches `threshold`, `real` otherwise;
+    * `score`: mean probability of `fake` over the frames (as in the evaluation), in [0, 1];
     * `threshold`: the decision threshold;
-    * `face_found`: whether there is a face with a score;
-    * `faces_found`, `faces_scored`: number of faces in all frames, and of those with a score; the others are
-      `unassigned_faces`, not assigned to a person: `frame, box, detection_score` of each;
-    * `frames_read`: 1 for a picture;
-    * `notes`: warnings about defects of the input that did not prevent reading;
-    * `persons`: each person's `person, score, label, frames`;
-    * `faces`: each face, a dict with `frame, seconds, person, box, crop_box, detection_score, turned, score, label,
-      expert_weights`;
-    * `expert_weights`: share of each source domain's expert in the verdict, by domain name;
-    * `error`: only with `on_error="return"`: the error message, or None.
+    * `faces`: `frame` and `score` of each frame;
+    * `expert_weights`: share of each source domain's expert in the score, by domain name.
 
     Args (of the pipeline or of a call):
         detector: `none`: inputs are face crops. Any other needs the package.
         threshold: Smallest score classified as fake; the default is the model's, chosen on validation videos.
-        on_error: `raise`, or `return` the message and go on with the next input.
-        batch_size: Faces per batch; 16.
+        batch_size: Frames per batch; 16.
     """
 
     # transformers declares these as None.
@@ -127,120 +93,66 @@ class DeepfakeDetectionPipeline(ChunkPipeline):
     _load_image_processor = True  # type: ignore[assignment]
     _load_feature_extractor = False  # type: ignore[assignment]
     _load_tokenizer = False  # type: ignore[assignment]
-    input_errors: tuple[type[Exception], ...] = (ImageError,)  # errors of a single input
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("batch_size", BATCH_SIZE)
         super().__init__(*args, **kwargs)
-        check_processor(self.image_processor, str(self.model.config.name_or_path))
 
     def _sanitize_parameters(  # type: ignore[override]
-        self, detector: str | None = None, threshold: float | None = None, on_error: str | None = None
+        self, detector: str | None = None, threshold: float | None = None
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"`threshold` must lie in [0, 1], found {threshold}.")
-        if on_error not in (None, "raise", "return"):
-            raise ValueError(f"`on_error` must be 'raise' or 'return', found {on_error!r}.")
-        before = {"detector": detector, "on_error": on_error}
-        after = {"threshold": threshold, "on_error": on_error}
-        return {k: v for k, v in before.items() if v is not None}, {}, {k: v for k, v in after.items() if v is not None}
+        before = {} if detector is None else {"detector": detector}
+        return before, {}, {} if threshold is None else {"threshold": threshold}
 
-    def preprocess(  # type: ignore[override]
-        self, source: Any, detector: str | None = None, on_error: str = "raise"
-    ) -> Iterator[dict[str, Any]]:
-        """Yield the faces of one input, one at a time."""
+    def preprocess(self, source: Any, detector: str | None = None) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        """Yield the frames of one input, one at a time."""
         if detector is None:
             logger.warning_once(f"Every picture is taken for the crop of one face. {NEEDS_PACKAGE}")
         elif detector != "none":
             raise ImportError(NEEDS_PACKAGE)
-        yield from self.inputs_of(source, lambda: whole_pictures(frames_of(source)), on_error)
+        pictures = frames_of(source)
+        for number, picture in enumerate(pictures):
+            inputs = {"pixel_values": self.pixels_of(picture), "source": name_of(source), "frame": number}
+            yield inputs | {"is_last": number == len(pictures) - 1}
 
-    def inputs_of(
-        self,
-        source: Any,
-        look: Callable[[], tuple[list[dict[str, Any]], dict[str, Any]]],
-        on_error: str,
-    ) -> Iterator[dict[str, Any]]:
-        """Yield the model's inputs for each face; without a face, one empty entry, as the pipeline needs at least one.
-
-        Args:
-            source: The input.
-            look: Function that finds the faces and further entries of the result (see `whole_pictures`).
-            on_error: `raise` or `return`.
-        """
-        note: dict[str, Any] = {"source": name_of(source), "frames_read": 0, "error": None}
-        faces: list[dict[str, Any]] = []
-        try:
-            faces, found = look()
-            note |= found
-        except self.input_errors as problem:
-            if on_error == "raise":
-                raise
-            note["error"] = str(problem)
-        for position, face in enumerate(faces):
-            pixels = cast(Callable, self.image_processor)(images=face["crop"], return_tensors="pt")["pixel_values"]
-            yield {"pixel_values": pixels, "face": face, "note": note, "is_last": position == len(faces) - 1}
-        if not faces:
-            side = self.model.config.image_size
-            yield {"pixel_values": torch.zeros(1, 3, side, side), "face": None, "note": note, "is_last": True}
+    def pixels_of(self, crop: Any) -> torch.Tensor:
+        """Pixels of a face crop for the model, shape `(1, 3, H, W)`."""
+        return cast(Callable, self.image_processor)(images=crop, return_tensors="pt")["pixel_values"]
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         pixels = model_inputs.pop("pixel_values").to(self.model.dtype)
         return scores_of(self.model(pixels, output_expert_weights=True)) | model_inputs
 
     def postprocess(  # type: ignore[override]
-        self, model_outputs: list[dict[str, Any]], threshold: float | None = None, on_error: str = "raise"
+        self, model_outputs: list[dict[str, Any]], threshold: float | None = None
     ) -> dict[str, Any]:
-        """Combine the faces of one input into its result."""
-        threshold = self.model.config.threshold if threshold is None else threshold
-        domains = self.model.config.domains
+        """Combine the frames of one input into its result.
 
-        def label(score: float) -> str:
-            return "fake" if score >= threshold else "real"  # independent of the class names in the configuration
-
-        faces = []
-        for output in model_outputs:
-            if output["face"] is not None:
-                score = output["score"].item()
-                face = output["face"] | {
-                    "score": score,
-                    "label": label(score),
-                    "expert_weights": dict(zip(domains, output["expert_weights"][0].tolist(), strict=True)),
-                }
-                crop = face.pop("crop")
-                if "heatmap" in output:
-                    face |= {"heatmap": output["heatmap"][0].numpy(), "crop": crop}
-                faces.append(face)
-        note = model_outputs[0]["note"]
-        if not all(math.isfinite(face["score"]) for face in faces):
-            problem = f"{note['source']}: the model gave a score that is not a finite number."
-            if on_error == "raise":
-                raise ScoreError(problem)
-            note, faces = note | {"error": problem}, []
-        persons = []
-        for person in sorted({face["person"] for face in faces}):
-            scores = [face["score"] for face in faces if face["person"] == person]
-            mean = sum(scores) / len(scores)
-            persons.append({"person": person, "score": mean, "label": label(mean), "frames": len(scores)})
-        unassigned = note.get("unassigned_faces", [])
-        worst = max(persons, key=lambda person: person["score"], default=None)
-        shares = [face["expert_weights"] for face in faces if worst is not None and face["person"] == worst["person"]]
-        result = {
-            "source": note["source"],
-            "label": None if worst is None else worst["label"],
-            "score": None if worst is None else worst["score"],
+        Raises:
+            BrokenModelError: If a score is not a finite number.
+        """
+        config, source = self.model.config, model_outputs[0]["source"]
+        threshold = config.threshold if threshold is None else threshold
+        faces = [{"frame": output["frame"], "score": output["score"].item()} for output in model_outputs]
+        score = sum(face["score"] for face in faces) / len(faces)
+        if not math.isfinite(score):
+            raise BrokenModelError(f"{source}: the model gave a score that is not a finite number.")
+        shares = torch.cat([output["expert_weights"] for output in model_outputs]).mean(0)
+        return {
+            "source": source,
+            "label": "fake" if score >= threshold else "real",  # independent of the class names in the configuration
+            "score": score,
             "threshold": threshold,
-            "face_found": bool(faces),
-            "faces_found": len(faces) + len(unassigned),
-            "faces_scored": len(faces),
-            "frames_read": note["frames_read"],
-            "persons": persons,
             "faces": faces,
-            "unassigned_faces": unassigned,
-            "notes": note.get("notes", []),
-            "expert_weights": {name: sum(share[name] for share in shares) / len(shares) for name in domains if shares},
+            "expert_weights": dict(zip(config.domains, shares.tolist(), strict=True)),
         }
-        return result | ({"error": note["error"]} if on_error == "return" else {})
+
+
+def name_of(source: object) -> str:
+    """Name of an input in results and messages."""
+    return str(source) if isinstance(source, (str, os.PathLike)) else f"<{type(source).__name__}>"
 
 
 def scores_of(output: Any) -> dict[str, torch.Tensor]:

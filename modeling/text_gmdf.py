@@ -8,14 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from torch.nn.functional import normalize
-from transformers import CLIPTextModel, PreTrainedModel, Siglip2TextModel, SiglipTextModel
-
-# AutoModel does not cover all of them.
-TEXT_TOWERS: dict[str, type[PreTrainedModel]] = {
-    "clip_text_model": CLIPTextModel,
-    "siglip_text_model": SiglipTextModel,
-    "siglip2_text_model": Siglip2TextModel,
-}
+from transformers import CLIPTextModel
 
 
 class DomainTextAffine(nn.Module):
@@ -75,7 +68,7 @@ class DomainTextAffine(nn.Module):
 T = TypeVar("T", bound="ClassSentencesMixin")
 
 
-class ClassSentencesMixin:
+class ClassSentencesMixin(nn.Module):
     """Class features of a `GMDFModel`: computed once and kept in `prompt_embeds` (decision D4)."""
 
     config: Any
@@ -89,6 +82,18 @@ class ClassSentencesMixin:
         """Whether class sentences can be encoded: false in the slim form and with an image-only backbone."""
         return self.config.text_config is not None and not self.config.slim
 
+    def _make_class_features(self, config: Any) -> None:
+        """Make the stored features of the two classes, and the text tower that encodes them."""
+        self.register_buffer("prompt_embeds", torch.zeros(2, config.projection_dim))
+        if self.has_text_tower:
+            self.text_model = CLIPTextModel._from_config(config.text)
+            self.text_projection = nn.Linear(config.text.hidden_size, config.projection_dim, bias=False)
+
+    def _freeze_text_tower(self) -> None:
+        """Freeze the text tower; users may unfreeze it (decision D4)."""
+        for part in (self.text_model, self.text_projection) if self.has_text_tower else ():
+            part.requires_grad_(False)
+
     def encode_prompts(self, prompt_ids: torch.Tensor) -> torch.Tensor:
         """Encode class sentences with the text tower as unit features.
 
@@ -101,8 +106,6 @@ class ClassSentencesMixin:
         Raises:
             ValueError: If this is the slim form, which has no text tower.
         """
-        if self.config.text_config is None:
-            raise ValueError("This backbone has no text tower: its class features are learned, not encoded.")
         if self.config.slim:
             raise ValueError("The slim form of a checkpoint has no text tower: load the full form to encode prompts.")
         pooled = self.text_model(prompt_ids.flatten(0, -2)).pooler_output
@@ -118,12 +121,10 @@ class ClassSentencesMixin:
     def train(self: T, mode: bool = True) -> T:
         """Switch between training and evaluation; the class features are recomputed at the next use."""
         self._prompt_embeds_stale = self.has_text_tower
-        return super().train(mode)  # type: ignore[misc]
+        return super().train(mode)
 
     def class_features(self) -> torch.Tensor:
         """Unit features of the two class sentences, shape `(2, P)`: stored, or with gradient if the tower trains."""
-        if self.config.text_config is None:
-            return normalize(self.prompt_embeds, dim=-1)
         if self.has_text_tower:
             # Check all weights of the tower: it may be partly unfrozen, or adapted by LoRA.
             if torch.is_grad_enabled() and any(

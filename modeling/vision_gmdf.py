@@ -1,27 +1,39 @@
 """CLIP's vision tower with a layer of domain experts in the feed-forward half of every block."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import interpolate
 from transformers import CLIPVisionConfig
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import (
-    CLIPMLP,
     CLIPAttention,
+    CLIPEncoderLayer,
     CLIPPreTrainedModel,
     CLIPVisionEmbeddings,
 )
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .configuration_gmdf import GMDFConfig
 from .experts_gmdf import DomainExperts, DomainInformationLayer
 
 DIL_STD = 0.1  # initial std of the last linear map of a Dataset Information Layer: gains are 1 +- 0.1
+
+
+def expert_settings(config: GMDFConfig) -> dict[str, Any]:
+    """Arguments of `DomainExperts`, except width and activation."""
+    return {
+        "num_experts": config.num_experts,
+        "bottleneck_size": config.expert_bottleneck_size,
+        "prompt_size": config.prompt_size,
+        "dil": config.dil,
+        "num_prompt_tokens": config.num_prompt_tokens,
+        "aggregation": config.aggregation,
+        "scale": config.expert_scale,
+    }
 
 
 def _draw_once(parameter: torch.Tensor, std: float) -> None:
@@ -95,17 +107,14 @@ class LayerNormWithBias(nn.LayerNorm):
         return super().forward(input), self.bias
 
 
-class GMDFVisionLayer(GradientCheckpointingLayer):
+class GMDFVisionLayer(CLIPEncoderLayer):
     """One block: CLIP's attention half, then ``x + MLP(LN2(x)) + experts(LN2(x))`` (Eq. 1, 4).
 
     Eq. 4 of the paper contains only the expert mixture; by Eq. 1 its shared part is CLIP's MLP.
     """
 
     def __init__(self, config: CLIPVisionConfig, **expert_settings):
-        super().__init__()
-        self.self_attn = CLIPAttention(config)
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = CLIPMLP(config)
+        super().__init__(config)
         self.layer_norm2 = LayerNormWithBias(config.hidden_size, eps=config.layer_norm_eps)
         self.experts = DomainExperts(config.hidden_size, hidden_act=config.hidden_act, **expert_settings)
 
@@ -170,30 +179,6 @@ class GMDFVisionModel(CLIPPreTrainedModel):
         self.encoder = GMDFVisionEncoder(config, **expert_settings)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
-
-    @torch.no_grad()
-    def resize_images(self, image_size: int) -> None:
-        """Adapt the model to another image size by interpolating the patches' position embeddings (bicubic).
-
-        Args:
-            image_size: New side in pixels.
-
-        Raises:
-            ValueError: If it is not a multiple of the patch size.
-        """
-        embeddings, patch_size = self.embeddings, cast(int, self.config.patch_size)
-        if image_size % patch_size:
-            raise ValueError(f"`image_size` must be a multiple of the patch size {patch_size}, found {image_size}.")
-        weight = embeddings.position_embedding.weight
-        old, new = cast(int, embeddings.image_size) // patch_size, image_size // patch_size
-        grid = weight[1:].T.reshape(1, -1, old, old)
-        grid = interpolate(grid.float(), size=(new, new), mode="bicubic", align_corners=False).to(weight.dtype)
-        positions = torch.cat([weight[:1], grid.flatten(2)[0].T])
-        embeddings.position_embedding = nn.Embedding.from_pretrained(positions, freeze=False)
-        position_ids = torch.arange(len(positions), device=weight.device).expand(1, -1)
-        embeddings.position_ids = nn.Buffer(position_ids, persistent=False)
-        embeddings.num_patches, embeddings.num_positions = new**2, len(positions)
-        embeddings.image_size = self.config.image_size = image_size
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -23,9 +23,10 @@ import numpy as np
 from pydantic import Field
 
 from gmdf_hf.common.options import Options, parse_options
-from gmdf_hf.preparation.crops import CropSettings, make_crops, read_pictures
+from gmdf_hf.preparation.crops import CropSettings, make_crops
 from gmdf_hf.preparation.detectors import load_detector
 from gmdf_hf.preparation.faces import DETECTION_SIDE, MIN_SCORE
+from gmdf_hf.preparation.pictures import read_pictures
 from gmdf_hf.preparation.prepare import prepare
 from gmdf_hf.preparation.sources.record import Listing, Record
 from gmdf_hf.preparation.video import even_indices, frame_times
@@ -126,7 +127,7 @@ def main(args: BenchmarkOptions) -> None:
     frames = len(frame_times(clip))
 
     def crops() -> None:
-        made = make_crops(read_pictures(record, FRAMES), detector, settings)
+        made = make_crops(lambda: read_pictures(record, FRAMES), detector, settings)
         assert len(made.rows) == FRAMES, made.lost
 
     bare, ours = best([lambda: decode(clip), crops], args.repeats, time.perf_counter)

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from gmdf_hf.common.errors import UserError, exit_on_error
-from gmdf_hf.common.options import Options, parse_options
+from gmdf_hf.common.options import parse_options
+from gmdf_hf.serving.loading import ModelOptions, load_pipeline
 
 
-class DemoOptions(Options):
+class DemoOptions(ModelOptions):
     """Which detector to show, and where."""
 
-    model: str = Field(description="Folder of a detector, or its name on the hub (user/name@v1 for a revision).")
-    revision: str | None = Field(None, description="Commit, branch or tag of a model on the hub.")
     detector_weights: str | None = Field(
         None, description="Local weights of the face detector (default: the pinned ones of the hub)."
     )
@@ -31,13 +30,17 @@ def main(options: DemoOptions) -> None:
     Raises:
         UserError: If the model cannot be loaded or a package is missing.
     """
-    from gmdf_hf.serving.loading import load_pipeline
-
     try:
         from gmdf_hf.serving.demo import launch
     except ImportError as error:
         raise UserError(f"The demo needs the package {error.name}: pip install 'gmdf-hf[demo]'.") from error
-    detect = load_pipeline(options.model, detector_weights=options.detector_weights, revision=options.revision)
+    detect = load_pipeline(
+        options.model,
+        detector_weights=options.detector_weights,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+        fake_label=options.fake_label,
+    )
     launch(detect, options.host, options.port)
 
 

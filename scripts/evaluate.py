@@ -19,7 +19,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import pandas as pd
 import torch
@@ -27,10 +27,8 @@ import yaml
 from accelerate import Accelerator
 from pydantic import Field, model_validator
 from rich.console import Console
-from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
-import gmdf_hf.modeling.auto_gmdf  # noqa: F401  registers the model with the auto classes
 from gmdf_hf.common.errors import UserError, exit_on_error
 from gmdf_hf.common.files import local_stamp, write_json
 from gmdf_hf.common.locks import locked_folder
@@ -40,13 +38,13 @@ from gmdf_hf.data.dataset import Domain, load_domain
 from gmdf_hf.data.distortions import DistortingProcessor, parse_distortion
 from gmdf_hf.data.frames import caption_encoder, frame_of
 from gmdf_hf.data.streams import Stream, load_stream
+from gmdf_hf.evaluation.classifier import load_classifier, split_revision
 from gmdf_hf.evaluation.intervals import measure
 from gmdf_hf.evaluation.metrics import crossing
 from gmdf_hf.evaluation.score_parts import BatchQueue, claim_folder, frames_digest, join_parts, write_parts
 from gmdf_hf.evaluation.score_table import write_scores
-from gmdf_hf.evaluation.scoring import Encoder, batch_domain, batch_stream, fake_class, score_batches
+from gmdf_hf.evaluation.scoring import Encoder, batch_domain, batch_stream, score_batches
 from gmdf_hf.evaluation.tables import domain_table, rich_table
-from gmdf_hf.modeling.loading_gmdf import check_processor, check_weights
 from gmdf_hf.training.checkpoint import environment, write_skipped
 from gmdf_hf.training.config import DomainSource
 
@@ -111,8 +109,9 @@ def main(evaluation: Evaluation) -> dict[str, Any]:
 def _score_and_measure(evaluation: Evaluation, accelerator: Accelerator) -> dict[str, Any]:
     if accelerator.device.type == "cpu":
         torch.set_num_threads(evaluation.threads)
-    model, processor, fake = load_detector(evaluation)
-    model.to(accelerator.device)
+    found = load_classifier(evaluation.model, evaluation.revision, evaluation.trust_remote_code, evaluation.fake_label)
+    model, processor, fake = found.model, found.processor, found.fake
+    cast(torch.nn.Module, model).to(accelerator.device)
     if evaluation.distortion is not None:
         processor = DistortingProcessor(processor, *parse_distortion(evaluation.distortion))
     sources = sorted(evaluation.domains.items())
@@ -149,25 +148,6 @@ def _score_and_measure(evaluation: Evaluation, accelerator: Accelerator) -> dict
     return json.loads((evaluation.output_dir / "results.json").read_text(encoding="utf-8"))
 
 
-def load_detector(evaluation: Evaluation) -> tuple[torch.nn.Module, Any, int]:
-    """Load the model, its image processor, and the index of its fake class.
-
-    Raises:
-        UserError: If one of them cannot be loaded or determined.
-    """
-    options = {"revision": evaluation.revision, "trust_remote_code": evaluation.trust_remote_code}
-    try:
-        model, report = AutoModelForImageClassification.from_pretrained(
-            evaluation.model, output_loading_info=True, **options
-        )
-        check_weights(model, report, evaluation.model)
-        processor = AutoImageProcessor.from_pretrained(evaluation.model, **options)
-        check_processor(processor, evaluation.model)
-        return model, processor, fake_class(model.config.id2label, evaluation.fake_label)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"The model {evaluation.model!r} cannot be used: {' '.join(str(error).split())}") from error
-
-
 def captions_of(model: torch.nn.Module, has_captions: bool, evaluation: Evaluation) -> Encoder | None:
     """Caption encoder for a GM-DF with prompt P3; the tokenizer is in the model's folder.
 
@@ -177,7 +157,7 @@ def captions_of(model: torch.nn.Module, has_captions: bool, evaluation: Evaluati
     if getattr(model.config, "prompt", None) != "P3" or not has_captions:
         return None
     try:
-        return caption_encoder(evaluation.model)
+        return caption_encoder(split_revision(evaluation.model)[0])
     except (OSError, ValueError) as error:
         raise UserError(
             f"The model {evaluation.model!r} has the prompt P3, which takes captions, and no tokenizer: save its "

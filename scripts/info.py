@@ -13,42 +13,33 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from gmdf_hf.common.errors import exit_on_error
-from gmdf_hf.common.options import Argument, Options, parse_options
+from gmdf_hf.common.options import Argument, parse_options
+from gmdf_hf.serving.loading import ModelOptions, find_results, load_model
 
 
-class InfoOptions(Options):
+class InfoOptions(ModelOptions):
     """Which detector to show."""
 
     model: Annotated[str, Argument("MODEL", positional=True)] = Field(
         description="Folder of a detector, or its name on the hub."
     )
-    revision: str | None = Field(None, description="Commit, branch or tag of a model on the hub.")
     as_json: bool = Field(False, alias="json", description="Print JSON.")
 
 
 def main(options: InfoOptions) -> None:
     """Print training data, size, threshold and results of a detector."""
+    from gmdf_hf.common.files import printable
     from gmdf_hf.evaluation.report import print_results
-    from gmdf_hf.serving.loading import find_results, load_model
+    from gmdf_hf.evaluation.training_data import describe_training
 
-    detector = load_model(options.model, options.revision)
-    config, results = detector.config, find_results(options.model, options.revision)
-    vision: Any = config.vision_config
+    detector = load_model(options.model, options.revision, options.trust_remote_code, options.fake_label)
+    results = find_results(options.model, options.revision)
     facts = {
+        "trained on": printable(describe_training(detector.config)),
         "model": options.model,
-        "domains": config.domains,
-        "threshold": config.threshold,
-        "backbone": vision.model_type,
-        "image_size": config.image_size,
-        "patch_size": config.patch_size,
-        "layers": getattr(vision, "num_hidden_layers", None),
-        "hidden_size": getattr(vision, "hidden_size", None),
-        "dil": config.dil,
-        "aggregation": config.aggregation,
-        "expert_effect": config.expert_effect,
-        "slim": config.slim,
+        "classes": ", ".join(printable(str(name)) for name in detector.config.id2label.values()),
+        **facts_of(detector),
         "parameters": sum(p.numel() for p in detector.parameters()),
-        "expert_parameters": sum(p.numel() for p in detector.expert_parameters().values()),
     }
     if options.as_json:
         print(json.dumps(facts | {"results": results}, indent=2))
@@ -60,6 +51,30 @@ def main(options: InfoOptions) -> None:
         print("results            none beside the model")
     else:
         print_results(results)
+
+
+def facts_of(detector: Any) -> dict[str, Any]:
+    """What is special to this type of model; a classifier of others has only its type and, if stored, threshold."""
+    from gmdf_hf.evaluation.classifier import is_gmdf
+
+    config = detector.config
+    if not is_gmdf(detector):
+        return {"model_type": config.model_type, "threshold": getattr(config, "threshold", "none: 0.5 is used")}
+    vision: Any = config.vision_config
+    return {
+        "domains": config.domains,
+        "threshold": config.threshold,
+        "backbone": vision.model_type,
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "layers": getattr(vision, "num_hidden_layers", None),
+        "hidden_size": getattr(vision, "hidden_size", None),
+        "dil": config.dil,
+        "aggregation": config.aggregation,
+        "expert_effect": config.expert_effect,
+        "slim": config.slim,
+        "expert_parameters": sum(p.numel() for p in detector.expert_parameters().values()),
+    }
 
 
 def run(arguments: Sequence[str] | None = None, program: str | None = None) -> None:

@@ -38,6 +38,7 @@ from gmdf_hf.evaluation.metrics import domain_metrics
 from gmdf_hf.evaluation.report import print_results, write_model_card
 from gmdf_hf.evaluation.score_table import write_scores
 from gmdf_hf.evaluation.selection import select
+from gmdf_hf.evaluation.training_data import training_data
 from gmdf_hf.modeling import GMDFModel
 from gmdf_hf.serving.hub import publish, published_files
 from gmdf_hf.training.adapters import save_expert
@@ -191,6 +192,7 @@ def choose(config: TrainConfig, setup: Setup, progress: Progress, history: Histo
             setup.model.config.expert_effect = record["expert_effect"]
         if config.method != "add_domain":  # its threshold is for one route, not for the detector
             setup.model.config.threshold = min(threshold, 1.0)
+            setup.model.config.training_data = training_data(config.model_dump(mode="json"))
         if setup.accelerator.is_main_process:
             save_model(config.output_dir / "model", setup.model, setup.processor, **setup.save_options)
             if config.method == "add_domain":

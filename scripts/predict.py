@@ -4,6 +4,7 @@ gmdf predict photo.jpg --model runs/drawn/model
 gmdf predict videos/ --model user/name --csv --output verdicts.csv     # the same command continues after a stop
 gmdf predict crops/ --detector none --model user/name@v1 --json
 gmdf predict photo.jpg --model user/name --heatmaps maps/
+gmdf predict photo.jpg --model user/some-vit-detector --fake_label AI
 
 The score is the probability of fake of the most suspicious person. A file without a face has no score.
 
@@ -27,19 +28,19 @@ if TYPE_CHECKING:
 from pydantic import Field, model_validator
 
 from gmdf_hf.common.errors import EmptySourceError, exit_on_error
-from gmdf_hf.common.options import Argument, Options, parse_options
+from gmdf_hf.common.options import Argument, parse_options
+from gmdf_hf.serving.loading import ModelOptions
 
 UNREADABLE = 3
+PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}  # text is shown as it is
 
 
-class PredictOptions(Options):
+class PredictOptions(ModelOptions):
     """What to score, and where the results go."""
 
     sources: Annotated[tuple[str, ...], Argument("FILE|FOLDER|URL", positional=True)] = Field(
         description="Pictures and videos; folders are searched, linked ones too, each once."
     )
-    model: str = Field(description="Folder of a detector, or its name on the hub (user/name@v1 for a revision).")
-    revision: str | None = Field(None, description="Commit, branch or tag of a model on the hub.")
     as_json: bool = Field(False, alias="json", description="Write a line of JSON a file, with every face.")
     as_csv: bool = Field(False, alias="csv", description="Write a row a file.")
     output: Path | None = Field(
@@ -95,7 +96,9 @@ def main(options: PredictOptions) -> int:
         TimeRemainingColumn,
     )
 
+    from gmdf_hf.common.files import printable
     from gmdf_hf.common.locks import locked_folder
+    from gmdf_hf.evaluation.training_data import describe_training
     from gmdf_hf.serving.files import list_files
     from gmdf_hf.serving.loading import load_pipeline
     from gmdf_hf.serving.results import ResultFile, settings_of, verdict
@@ -117,10 +120,13 @@ def main(options: PredictOptions) -> int:
             options.batch_size,
             options.device,
             options.revision,
+            options.trust_remote_code,
+            options.fake_label,
         )
-        threshold = detect.model.config.threshold if options.threshold is None else options.threshold
+        console.print(f"Trained on: {printable(describe_training(detect.model.config))}.", **PLAIN)
+        threshold = detect.default_threshold if options.threshold is None else options.threshold
         settings = settings_of(detect.model, threshold, options.detector, options.frames)
-        results = ResultFile(options.output, options.form, settings, options.model, options.revision)
+        results = ResultFile(options.output, options.form, settings, options.model, options.revision, listed)
         files = [file for file in listed if not results.has(file)]
         counts: Counter[str] = Counter()
         columns = (
@@ -148,7 +154,7 @@ def main(options: PredictOptions) -> int:
             bar.update(task, advance=1, description=", ".join(f"{n} {name}" for name, n in counts.items()))
     words = ", ".join(f"{counts[name]} {name}" for name in ("fake", "real", "no face", "error") if counts[name])
     earlier = f"; {len(listed) - len(files)} more were done before" if len(files) < len(listed) else ""
-    console.print(f"{sum(counts.values())} files: {words or 'nothing to do'}{earlier}.", highlight=False)
+    console.print(f"{sum(counts.values())} files: {words or 'nothing to do'}{earlier}.", **PLAIN)
     return UNREADABLE if counts["error"] else 0
 
 

@@ -174,6 +174,8 @@ def main(options: PrepareOptions) -> None:
     )
     if summary["doubtful_videos"]:
         console.print(f"{summary['doubtful_videos']} fake videos show several people and have no mask: who is forged?")
+    if summary["turned"]:
+        console.print(f"{len(summary['turned'])} videos or images were turned, as their faces were not upright.")
     if options.contact_sheet:
         contact_sheet(options.output).save(options.contact_sheet)
     if options.deepfakebench:

@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 import gmdf_hf.modeling.auto_gmdf  # noqa: F401  registers the model with the auto classes
 from gmdf_hf.common.errors import UserError, exit_on_error
+from gmdf_hf.common.images import ImageError
 from gmdf_hf.common.options import Argument, Options, parse_options
 from gmdf_hf.data.dataset import Domain, load_domain
 from gmdf_hf.evaluation import plots
@@ -36,7 +37,6 @@ from gmdf_hf.evaluation.report_page import Face, Part, Section, html_page, markd
 from gmdf_hf.evaluation.score_table import DomainScores, read_scores, split_domains
 from gmdf_hf.evaluation.scoring import read_picture
 from gmdf_hf.evaluation.tables import domain_table, percent, percent_interval
-from gmdf_hf.modeling.images_gmdf import ImageError
 from gmdf_hf.training.config import DomainSource, TrainConfig
 
 MISTAKES = 8  # per class and domain

@@ -25,11 +25,11 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from gmdf_hf.common.errors import exit_on_error
+from gmdf_hf.common.images import ImageError
 from gmdf_hf.common.options import Options, parse_options
 from gmdf_hf.data.dataset import Domain, load_domain
 from gmdf_hf.evaluation.scoring import read_picture
 from gmdf_hf.evaluation.tables import markdown, percent, rich_table
-from gmdf_hf.modeling.images_gmdf import ImageError
 from gmdf_hf.training.config import load_recipe
 
 THUMBNAIL = 16  # pixels

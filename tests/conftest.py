@@ -30,6 +30,7 @@ TEXT = {
     "eos_token_id": 98,
 }
 PROMPT_IDS = [[0, 5, 98], [0, 6, 98]]
+DIL_VARIANTS = ["affine", "affine_bias", "cross_attention"]
 
 
 def tiny_config(**fields) -> GMDFConfig:

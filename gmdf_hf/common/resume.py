@@ -16,6 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gmdf_hf.common.errors import WorkError
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -60,12 +62,23 @@ def begin(path: Path, settings: Mapping[str, Any], unknown: Iterable[str] = ()) 
 
     Returns:
         The differences; the work can resume if there are none.
+
+    Raises:
+        WorkError: If the file exists and cannot be read.
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole_text(path, json.dumps(settings, indent=2) + "\n")
         return []
-    found = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"found {type(found).__name__}")
+    except (OSError, ValueError) as error:
+        raise WorkError(
+            f"{path} must hold the settings of the results beside it, a JSON mapping, and cannot be read ({error}).",
+            "Choose another output, or delete the old one to begin anew.",
+        ) from error
     return differences({name: settings.get(name) for name in unknown} | found, settings)
 
 

@@ -9,10 +9,10 @@ import torch
 from transformers import AutoTokenizer
 from transformers.image_processing_utils import BaseImageProcessor
 
+from gmdf_hf.common.images import ImageError, open_image
 from gmdf_hf.data.dataset import Domain
 from gmdf_hf.data.transforms import Transform, apply
-from gmdf_hf.modeling.configuration_gmdf import PROMPT_TEMPLATES
-from gmdf_hf.modeling.images_gmdf import ImageError, open_image
+from gmdf_hf.modeling.construction_gmdf import PROMPT_TEMPLATES
 
 
 class Draw(NamedTuple):

@@ -18,6 +18,7 @@ from datasets.distributed import split_dataset_by_node
 from transformers.image_processing_utils import BaseImageProcessor
 
 from gmdf_hf.common.errors import DomainError
+from gmdf_hf.common.images import ImageError
 from gmdf_hf.common.labels import CLASS_NAMES, LabelReader
 from gmdf_hf.common.random_numbers import random_numbers
 from gmdf_hf.data.dataset import (
@@ -32,7 +33,6 @@ from gmdf_hf.data.dataset import (
 from gmdf_hf.data.episodes import held_out_domains
 from gmdf_hf.data.frames import Draw, Frame, Skipped, read_frame
 from gmdf_hf.data.transforms import Transform
-from gmdf_hf.modeling.images_gmdf import ImageError
 
 # A single frame per video, as in `EpisodeSampler`, would read 32 frames to use one. This limit bounds the reading and
 # keeps longer videos from having a larger weight.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from importlib.metadata import version
 from pathlib import Path, PureWindowsPath
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
@@ -16,6 +16,7 @@ from rich.table import Table
 
 from gmdf_hf.evaluation.metrics import m_eer
 from gmdf_hf.evaluation.tables import role_of
+from gmdf_hf.evaluation.training_data import TEST_DATA, describe_training, train_sources, training_data
 from gmdf_hf.modeling import GMDFConfig
 from gmdf_hf.preparation.manifests import manifest_digest
 
@@ -79,14 +80,13 @@ def public_recipe(recipe: Any) -> Any:
 
 def caveat(recipe: dict[str, Any], drawn: bool) -> str | None:
     """Return the warning at the head of the card for a model trained on drawings or on test data, else None."""
-    sources = _train_sources(recipe).values()
+    sources = train_sources(recipe).values()
     if drawn:
         return (
             "Trained on drawings, not on photographs: this model demonstrates the software and does not detect "
             "real deepfakes."
         )
-    root = os.environ.get("GMDF_REAL_DATA")
-    if root and any(Path(source["path"]).is_relative_to(Path(root)) for source in sources):
+    if training_data(recipe)["kind"] == TEST_DATA:
         return "Trained on a small set of test data: this model demonstrates the software. Do not rely on it."
     learned_from = [(source.get("splits") or {}).get(split) for source in sources for split in ("train", "validation")]
     if any(split and "test" in split.lower() for split in learned_from):
@@ -96,17 +96,10 @@ def caveat(recipe: dict[str, Any], drawn: bool) -> str | None:
     return None
 
 
-def _train_sources(recipe: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Training domains of a run, each a mapping with at least `path`."""
-    held_out = recipe.get("hold_out") or ()
-    sources = {name: source for name, source in recipe["source_domains"].items() if name not in held_out}
-    return {name: {"path": source} if isinstance(source, str) else source for name, source in sources.items()}
-
-
 def data_rows(recipe: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Name, source and identity (digest or revision) of each training domain."""
     rows = []
-    for name, source in _train_sources(recipe).items():
+    for name, source in train_sources(recipe).items():
         path = source["path"]
         digest = manifest_digest(path)
         if digest is not None:
@@ -188,5 +181,6 @@ def write_model_card(
         "data": "\n".join(f"| {' | '.join(row)} |" for row in data_rows(recipe)),
         "image_size": image_size,
         "caveat": caveat(recipe, drawn),
+        "trained_on": describe_training(SimpleNamespace(training_data=training_data(recipe))),
     }
     ModelCard.from_template(data, template_path=str(template), **text).save(folder / "README.md")

@@ -23,13 +23,13 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers.image_processing_utils import BaseImageProcessor
 
+from gmdf_hf.common.images import ImageError, open_image
 from gmdf_hf.common.labels import class_of, describe
 from gmdf_hf.common.processes import num_processes, process_index
 from gmdf_hf.common.schema import FAKE, REAL
 from gmdf_hf.data.dataset import Domain
 from gmdf_hf.data.frames import Draw, Frame, Skipped, frame_of, read_frame
 from gmdf_hf.data.streams import Stream, stream_frames
-from gmdf_hf.modeling.images_gmdf import ImageError, open_image
 
 logger = logging.getLogger(__name__)
 

@@ -49,7 +49,7 @@ No `group` (source video or identity) and no `video_id` stands in two splits.
 
 {skipped} videos or images gave no row, {lost_frames} single frames were lost. Pairs of videos of different splits with
 near-duplicate pictures: {duplicates}. Fake videos of several people without a mask, of which it is not known whose face
-is forged: {doubtful}.
+is forged: {doubtful}. Videos and images whose faces were found only after a turn by quarters: {turned}.
 {notes}
 ## Licence and terms
 
@@ -87,6 +87,7 @@ def domain_card(summary: dict[str, Any], files: list[Path]) -> str:
         settings="\n".join(f"- {name}: {value}" for name, value in settings.items()),
         mask_column=", `mask` (what was forged, as PNG)" if summary["masks"] else "",
         doubtful=summary["doubtful_videos"],
+        turned=len(summary["turned"]),
         skipped=summary["skipped"],
         lost_frames=summary["lost_frames"],
         duplicates=", ".join(duplicates) or "not looked for, there is one split only",

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gmdf_hf.modeling.images_gmdf import FORMATS, ImageError, check_size, open_image, read_bytes, upright_rgb
+from gmdf_hf.common.images import FORMATS, ImageError, check_size, open_image, read_bytes, upright_rgb
 from gmdf_hf.preparation import video
 from gmdf_hf.preparation.video import Frame, ReadReport, VideoError, even_indices, read_frames
 

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from gmdf_hf.preparation.crops import find_candidates
+from gmdf_hf.preparation.candidates import MIN_UPRIGHT_SCORE, best_score, best_turn, find_candidates, turned
 from gmdf_hf.preparation.detectors import load_detector
 from gmdf_hf.preparation.faces import DETECTION_SIDE, Detector, reduce_to
 from gmdf_hf.preparation.geometry import crop_box, square_box
@@ -21,9 +21,6 @@ from gmdf_hf.preparation.video import Frame
 MIN_SINGLE_SCORE = 0.8
 MANY_FRAMES = 8  # from this number of frames, a person is expected in more than one
 FRAMES_AROUND = 4  # read on each side of a single detection
-# Pictures are also searched rotated if the best upright face scores below this value: detectors find some upside-down
-# faces, with low scores.
-MIN_UPRIGHT_SCORE, MIN_GAIN = 0.92, 0.03
 
 Box = tuple[float, float, float, float]
 
@@ -93,8 +90,13 @@ def find_people(detector: Detector, media: Media, size: int) -> FoundPeople:
     looked = _Looked(detector, size)
     looked.look_at(media.read(None))
     found = FoundPeople(notes=media.report.notes)
-    if looked.best_score() < MIN_UPRIGHT_SCORE:
-        looked = _turned(looked, media, found.notes)
+    turns = best_turn(looked.small, detector, best_score(looked.candidates)) if looked.is_doubtful else 0
+    if turns:
+        looked = _Looked(detector, size, turns)
+        looked.look_at(media.read(None))
+        found.notes.append(
+            f"Faces are not upright: found after turning the picture by {90 * turns} degrees counter-clockwise."
+        )
     people, hits = looked.people()
     if hits and not people:
         numbers = sorted(frame.number for frame in looked.frames)
@@ -147,7 +149,7 @@ class _Looked:
     def look_at(self, frames: Iterator[Frame]) -> None:
         """Detect the faces of further frames."""
         for frame in frames:
-            pixels = np.ascontiguousarray(np.rot90(frame.pixels, self.turns))
+            pixels = turned(frame.pixels, self.turns)
             candidates, scene = find_candidates(pixels, self.detector)
             image = Image.fromarray(pixels)
             for candidate in candidates:
@@ -159,16 +161,17 @@ class _Looked:
             self.frames.append(_Seen(frame.number, frame.seconds))
             self.candidates.append(candidates)
             self.scenes.append(scene)
-            if self.best_score() < MIN_UPRIGHT_SCORE:
+            if self.is_doubtful:
                 self.small.append(reduce_to(frame.pixels, DETECTION_SIDE)[0])
         order = sorted(range(len(self.frames)), key=lambda place: self.frames[place].number)
         self.frames = [self.frames[place] for place in order]
         self.candidates = [self.candidates[place] for place in order]
         self.scenes = [self.scenes[place] for place in order]
 
-    def best_score(self) -> float:
-        """Largest detection score so far; 0 without a face."""
-        return max((c.face.score for found in self.candidates for c in found), default=0.0)
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether no face was found with certainty so far: the frames may be turned."""
+        return best_score(self.candidates) < MIN_UPRIGHT_SCORE
 
     def people(self) -> tuple[list[list[tuple[int, Candidate]]], list[tuple[int, Candidate]]]:
         """Faces of each person, and unassigned detections; both with the index of their frame."""
@@ -186,23 +189,6 @@ class _Looked:
         box, square, crop = self.cut[id(candidate)]
         seen, score = self.frames[place], candidate.face.score
         return FoundFace(seen.number, seen.seconds, person, box, square, score, crop, 90 * self.turns)
-
-
-def _turned(looked: _Looked, media: Media, notes: list[str]) -> _Looked:
-    """Detect again on rotated frames, and use the rotation if it gives better scores."""
-
-    def best_of(turns: int) -> float:
-        small = (np.ascontiguousarray(np.rot90(pixels, turns)) for pixels in looked.small)
-        return max((face.score for pixels in small for face in looked.detector(pixels)), default=0.0)
-
-    scores = {turns: best_of(turns) for turns in (1, 2, 3)}
-    turns = max(scores, key=lambda turns: scores[turns])
-    if scores[turns] == 0 or scores[turns] < looked.best_score() + MIN_GAIN:
-        return looked
-    again = _Looked(looked.detector, looked.size, turns)
-    again.look_at(media.read(None))
-    notes.append(f"Faces are not upright: found after turning the picture by {90 * turns} degrees counter-clockwise.")
-    return again
 
 
 def turn_back(box: Sequence[float], size: tuple[int, int], turns: int) -> Box:

@@ -30,7 +30,7 @@ from gmdf_hf.preparation.work_files import Part, Skip, read_part
 from gmdf_hf.preparation.workers import ENGINES, Job, Unit, make_units, run_units
 
 # Increased when the same settings would give other bytes.
-VERSION = 2
+VERSION = 3
 LANDMARK_DETECTORS = ("yunet", "retinaface")
 
 
@@ -249,6 +249,7 @@ def _finish(
         "left_out": len(listing.left_out),
         "masks": masks,
         "doubtful_videos": sum(len(part.doubtful) for part in parts),
+        "turned": [each for part in parts for each in part.turned],
         "near_duplicate_videos": {f"{one} and {two}": len(found) for (one, two), found in duplicates.items()},
         "notes": listing.notes,
     }

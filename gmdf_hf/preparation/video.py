@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gmdf_hf.modeling.images_gmdf import MAX_PIXELS
+from gmdf_hf.common.images import MAX_PIXELS
 
 try:
     import av

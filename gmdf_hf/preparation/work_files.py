@@ -26,7 +26,7 @@ SCHEMA = pa.schema(
     }
 )
 
-_SKIPPED, _DOUBTFUL = b"skipped", b"doubtful"
+_SKIPPED, _DOUBTFUL, _TURNED = b"skipped", b"doubtful", b"turned"
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Part:
         videos: Number of videos in them.
         skipped: Files and frames without rows.
         doubtful: Fake videos of several people without a mask: the forged face is unknown.
+        turned: Videos and images whose faces were found after a turn, with its degrees.
     """
 
     path: Path
@@ -63,14 +64,18 @@ class Part:
     videos: int
     skipped: list[Skip]
     doubtful: list[str]
+    turned: list[str]
 
 
-def write_part(path: Path, rows: list[dict[str, object]], skipped: list[Skip], doubtful: list[str]) -> None:
+def write_part(
+    path: Path, rows: list[dict[str, object]], skipped: list[Skip], doubtful: list[str], turned: list[str]
+) -> None:
     """Write a part; `rows` have the columns of `SCHEMA`."""
     notes = {
         b"videos": str(len({row["video_id"] for row in rows})),
         _SKIPPED: json.dumps([[s.file, s.video_id, s.frames, s.reason] for s in skipped]),
         _DOUBTFUL: json.dumps(doubtful),
+        _TURNED: json.dumps(turned),
     }
     table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(notes))
     write_unit(path, table)
@@ -83,5 +88,5 @@ def read_part(path: Path) -> Part:
         Skip(file, video_id, tuple(frames), reason)
         for file, video_id, frames, reason in json.loads(metadata.metadata[_SKIPPED])
     ]
-    doubtful = json.loads(metadata.metadata[_DOUBTFUL])
-    return Part(path, metadata.num_rows, int(metadata.metadata[b"videos"]), skipped, doubtful)
+    doubtful, turned = (json.loads(metadata.metadata[key]) for key in (_DOUBTFUL, _TURNED))
+    return Part(path, metadata.num_rows, int(metadata.metadata[b"videos"]), skipped, doubtful, turned)

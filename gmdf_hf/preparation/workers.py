@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import os
 import threading
@@ -10,20 +9,22 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import cv2
 
+from gmdf_hf.common import images
 from gmdf_hf.common.errors import ArchiveError, WorkError
 from gmdf_hf.common.files import readable
 from gmdf_hf.common.resume import unit_file
 from gmdf_hf.common.schema import FAKE, SPLITS
-from gmdf_hf.modeling import images_gmdf as images
 from gmdf_hf.preparation.archives import is_archive
-from gmdf_hf.preparation.crops import Crop, Crops, CropSettings, make_crops, read_archive, read_masks, read_pictures
+from gmdf_hf.preparation.crops import Crop, Crops, CropSettings, make_crops
 from gmdf_hf.preparation.detectors import load_detector
 from gmdf_hf.preparation.faces import Detector
+from gmdf_hf.preparation.pictures import read_archive, read_masks, read_pictures
 from gmdf_hf.preparation.sources.record import Record, some
 from gmdf_hf.preparation.video import VideoError
 from gmdf_hf.preparation.work_files import Part, Skip, read_part, write_part
@@ -98,13 +99,16 @@ def run_unit(unit: Unit, job: Job) -> Part:
         rows: list[dict[str, object]] = []
         skipped: list[Skip] = []
         doubtful: list[str] = []
+        turned: list[str] = []
         suffix = "jpg" if job.settings.format == "jpeg" else "png"
         for record, crops in _crops(unit, job):
             rows += [_row(record, crop, suffix) for crop in crops.rows]
             skipped += _skips(record, crops)
             if record.label == FAKE and crops.rows and crops.people > 1 and not record.has_mask:
                 doubtful.append(record.video_id)
-        write_part(path, rows, skipped, doubtful)
+            if crops.rows and crops.turned:
+                turned.append(f"{record.video_id} ({crops.turned} degrees)")
+        write_part(path, rows, skipped, doubtful, turned)
     return read_part(path)
 
 
@@ -134,7 +138,7 @@ def _crops(unit: Unit, job: Job) -> Iterator[tuple[Record, Crops]]:
     try:
         for record, pictures in read_archive(list(unit.records), job.settings.frames):
             del left[record]
-            yield record, make_crops(pictures, detector, job.settings)
+            yield record, make_crops(partial(iter, pictures), detector, job.settings)
     except ArchiveError as error:
         reason = str(error)
     for record in left:
@@ -143,8 +147,8 @@ def _crops(unit: Unit, job: Job) -> Iterator[tuple[Record, Crops]]:
 
 def _record_crops(record: Record, detector: Detector, settings: CropSettings) -> Crops:
     try:
-        masks = read_masks(record, settings.frames) if record.has_mask else None
-        return make_crops(read_pictures(record, settings.frames), detector, settings, masks)
+        masks = partial(read_masks, record, settings.frames) if record.has_mask else None
+        return make_crops(partial(read_pictures, record, settings.frames), detector, settings, masks)
     except VideoError as error:
         return Crops([], [(None, str(error))])
 
@@ -161,7 +165,7 @@ def _skips(record: Record, crops: Crops) -> Iterator[Skip]:
         yield Skip(file, record.video_id, (), some(list(reasons), 2) or "no frames")
 
 
-@functools.lru_cache(maxsize=1)
+@lru_cache(maxsize=1)
 def _detector(name: str, weights: Path | None) -> Detector:
     # Parallelism is over processes; additional threads would compete for the cores and change the order of sums.
     cv2.setNumThreads(1)

@@ -17,7 +17,8 @@ from typing import Any
 import gradio
 from PIL import Image
 
-from gmdf_hf.modeling.images_gmdf import SUFFIXES as IMAGE_SUFFIXES
+from gmdf_hf.common.images import SUFFIXES as IMAGE_SUFFIXES
+from gmdf_hf.evaluation.training_data import describe_training
 from gmdf_hf.preparation.video import SUFFIXES as VIDEO_SUFFIXES
 from gmdf_hf.serving.download import DownloadError, downloaded
 from gmdf_hf.serving.inputs import INPUT_ERRORS, is_url, open_input
@@ -39,7 +40,7 @@ UPLOADS = "GRADIO_TEMP_DIR"  # Gradio's variable for the folder of uploads
 LIMITS = """\
 ### What it cannot know
 
-The score is a model's opinion of faces, not evidence. It was trained on {domains} and fails on forgeries unlike
+The score is a model's opinion of faces, not evidence. Training data: {domains}. It fails on forgeries unlike
 those, on strong compression and on small faces; it may err more often for some groups of people than for others. It
 knows nothing of sound, text, the rest of the picture, or who is shown. A low score does not prove that a picture is
 real. Do not let a score alone decide about a person.
@@ -96,7 +97,9 @@ def _verdict(result: dict[str, Any], worst: dict[str, Any], frame: Image.Image) 
     parts.append("<p>Red speaks for fake, blue for real, compared with the rest of the face.</p>")
     if result["frames_read"] > 1:
         parts.append(timeline(result["faces"], result["threshold"]))
-    parts.append("<p>Domain experts that spoke: " + ", ".join(f"{html.escape(n)} {w:.0%}" for n, w in share) + "</p>")
+    if share:
+        experts = ", ".join(f"{html.escape(name)} {weight:.0%}" for name, weight in share)
+        parts.append(f"<p>Shares of the domain experts: {experts}</p>")
     return "\n".join(parts)
 
 
@@ -147,29 +150,30 @@ def _message(text: str) -> str:
 
 
 class Visits:
-    """Analyses one file at a time; files from URLs are downloaded before they wait for their turn.
+    """Analyses one file at a time; files are downloaded and decoded before they wait for their turn.
 
     Args:
         detect: The pipeline `deepfake-detection`.
         uploads: Folder of the uploads.
+        reader: Reader of `detect.open_file`.
     """
 
-    def __init__(self, detect: DeepfakeDetectionPipeline, uploads: UploadFolder) -> None:
-        self.detect, self.uploads = detect, uploads
+    def __init__(self, detect: DeepfakeDetectionPipeline, uploads: UploadFolder, reader: IsolatedReader) -> None:
+        self.detect, self.uploads, self.reader = detect, uploads, reader
         self.turn = threading.Lock()
 
     def look(self, upload: str | None, address: str) -> str:
         """Answer one visitor, who gave a file or a URL."""
         address = (address or "").strip()
         if upload:
-            with self.uploads.in_use(Path(upload)), self.turn:
+            with self.uploads.in_use(Path(upload)), self.reader.ahead(upload, NUM_FRAMES), self.turn:
                 return answer(self.detect, upload)
         if not address:
             return answer(self.detect, None)
         if not is_url(address):
             return _message("An address begins with https:// or http://.")
         try:
-            with downloaded(address) as path, self.turn:
+            with downloaded(address) as path, self.reader.ahead(path, NUM_FRAMES), self.turn:
                 return answer(self.detect, str(path), address)
         except DownloadError as error:
             return _message(str(error))
@@ -184,7 +188,8 @@ def build(detect: DeepfakeDetectionPipeline) -> gradio.Blocks:
     if UPLOADS not in os.environ:
         os.environ[UPLOADS] = tempfile.mkdtemp(prefix="gmdf-uploads-")
         atexit.register(shutil.rmtree, os.environ[UPLOADS], ignore_errors=True)
-    detect.open_file = IsolatedReader(MAX_SECONDS).open
+    reader = IsolatedReader(MAX_SECONDS)
+    detect.open_file = reader.open
     types = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
     uploads = UploadFolder(Path(os.environ[UPLOADS]), types, DELETE_AFTER, FORGET_AFTER, MAX_UPLOADS)
     with gradio.Blocks(title="GM-DF", analytics_enabled=False) as page:
@@ -197,8 +202,8 @@ def build(detect: DeepfakeDetectionPipeline) -> gradio.Blocks:
         address = gradio.Textbox(label="or its address", placeholder="https://", max_lines=1, max_length=2000)
         button = gradio.Button("Look at it", variant="primary")
         shown = gradio.HTML(elem_id="answer")
-        gradio.Markdown(LIMITS.format(domains=", ".join(detect.model.config.domains)))
-        visits = Visits(detect, uploads)
+        gradio.Markdown(LIMITS.format(domains=html.escape(describe_training(detect.model.config))))
+        visits = Visits(detect, uploads, reader)
         looked = button.click(visits.look, [upload, address], shown, concurrency_limit=MAX_WAITING, api_name="look")
         looked.then(lambda: (None, ""), None, [upload, address], queue=False, api_visibility="private")
     return page.queue(max_size=MAX_WAITING)

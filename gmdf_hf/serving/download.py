@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from gmdf_hf.modeling.images_gmdf import MAX_BYTES
+from gmdf_hf.common.images import MAX_BYTES
 
 MAX_SECONDS = 60
 MAX_SILENCE = 10  # seconds without a byte

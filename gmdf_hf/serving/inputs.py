@@ -9,14 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gmdf_hf.modeling.images_gmdf import ImageError
-from gmdf_hf.modeling.pipeline_gmdf import ScoreError, frames_of
+import numpy as np
+from PIL import Image
+
+from gmdf_hf.common.images import ImageError, open_image, upright_rgb
+from gmdf_hf.modeling.loading_gmdf import BrokenModelError
 from gmdf_hf.preparation.media import Media, open_media
 from gmdf_hf.preparation.video import Frame, VideoError
 from gmdf_hf.serving.download import DownloadError, downloaded
 
 # Errors of a single input; other exceptions are errors of the program or its settings.
-INPUT_ERRORS = (ImageError, VideoError, DownloadError, ScoreError)
+INPUT_ERRORS = (ImageError, VideoError, DownloadError, BrokenModelError)
 
 
 def is_url(source: object) -> bool:
@@ -37,7 +40,7 @@ def open_input(
     A truncated video file is read up to its end; the report of the media then says so.
 
     Args:
-        source: Path or URL of a picture or video, or an input of `frames_of`: a `PIL.Image`, an array of shape
+        source: Path or URL of a picture or video, or a picture or its frames: a `PIL.Image`, an array of shape
             `(height, width[, 3])` and type uint8 (RGB), or the frames of a video.
         num_frames: Number of frames to read from a video file, evenly spaced.
         private_urls: See `downloaded`.
@@ -60,6 +63,29 @@ def open_input(
 
 def _given_frames(source: Any, numbers: Sequence[int] | None) -> Iterator[Frame]:
     is_picture = not isinstance(source, (list, tuple)) and getattr(source, "ndim", 0) != 4
-    for number, picture in frames_of(source):
+    for number, picture in enumerate([source] if is_picture else source):
         if numbers is None or number in numbers:
-            yield Frame(number, 0.0 if is_picture else None, picture)
+            yield Frame(number, 0.0 if is_picture else None, picture_of(picture))
+
+
+def picture_of(source: object) -> np.ndarray:
+    """Read a path, a PIL image or an RGB array of type uint8 as an upright RGB array of shape `(height, width, 3)`.
+
+    Raises:
+        ImageError: If the picture cannot be read, or the source has another type.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return np.asarray(open_image(Path(source)))
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] != 3):
+            raise ImageError(
+                "An array must be of type uint8 and shape (height, width) or (height, width, 3), "
+                f"found {source.dtype} {source.shape}."
+            )
+        source = Image.fromarray(source)
+    if not isinstance(source, Image.Image):
+        raise ImageError(f"Expected a path, a PIL image or an array, found {type(source).__name__}.")
+    try:
+        return np.asarray(upright_rgb(source, f"<{type(source).__name__}>"))
+    except OSError as error:  # the image's file is damaged
+        raise ImageError(f"<{type(source).__name__}>: damaged image ({error}).") from error

@@ -7,54 +7,55 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from gmdf_hf.common.errors import UserError
-from gmdf_hf.common.files import printable
-from gmdf_hf.common.labels import class_of
+from gmdf_hf.common.options import Options
 
 if TYPE_CHECKING:
-    from gmdf_hf.modeling.auto_gmdf import GMDFModel
+    from transformers import PreTrainedModel
+
+    from gmdf_hf.evaluation.classifier import Classifier
     from gmdf_hf.serving.pipeline import DeepfakeDetectionPipeline
 
 
-def split_revision(model: str, revision: str | None = None) -> tuple[str, str | None]:
-    """Split a model name into folder or hub name, and revision, as in `user/name@v1`.
-
-    Raises:
-        UserError: If name and argument both give a revision.
-    """
-    name, at, found = model.rpartition("@")
-    if not at or os.path.exists(model):
-        return model, revision
-    if revision is not None and revision != found:
-        raise UserError(f"The model {model!r} names the revision {found!r}, and --revision is {revision!r}.")
-    return name, found
-
-
-def load_model(model: str, revision: str | None = None) -> GMDFModel:
-    """Load a detector.
+def load_model(
+    model: str, revision: str | None = None, trust_remote_code: bool = False, fake_label: str | None = None
+) -> PreTrainedModel:
+    """Load a detector: a GM-DF, or any other classifier with the classes real and fake.
 
     Args:
         model: Folder, or name on the hub, which may end in `@revision`.
         revision: Commit, branch or tag of a model on the hub.
+        trust_remote_code: Whether to run code of the model's repository.
+        fake_label: Name of the fake class, if its name does not tell.
 
     Raises:
-        UserError: If the model does not exist, is of another type, or is damaged.
+        UserError: If the model does not exist, is no detector, or is damaged.
     """
-    name, revision = split_revision(model, revision)
-    try:
-        from transformers.utils import logging
+    return _quiet(model, revision, trust_remote_code, fake_label, with_processor=False).model
 
-        from gmdf_hf.modeling.auto_gmdf import GMDFModel
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        loaded = GMDFModel.from_pretrained(name, revision=revision or "main").eval()
-        names = [str(loaded.config.id2label[number]) for number in (0, 1)]
-        if [class_of(name) for name in names] != [0, 1]:
-            raise ValueError(f"its classes are {printable(', '.join(names))}, expected names of real and fake")
-        return loaded
-    except (ImportError, OSError, ValueError) as error:
-        raise UserError(f"The model {model!r} cannot be used: {' '.join(str(error).split())}") from error
+class ModelOptions(Options):
+    """Which detector a command uses; every command that loads one extends it."""
+
+    model: str = Field(
+        description="Folder of an image classifier with the classes real and fake, or its name on the hub "
+        "(user/name@v1 for a revision): GM-DF, any classifier of transformers or timm, a PEFT adapter."
+    )
+    revision: str | None = Field(None, description="Commit, branch or tag of a model on the hub.")
+    trust_remote_code: bool = Field(False, description="Let the model's own code run.")
+    fake_label: str | None = Field(None, description="Name of the model's fake class, if it is not a word for fake.")
+
+
+def _quiet(*arguments: Any, **options: Any) -> Classifier:
+    from transformers.utils import logging
+
+    from gmdf_hf.evaluation.classifier import load_classifier
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return load_classifier(*arguments, **options)
 
 
 def load_pipeline(
@@ -64,30 +65,38 @@ def load_pipeline(
     batch_size: int = 16,
     device: str | None = None,
     revision: str | None = None,
+    trust_remote_code: bool = False,
+    fake_label: str | None = None,
 ) -> DeepfakeDetectionPipeline:
     """Load a detector as a pipeline and check its face detector.
+
+    Args:
+        model: See `load_model`.
+        detector: Face detector; `none` treats every frame as a face crop.
+        detector_weights: Local file with the detector's weights.
+        batch_size: Faces per batch.
+        device: Device of torch; None for the first accelerator.
+        revision: See `load_model`.
+        trust_remote_code: See `load_model`.
+        fake_label: See `load_model`.
 
     Raises:
         UserError: If the model or the device cannot be used.
         gmdf_hf.common.errors.DetectorError: If the face detector's weights are missing.
     """
-    loaded = load_model(model, revision)
-    name, revision = split_revision(model, revision)
-    from gmdf_hf.modeling.auto_gmdf import GMDFImageProcessor
-    from gmdf_hf.modeling.loading_gmdf import check_processor
-    from gmdf_hf.serving.pipeline import DeepfakeDetectionPipeline, load_finder
+    loaded = _quiet(model, revision, trust_remote_code, fake_label)
+    from gmdf_hf.serving.pipeline import DeepfakeDetectionPipeline, crop_side, load_finder
 
     try:
-        processor = GMDFImageProcessor.from_pretrained(name, revision=revision or "main")
-        check_processor(processor, model)
-        load_finder(detector, detector_weights, processor.crop_size["height"])  # fails early, before the first file
+        load_finder(detector, detector_weights, crop_side(loaded.processor))  # fails early, before the first file
         return DeepfakeDetectionPipeline(
-            model=loaded,
-            image_processor=processor,
+            model=loaded.model,
+            image_processor=loaded.processor,
             detector=detector,
             detector_weights=detector_weights,
             batch_size=batch_size,
             device=device,
+            fake_label=fake_label,
         )
     except (ImportError, RuntimeError, ValueError, OSError) as error:
         if hasattr(error, "hint"):
@@ -99,6 +108,8 @@ def find_results(model: str, revision: str | None = None) -> dict[str, Any] | No
     """Return the content of `results.json` next to a model: in its folder, in its run, or on the hub."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    from gmdf_hf.evaluation.classifier import split_revision
 
     name, revision = split_revision(model, revision)
     found: Path | None

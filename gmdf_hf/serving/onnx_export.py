@@ -37,7 +37,7 @@ class AggregatedRoute(nn.Module):
         with torch.no_grad():
             text = model(torch.zeros(1, 3, side, side, dtype=model.dtype)).text_embeds[0]
             self.classes = nn.Buffer((model.logit_scale.exp() * text).T.contiguous())  # (P, 2)
-        self.bias = model.logit_bias.item() if model.config.has_siglip_text else 0.0
+        self.bias = float(getattr(model, "logit_bias", 0.0))  # of SigLIP
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return logits of real and fake, shape `(B, 2)`, for images of shape `(B, 3, side, side)`."""

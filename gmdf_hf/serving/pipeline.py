@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any, cast
 
 import torch
+from PIL import Image
 from transformers import AutoModelForImageClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import gmdf_hf.modeling.auto_gmdf  # noqa: F401  registers the model with the auto classes
-from gmdf_hf.modeling import GMDFImageProcessor, pipeline_gmdf
+from gmdf_hf.evaluation.classifier import is_gmdf
+from gmdf_hf.evaluation.scoring import fake_class
+from gmdf_hf.modeling import pipeline_gmdf
+from gmdf_hf.modeling.loading_gmdf import BrokenModelError
+from gmdf_hf.modeling.untrusted_gmdf import check_processor
 from gmdf_hf.preparation.media import Media, open_media
 from gmdf_hf.serving.heatmaps import evidence_map, heatmap
 from gmdf_hf.serving.inputs import INPUT_ERRORS, open_input
+from gmdf_hf.serving.verdict import scored_face, verdict
 
 # Maps an input to its faces and to further entries of the result.
 FaceFinder = Callable[[Media], tuple[list[dict[str, Any]], dict[str, Any]]]
@@ -23,19 +30,38 @@ FaceFinder = Callable[[Media], tuple[list[dict[str, Any]], dict[str, Any]]]
 class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
     """Detects the faces of pictures and videos and scores each face.
 
+    The model is a GM-DF or any other image classifier with two classes whose names tell real from fake. Only a GM-DF
+    has `expert_weights`; without a threshold in its configuration the threshold is 0.5.
+
     Inputs are paths, `http(s)` URLs, PIL images, RGB arrays, frames of a video (a list of pictures, or an array of
     shape `(frames, height, width, 3)`), or a list, data set or generator of them; the results of a generator are
     streamed. Faces of all frames and files share batches.
 
-    Results have the form of the checkpoint's pipeline (see `gmdf_hf.modeling.pipeline_gmdf`); each face also has its
-    `seconds` and the rotation in degrees, `turned`, at which it was detected. Person 0 is the most prominent one;
-    people in different shots are different persons unless they look very similar. With `return_heatmap` each face has
-    its `crop` and a `heatmap`, an array over `crop_box` with positive values for fake and negative values for real.
+    The result of an input is a dict:
+
+    * `source`: path, URL or type of the input;
+    * `label`: `fake` if `score` reaches `threshold`, `real` otherwise, None if there is no score;
+    * `score`: the largest score of all persons, None without a face; a person's score is the mean probability of `fake`
+      over their frames (as in the evaluation), in [0, 1];
+    * `threshold`: the decision threshold;
+    * `face_found`: whether there is a face with a score;
+    * `faces_found`, `faces_scored`: number of faces in all frames, and of those with a score; the others are
+      `unassigned_faces`, not assigned to a person: `frame, box, detection_score` of each;
+    * `frames_read`: 1 for a picture;
+    * `notes`: warnings about defects of the input that did not prevent reading;
+    * `persons`: each person's `person, score, label, frames`. Person 0 is the most prominent one; people in different
+      shots are different persons unless they look very similar;
+    * `faces`: each face, a dict with `frame, seconds, person, box, crop_box, detection_score, turned` (rotation in
+      degrees at which it was detected), `score, label, expert_weights`, and with `return_heatmap` its `crop` and a
+      `heatmap`, an array over `crop_box` with positive values for fake and negative values for real;
+    * `expert_weights`: share of each source domain's expert in the verdict, by domain name;
+    * `error`: only with `on_error="return"`: the error message, or None.
 
     Args (of the pipeline or of a call):
         detector: Face detector, `yunet` (the default), `retinaface` or `haar`; `none` if inputs are crops of one face
             (square, 1.3 times the face box).
         detector_weights: Local file with the detector's weights, instead of those on the hub.
+        fake_label: Name of the model's fake class, if it does not tell; only when the pipeline is made.
         num_frames: Number of evenly spaced frames to read from a video; 32.
         threshold: Smallest score classified as fake; the default is the model's, chosen on validation videos.
         return_heatmap: Whether to add the map of each face.
@@ -45,13 +71,25 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         batch_size: Faces per batch; 16.
     """
 
-    input_errors = INPUT_ERRORS
     # Function that opens files; a server with untrusted files sets `IsolatedReader.open`.
     open_file: Callable[..., Media] = staticmethod(open_media)
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, fake_label: str | None = None, **kwargs):
         self._finders: dict[tuple[str, str | None], FaceFinder] = {}
         super().__init__(*args, **kwargs)
+        check_processor(self.image_processor, str(self.model.config.name_or_path))
+        self.fake = fake_class(self.model.config.id2label, fake_label)
+        self.is_gmdf = is_gmdf(self.model)
+
+    @property
+    def default_threshold(self) -> float:
+        """Threshold of the model, 0.5 if it has none."""
+        return getattr(self.model.config, "threshold", 0.5)
+
+    @property
+    def expert_names(self) -> list[str]:
+        """Domain of each expert; empty for a model without experts."""
+        return self.model.config.domains if self.is_gmdf else []
 
     def _sanitize_parameters(  # type: ignore[override]  # further options, all by name
         self,
@@ -60,18 +98,23 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         return_heatmap: bool | None = None,
         private_urls: bool | None = None,
         max_seconds: float | None = None,
+        on_error: str | None = None,
         **options: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if num_frames is not None and num_frames < 1:
             raise ValueError(f"`num_frames` must be at least 1, found {num_frames}.")
+        if on_error not in (None, "raise", "return"):
+            raise ValueError(f"`on_error` must be 'raise' or 'return', found {on_error!r}.")
         before, during, after = super()._sanitize_parameters(**options)
         reading = {
             "detector_weights": detector_weights,
             "num_frames": num_frames,
             "private_urls": private_urls,
             "max_seconds": max_seconds,
+            "on_error": on_error,
         }
         before |= {name: value for name, value in reading.items() if value is not None}
+        after |= {} if on_error is None else {"on_error": on_error}
         return before, during if return_heatmap is None else {"return_heatmap": return_heatmap}, after
 
     def preprocess(  # type: ignore[override]
@@ -86,16 +129,24 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
     ) -> Iterator[dict[str, Any]]:
         """Yield the faces of one input, one at a time."""
         finder = self._finder(detector or "yunet", detector_weights)
-
-        def look() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        try:
             with open_input(source, num_frames, private_urls, max_seconds, self.open_file) as media:
-                return finder(media)
+                faces, found = finder(media)
+        except INPUT_ERRORS as error:
+            if on_error == "raise":
+                raise
+            faces, found = [], {"frames_read": 0, "error": str(error)}
+        note = {"source": pipeline_gmdf.name_of(source)} | found
+        for position, face in enumerate(faces):
+            pixels = self.pixels_of(face["crop"])
+            yield {"pixel_values": pixels, "face": face, "note": note, "is_last": position == len(faces) - 1}
+        if not faces:  # the pipeline needs at least one entry
+            pixels = self.pixels_of(Image.new("RGB", (64, 64)))
+            yield {"pixel_values": pixels, "face": None, "note": note, "is_last": True}
 
-        yield from self.inputs_of(source, look, on_error)
-
-    @property
+    @cached_property
     def _side(self) -> int:
-        return cast(GMDFImageProcessor, self.image_processor).crop_size["height"]
+        return crop_side(self.image_processor)
 
     def _finder(self, detector: str, weights: str | None) -> FaceFinder:
         if (detector, weights) not in self._finders:
@@ -105,20 +156,53 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
     def _forward(  # type: ignore[override]
         self, model_inputs: dict[str, Any], return_heatmap: bool = False
     ) -> dict[str, Any]:
+        pixels = model_inputs.pop("pixel_values").to(self.model.dtype)
         if not return_heatmap:
-            return super()._forward(model_inputs)
+            return self._scores_of(self._call(pixels)) | model_inputs
         with torch.enable_grad():
             # The map needs a gradient at the last block's input, even if the weights are frozen.
-            pixels = model_inputs.pop("pixel_values").to(self.model.dtype).requires_grad_()
-            output = self.model(pixels, output_expert_weights=True, output_hidden_states=True)
-            maps = evidence_map(output.hidden_states[-2], output.logits)
-        found = {"heatmap": heatmap(maps, self._side)}
-        return pipeline_gmdf.scores_of(output) | found | model_inputs
+            output = self._call(pixels.requires_grad_(), output_hidden_states=True)
+            maps = evidence_map(output.hidden_states[-2], output.logits[:, [1 - self.fake, self.fake]])
+        return self._scores_of(output) | {"heatmap": heatmap(maps, self._side)} | model_inputs
+
+    def _call(self, pixels: torch.Tensor, **options: bool) -> Any:
+        return (
+            self.model(pixels, output_expert_weights=True, **options) if self.is_gmdf else self.model(pixels, **options)
+        )
+
+    def _scores_of(self, output: Any) -> dict[str, torch.Tensor]:
+        if self.is_gmdf:
+            return pipeline_gmdf.scores_of(output)
+        scores = output.logits.detach().float().softmax(-1)[:, self.fake]
+        return {"score": scores, "expert_weights": scores.new_zeros(len(scores), 0)}
+
+    def postprocess(  # type: ignore[override]
+        self, model_outputs: list[dict[str, Any]], threshold: float | None = None, on_error: str = "raise"
+    ) -> dict[str, Any]:
+        """Combine the faces of one input into its result."""
+        note, domains = model_outputs[0]["note"], self.expert_names
+        threshold = self.default_threshold if threshold is None else threshold
+        faces = [scored_face(output, threshold, domains) for output in model_outputs if output["face"] is not None]
+        try:
+            result = verdict(faces, note, threshold, domains)
+        except BrokenModelError as error:
+            if on_error == "raise":
+                raise
+            note = note | {"error": str(error)}
+            result = verdict([], note, threshold, domains)
+        return result | ({"error": note.get("error")} if on_error == "return" else {})
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save model and image processor; the saved folder contains the pipeline for face crops."""
         self.model.save_pretrained(save_directory, **kwargs)
-        cast(GMDFImageProcessor, self.image_processor).save_pretrained(save_directory)
+        cast(Any, self.image_processor).save_pretrained(save_directory)
+
+
+def crop_side(processor: Any) -> int:
+    """Side in pixels of the face crops for an image processor: what it resizes to, so that it need not enlarge."""
+    pixels = processor(images=Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"]
+    size = getattr(processor, "size", None)
+    return max([pixels.shape[-1], *(value for value in dict(size or {}).values() if isinstance(value, int))])
 
 
 def load_finder(detector: str, weights: str | None, size: int) -> FaceFinder:
@@ -164,10 +248,14 @@ def load_finder(detector: str, weights: str | None, size: int) -> FaceFinder:
 
 
 def _whole_pictures(media: Media) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    frames = list(media.read(None))
-    faces, found = pipeline_gmdf.whole_pictures((frame.number, frame.pixels) for frame in frames)
-    faces = [face | {"seconds": frame.seconds} for face, frame in zip(faces, frames, strict=True)]
-    return faces, found | {"notes": media.report.notes}
+    """Treat every frame as the crop of one face."""
+    faces = []
+    for frame in media.read(None):
+        height, width = frame.pixels.shape[:2]
+        place = {"box": [0.0, 0.0, float(width), float(height)], "crop_box": [0, 0, width, height]}
+        found = {"frame": frame.number, "seconds": frame.seconds, **place, "detection_score": 1.0, "turned": 0}
+        faces.append(found | {"person": 0, "crop": Image.fromarray(frame.pixels)})
+    return faces, {"frames_read": len(faces), "notes": media.report.notes}
 
 
 PIPELINE_REGISTRY.register_pipeline(

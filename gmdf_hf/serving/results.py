@@ -8,6 +8,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
@@ -15,12 +16,13 @@ from typing import IO, Any, Literal
 import torch
 
 from gmdf_hf.common.errors import UserError
-from gmdf_hf.common.files import printable, write_json
+from gmdf_hf.common.files import file_stamp, printable
+from gmdf_hf.common.resume import begin, write_whole
 from gmdf_hf.common.schema import SCHEMA_VERSION
 
 COLUMNS = (
     *("source", "label", "score", "threshold", "face_found", "persons", "faces", "frames_read", "error"),
-    *("faces_found", "notes", "schema_version", "model", "revision"),
+    *("faces_found", "notes", "schema_version", "model", "revision", "file_stamp"),
 )
 Form = Literal["json", "csv", "text"]
 
@@ -29,6 +31,11 @@ def csv_cell(text: str | None) -> str:
     """Escape text that a spreadsheet would read as a formula."""
     shown = printable(text or "")
     return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
+
+
+def stamp_of(source: str) -> str:
+    """Size and modification time of a file; empty for URLs and missing files."""
+    return file_stamp(Path(source)) if os.path.exists(source) else ""
 
 
 def verdict(result: dict[str, Any]) -> str:
@@ -48,8 +55,8 @@ def settings_of(model: torch.nn.Module, threshold: float, detector: str, frames:
 class ResultFile:
     """Context manager that writes each result immediately.
 
-    An existing file is continued; its settings, stored in `<file>.settings.json`, must be the same. Error lines and a
-    truncated last line are removed, and their files are processed again.
+    An existing file is continued; its settings, stored in `<file>.settings.json`, must be the same. Lines that are
+    errors, truncated, or of files that were replaced since, are removed, and their files are processed again.
 
     Args:
         path: File to write; None is the standard output.
@@ -57,30 +64,47 @@ class ResultFile:
         settings: See `settings_of`.
         model: Name of the model, written to every line.
         revision: Its revision.
+        sources: Files and URLs of this run; results of files that were replaced since are removed.
 
     Raises:
         UserError: If the file has other content or results of other settings.
     """
 
     def __init__(
-        self, path: Path | None, form: Form, settings: dict[str, Any], model: str, revision: str | None = None
+        self,
+        path: Path | None,
+        form: Form,
+        settings: dict[str, Any],
+        model: str,
+        revision: str | None = None,
+        sources: Iterable[str] = (),
     ) -> None:
         self.path, self.form = path, form
         self._about: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "model": model, "revision": revision}
+        self._stamps = {self._key(source): stamp_of(source) for source in sources}
         self._done: set[str] = set()
         self._file: IO[str] = sys.stdout
         if path is None:
             return
         beside = path.with_name(f"{path.name}.settings.json")
-        if path.exists() and path.stat().st_size:
-            self._check(beside, settings)
+        if not path.exists() or not path.stat().st_size:
+            beside.unlink(missing_ok=True)
+        elif not beside.exists():
+            raise UserError(
+                f"{path} exists without {beside.name}, which would say how it was made.",
+                "Choose another --output, or delete the file.",
+            )
+        for change in begin(beside, settings):
+            raise UserError(
+                f"{path} holds results of other settings: {change.name} was {change.found}, now {change.expected}.",
+                "Choose another --output, or delete the file.",
+            )
+        if path.exists():
             self._done = self._read(path)
-        else:
-            write_json(beside, settings)
 
     def has(self, source: str) -> bool:
         """Whether the file has a result for a source."""
-        return bool(self._done) and self._key(source) in self._done
+        return self._key(source) in self._done
 
     def __enter__(self) -> ResultFile:
         if self.path is not None:
@@ -111,14 +135,13 @@ class ResultFile:
             raise UserError(f"The results cannot be written to {place}: {error.strerror}.") from error
 
     def _write(self, result: dict[str, Any]) -> None:
+        about = self._about | {"file_stamp": self._stamps.get(self._key(result["source"]), "")}
         if self.form == "json":
             pictures = ("heatmap", "crop")
             faces = [{name: value for name, value in face.items() if name not in pictures} for face in result["faces"]]
-            self._file.write(
-                json.dumps(self._about | result | {"faces": faces}) + "\n"
-            )  # ASCII only, including file names
+            self._file.write(json.dumps(about | result | {"faces": faces}) + "\n")  # ASCII only, also file names
         elif self.form == "csv":
-            shown = self._about | result | {"persons": len(result["persons"]), "faces": len(result["faces"])}
+            shown = about | result | {"persons": len(result["persons"]), "faces": len(result["faces"])}
             shown |= {name: csv_cell(result[name]) for name in ("source", "label", "error")}
             shown |= {"model": csv_cell(self._about["model"]), "notes": csv_cell(" ".join(result["notes"]))}
             csv.writer(self._file).writerow([shown[name] for name in COLUMNS])
@@ -129,47 +152,32 @@ class ResultFile:
     def _key(self, source: str) -> str:
         return source if self.form == "json" else csv_cell(source)
 
-    def _check(self, beside: Path, settings: dict[str, Any]) -> None:
-        try:
-            found = json.loads(beside.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{self.path} exists and {beside.name}, which says how it was made, cannot be read.",
-                "Choose another --output, or delete the file.",
-            ) from error
-        changed = [name for name in settings if not isinstance(found, dict) or found.get(name) != settings[name]]
-        if changed:
-            name = changed[0]
-            before = found.get(name) if isinstance(found, dict) else None
-            raise UserError(
-                f"{self.path} holds results of other settings: {name} was {before}, now {settings[name]}.",
-                "Choose another --output, or delete the file.",
-            )
-
     def _read(self, path: Path) -> set[str]:
-        """Return the sources with a result; rewrite the file without errors and without a truncated last line."""
+        """Return the sources with a current result, and rewrite the file with their lines only."""
         data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
+        text, kept, done = "", io.StringIO(newline=""), set()
         try:
-            text = whole.decode()
-            kept = io.StringIO(newline="")
+            text = data[: data.rfind(b"\n") + 1].decode()  # the last line may be truncated
             if self.form == "json":
-                lines = [(json.loads(line), line) for line in text.splitlines()]
-                good = [(result["source"], line) for result, line in lines if result["error"] is None]
-                kept.writelines(f"{line}\n" for _, line in good)
-                done = {source for source, _ in good}
+                for line in text.splitlines():
+                    if self._is_current(row := json.loads(line)):
+                        done.add(row["source"])
+                        kept.write(f"{line}\n")
             else:
-                rows = list(csv.DictReader(io.StringIO(text, newline="")))
-                good_rows = [row for row in rows if not row["error"]]
                 writer = csv.DictWriter(kept, COLUMNS)
                 writer.writeheader()
-                writer.writerows(good_rows)
-                done = {row["source"] for row in good_rows}
+                for row in csv.DictReader(io.StringIO(text, newline="")):
+                    if self._is_current(row):
+                        done.add(row["source"])
+                        writer.writerow(row)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} exists and holds no results of `gmdf predict` in this form.", "Choose another --output."
             ) from error
-        new = path.with_name(f"{path.name}.new")
-        new.write_bytes(kept.getvalue().encode())
-        os.replace(new, path)
+        write_whole(path, lambda new: new.write_bytes(kept.getvalue().encode()))
         return done
+
+    def _is_current(self, row: dict[str, Any]) -> bool:
+        """Whether a row has no error and its file was not replaced; earlier versions did not write the stamp."""
+        stamp = row.get("file_stamp")
+        return not row["error"] and (not stamp or stamp == self._stamps.get(row["source"], stamp))

@@ -19,7 +19,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from gmdf_hf.modeling import GMDFModel
-from gmdf_hf.modeling.loading_gmdf import BrokenModelError, refusing_damage
+from gmdf_hf.modeling.loading_gmdf import BrokenModelError
+from gmdf_hf.modeling.untrusted_gmdf import refusing_damage
 
 BASE_FIELDS = ("name", "revision", "sha256")
 WEIGHTS_NAME, DESCRIPTION_NAME = "expert.safetensors", "expert.json"

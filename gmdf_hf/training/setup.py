@@ -26,6 +26,7 @@ from gmdf_hf.data.streams import EpisodeStream, Stream
 from gmdf_hf.data.transforms import TRANSFORMS
 from gmdf_hf.evaluation.scoring import score_domains
 from gmdf_hf.modeling import GMDFConfig, GMDFImageProcessor, GMDFModel
+from gmdf_hf.modeling.construction_gmdf import image_processor_of
 from gmdf_hf.training.adapters import add_domain
 from gmdf_hf.training.classifiers import CLASSIFIER_METHODS, load_classifier, running_statistics
 from gmdf_hf.training.config import MethodName, TrainConfig
@@ -241,7 +242,7 @@ def image_processor(backbone: str, model_type: str, image_size: int) -> GMDFImag
     try:
         if model_type == GMDFConfig.model_type:
             return GMDFImageProcessor.from_pretrained(backbone)
-        return GMDFImageProcessor.of_backbone(backbone, image_size)
+        return image_processor_of(backbone, image_size)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"The backbone {backbone!r} cannot be used: {' '.join(str(error).split())}") from error
 

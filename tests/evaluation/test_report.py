@@ -54,7 +54,8 @@ def test_model_card_is_filled_and_valid(tmp_path):
         assert markdown_table(RESULTS) in card.content
         assert yaml.safe_load(card.text.split("```yaml\n")[1].split("```")[0]) == recipe
         first = card.text.strip().splitlines()[2]
-        assert ("Trained on drawings" in first) is drawn
+        assert ("Trained on drawings, not on photographs" in first) is drawn
+        assert "Trained on drawings, not photographs (x); it demonstrates the software" in card.text
 
 
 def test_public_recipe_has_no_local_directories():

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm
 
-from gmdf_hf.modeling.configuration_gmdf import DIL_VARIANTS
 from gmdf_hf.modeling.experts_gmdf import DomainExperts
-from tests.conftest import redraw_zeros
+from tests.conftest import DIL_VARIANTS, redraw_zeros
 
 EXPERTS, WIDTH, BOTTLENECK, PROMPT, TOKENS = 3, 12, 5, 8, 2
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from gmdf_hf import GMDFImageProcessor, GMDFModel
 from gmdf_hf.common.errors import UserError
-from gmdf_hf.modeling.loading_gmdf import BrokenModelError, check_processor
+from gmdf_hf.modeling.loading_gmdf import BrokenModelError
+from gmdf_hf.modeling.untrusted_gmdf import check_processor
 from gmdf_hf.serving.loading import load_model
 from gmdf_hf.training.checkpoint import save_model
 from tests.conftest import tiny_model

@@ -9,8 +9,7 @@ from transformers.initialization import no_init_weights
 
 import gmdf_hf
 from gmdf_hf import GMDFConfig, GMDFModel
-from gmdf_hf.modeling.configuration_gmdf import DIL_VARIANTS
-from tests.conftest import PROMPT_IDS, TEXT, VISION, tiny_config, tiny_model
+from tests.conftest import DIL_VARIANTS, PROMPT_IDS, TEXT, VISION, tiny_config, tiny_model
 
 ROUTES = [None, torch.tensor([0, 1, 2, 0, 1])]
 
@@ -263,9 +262,9 @@ def test_wrong_arguments_are_named(pixel_values):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"dil": "film"}, "`dil` must be one of"),
-        ({"aggregation": "max"}, "`aggregation` must be one of"),
-        ({"prompt": "P8"}, "`prompt` must be one of"),
+        ({"dil": "film"}, "'dil' expected one of"),
+        ({"aggregation": "max"}, "'aggregation' expected one of"),
+        ({"prompt": "P8"}, "'prompt' expected one of"),
         ({"domains": ["a", "a"]}, "distinct names"),
         ({"domains": []}, "at least one"),
         ({"domains": "ab"}, "expected a list, got str"),

@@ -4,6 +4,7 @@ They show real people and stay where they are: GMDF_REAL_DATA names the folder.
 """
 
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from PIL import Image
 
 from gmdf_hf.data.dataset import load_domain
 from gmdf_hf.data.streams import load_stream, stream_frames
-from gmdf_hf.preparation.crops import CropSettings, make_crops, read_pictures
+from gmdf_hf.preparation.crops import CropSettings, make_crops
 from gmdf_hf.preparation.media import open_media
 from gmdf_hf.preparation.persons import load_finder
+from gmdf_hf.preparation.pictures import read_pictures
 from gmdf_hf.preparation.prepare import prepare
 from gmdf_hf.preparation.sources import faceforensics, folder
 from gmdf_hf.preparation.sources.record import Record
@@ -137,6 +139,18 @@ def test_row_22_turned_by_any_quarter(cases, finder, tmp_path, turns):
     assert face.turned == (270 - 90 * turns) % 360 and len(found.notes) == bool(face.turned)
 
 
+def test_row_22_prepare_turns_too(cases, real_data, tmp_path):
+    for name in ("real", "fake"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        shutil.copy(cases / "picture/rotated_90_no_exif.jpg", tmp_path / "in" / name / f"{name}.jpg")
+    weights = real_data.parent / "models/yunet_n_dynamic.onnx"
+    listing = folder.list_records(tmp_path / "in")
+    summary = prepare(listing, tmp_path / "out", "folder", CropSettings(), weights=weights)
+    assert sorted(summary["turned"]) == ["fake/fake (270 degrees)", "real/real (270 degrees)"]
+    assert sum(counts["rows"] for counts in summary["splits"].values()) == 2
+    assert "found only after a turn by quarters: 2." in (tmp_path / "out/README.md").read_text()
+
+
 def test_row_24_no_intact_key_frame_is_said(cases):
     for count in (1, 8, 32):
         with pytest.raises(VideoError, match="none starts from an undamaged key frame"):
@@ -156,5 +170,5 @@ def test_row_25_colours(cases):
 def test_prepare_refuses_the_cut_file_and_keeps_the_others(cases, real_data):
     detector = load_finder("yunet", str(real_data.parent / "models/yunet_n_dynamic.onnx")).args[0]
     record = Record(cases / "video/face_6_percent.mp4", 0, "real", "v", "g", "train")
-    crops = make_crops(read_pictures(record, 32), detector, CropSettings())
+    crops = make_crops(lambda: read_pictures(record, 32), detector, CropSettings())
     assert not crops.rows and "nobody is seen in 10% of the frames, the most in 2" in {why for _, why in crops.lost}

@@ -1,22 +1,15 @@
 import io
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from gmdf_hf.preparation.crops import (
-    CropSettings,
-    Lost,
-    frame_numbers,
-    make_crops,
-    perceptual_hash,
-    read_archive,
-    read_pictures,
-    wanted_members,
-)
+from gmdf_hf.preparation.crops import CropSettings, make_crops, perceptual_hash
 from gmdf_hf.preparation.detectors import whole_picture
 from gmdf_hf.preparation.faces import Face
+from gmdf_hf.preparation.pictures import Lost, frame_numbers, read_archive, read_pictures, wanted_members
 from gmdf_hf.preparation.sources.record import Record
 from gmdf_hf.preparation.video import Frame
 from tests.media import number_of, numbered, write_video
@@ -85,7 +78,7 @@ def test_crop_is_the_followed_face_at_full_resolution():
         box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
         return [Face(tuple(map(float, box)), np.array(box, float)[[0, 1, 2, 1, 0, 3, 2, 3, 0, 1]].reshape(5, 2), 0.9)]
 
-    crops = make_crops([*pictures, Lost(8, "x.png: broken")], detector, CropSettings(size=260, format="png"))
+    crops = make_crops(lambda: [*pictures, Lost(8, "x.png: broken")], detector, CropSettings(size=260, format="png"))
     assert [row.frame for row in crops.rows] == list(range(8))
     assert crops.lost == [(8, "x.png: broken")]
     crop = np.asarray(Image.open(io.BytesIO(crops.rows[3].image)), int)
@@ -95,12 +88,12 @@ def test_crop_is_the_followed_face_at_full_resolution():
 
 def test_no_face_is_said_per_frame():
     frame = Frame(0, 0.0, np.zeros((50, 50, 3), np.uint8))
-    assert make_crops([frame], lambda _: [], CropSettings()).lost == [(0, "no face")]
+    assert make_crops(lambda: [frame], lambda _: [], CropSettings()).lost == [(0, "no face")]
 
 
 def test_crops_of_the_data_set_are_kept_whatever_their_size():
     pictures = [Frame(n, None, np.full((50 + 40 * n, 60, 3), 99, np.uint8)) for n in range(4)]
-    crops = make_crops(pictures, whole_picture, CropSettings(size=32))
+    crops = make_crops(lambda: pictures, whole_picture, CropSettings(size=32))
     assert len(crops.rows) == 4
     assert Image.open(io.BytesIO(crops.rows[0].image)).size == (32, 32)
 
@@ -135,8 +128,8 @@ def test_the_face_that_the_mask_covers_is_taken(masked):
     if masked is not None:
         mask = np.zeros((120, 200), np.uint8)
         mask[masked[1] : masked[3], masked[0] : masked[2]] = 255
-        masks = iter([(number, mask) for number in range(2, 8)])  # the first frames have none
-    crops = make_crops(frames, sees_both, CropSettings(size=64, format="png"), masks)
+        masks = partial(iter, [(number, mask) for number in range(2, 8)])  # the first frames have none
+    crops = make_crops(lambda: frames, sees_both, CropSettings(size=64, format="png"), masks)
     assert crops.people == 2
     if masked == (0, 0, 5, 5):
         assert not crops.rows and {reason for _, reason in crops.lost} == {"no face meets the mask of what was forged"}
@@ -159,7 +152,46 @@ def test_who_is_seen_in_a_tenth_of_the_frames_is_a_subject():
         frames = [two_squares(number) for number in range(32)]
         for number in range(seen, 32):
             frames[number].pixels[0, 0] = 0
-        crops = make_crops(frames, sees_sometimes, CropSettings(size=32))
+        crops = make_crops(partial(iter, frames), sees_sometimes, CropSettings(size=32))
         assert bool(crops.rows) is found and len(crops.rows) + len(crops.lost) == 32
         if not found:
             assert (0, "nobody is seen in 10% of the frames, the most in 3") in crops.lost
+
+
+class SeesUpright:
+    """A detector that finds a face only where its bright forehead is above its dark chin."""
+
+    def __call__(self, pixels):
+        height, width = pixels.shape[:2]
+        rows, columns = np.nonzero(pixels.max(-1) > 200)
+        if not len(rows) or rows.mean() > height / 2 - 1 or abs(columns.mean() - width / 2) > width / 4:
+            return []
+        return [Face((10.0, 5.0, float(width - 10), float(height - 10)), None, 0.99)]
+
+
+def lying(turns, mask=False):
+    """A bright bar at the top of a grey picture, turned counter-clockwise."""
+    pixels = np.full((60, 80, 3), 0 if mask else 90, np.uint8)
+    pixels[4:20, 20:60] = 255
+    return np.rot90(pixels, turns).copy()
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_faces_that_lie_on_their_side_are_turned(turns):
+    """Pictures, masks and crops are turned together; the result says by how much."""
+    expected = make_crops(lambda: [Frame(0, 0.0, lying(0))], SeesUpright(), CropSettings(size=32, format="png"))
+    crops = make_crops(
+        lambda: [Frame(number, 0.1 * number, lying(turns)) for number in range(3)],
+        SeesUpright(),
+        CropSettings(size=32, format="png"),
+        lambda: iter([(0, lying(turns, mask=True).max(-1)), (2, lying(turns, mask=True).max(-1))]),
+    )
+    assert [row.frame for row in crops.rows] == [0, 1, 2] and crops.turned == (360 - 90 * turns) % 360
+    assert all(row.image == expected.rows[0].image for row in crops.rows)
+    top, bottom = np.split(np.asarray(Image.open(io.BytesIO(crops.rows[0].mask))), 2)
+    assert top.mean() > 80 and bottom.max() == 0 and crops.rows[1].mask is None
+
+
+def test_a_picture_without_any_face_is_not_turned():
+    crops = make_crops(lambda: [Frame(0, 0.0, lying(0))], lambda _: [], CropSettings())
+    assert not crops.rows and not crops.turned

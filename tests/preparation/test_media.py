@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gmdf_hf.modeling.images_gmdf import FORMATS, ImageError, open_image
+from gmdf_hf.common.images import FORMATS, ImageError, open_image
 from gmdf_hf.preparation.media import kind_of, open_media
 from gmdf_hf.preparation.video import VideoError, read_frames
 from tests.media import numbered, write_video

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -16,9 +17,10 @@ from PIL import Image
 
 from gmdf_hf import GMDFImageProcessor
 from gmdf_hf.common.files import write_json
+from gmdf_hf.common.locks import locked_folder
+from gmdf_hf.evaluation.classifier import split_revision
 from gmdf_hf.scripts import gmdf as command
 from gmdf_hf.scripts.predict import UNREADABLE
-from gmdf_hf.serving.loading import split_revision
 from gmdf_hf.serving.results import verdict
 from gmdf_hf.training.checkpoint import save_model
 from tests.conftest import tiny_model
@@ -114,6 +116,27 @@ def test_it_continues_where_it_stopped_and_tries_errors_again(model, folder, tmp
     third = gmdf("predict", folder, *options, output)
     assert "2 files" in third.stderr and third.exit_code == UNREADABLE  # g.mp4 is still broken
     assert len(output.read_text().splitlines()) == (5 if form == "--json" else 6)
+
+
+@pytest.mark.parametrize("form", ["--json", "--csv"])
+def test_a_file_that_was_replaced_is_scored_again(model, folder, tmp_path, form):
+    output, options = tmp_path / "out", ("--model", model, "--detector", "none", "--batch_size", "1", form, "--output")
+    name = tmp_path / "=a.png"  # escaped in the CSV
+    shutil.copy(folder / "a.png", name)
+    gmdf("predict", name, folder / "a.png", *options, output)
+    first = output.read_text().splitlines()
+    assert "2 more were done before" in gmdf("predict", name, folder / "a.png", *options, output).stderr
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(name)
+    assert "1 more were done before" in gmdf("predict", name, folder / "a.png", *options, output).stderr
+    second = output.read_text().splitlines()
+    assert len(second) == len(first) and len(set(first) & set(second)) == len(first) - 1
+
+
+def test_two_runs_never_write_one_output(model, folder, tmp_path):
+    with locked_folder(tmp_path, "-out.csv"):
+        result = gmdf("predict", folder / "a.png", "--model", model, "--csv", "--output", tmp_path / "out.csv")
+    assert result.exit_code == 1 and "is in use by process" in result.stderr
+    assert not (tmp_path / "out.csv").exists()
 
 
 @pytest.mark.parametrize("change", [("--threshold", "0.9"), ("--frames", "3"), ("--model", "other")])

@@ -27,6 +27,7 @@ pytest.importorskip("gradio", reason="needs the extra `demo`")
 gradio_client = pytest.importorskip("gradio_client")
 
 from gmdf_hf.serving import demo  # noqa: E402
+from gmdf_hf.serving.isolated import IsolatedReader  # noqa: E402
 from gmdf_hf.serving.uploads import UploadFolder  # noqa: E402
 
 
@@ -84,7 +85,8 @@ def test_files_that_are_refused(detect, source, words):
 
 @pytest.fixture
 def visits(detect, tmp_path) -> demo.Visits:
-    return demo.Visits(detect, UploadFolder(tmp_path / "uploads", (".png",), 0.0, 60.0, 2**30))
+    uploads = UploadFolder(tmp_path / "uploads", (".png",), 0.0, 60.0, 2**30)
+    return demo.Visits(detect, uploads, IsolatedReader(demo.MAX_SECONDS))
 
 
 @pytest.mark.parametrize(
@@ -241,9 +243,8 @@ def test_damaged_uploads_neither_crash_it_nor_make_it_grow(detect, picture, tmp_
         Image.open(picture).save(sources[-1])
     whole = [source.read_bytes() for source in sources]
     rng = np.random.default_rng(0)
-    visits = demo.Visits(
-        detect, UploadFolder(tmp_path / "uploads", (*demo.IMAGE_SUFFIXES, *demo.VIDEO_SUFFIXES), 0.0, 60.0, 2**30)
-    )
+    uploads = UploadFolder(tmp_path / "uploads", (*demo.IMAGE_SUFFIXES, *demo.VIDEO_SUFFIXES), 0.0, 60.0, 2**30)
+    visits = demo.Visits(detect, uploads, IsolatedReader(demo.MAX_SECONDS))
     started, count, verdicts, after_warm_up = time.monotonic(), 0, 0, None
     while time.monotonic() - started < seconds:
         index = int(rng.integers(len(sources)))

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gmdf_hf.modeling.images_gmdf import ImageError
+from gmdf_hf.common.images import ImageError
 from gmdf_hf.preparation.media import open_media
 from gmdf_hf.preparation.video import VideoError
+from gmdf_hf.serving import isolated
 from gmdf_hf.serving.isolated import IsolatedReader
 from tests.media import numbered, write_video
 
@@ -65,11 +66,17 @@ def test_a_reader_left_in_the_middle_starts_anew(reader, picture, tmp_path):
 
 
 def stop_child(reader, picture, *signals):
-    """Read a picture, then stop the child to simulate a decoder that hangs."""
+    """Read a picture, then stop the child to simulate a decoder that hangs; return its process id."""
     frames(reader.open(picture, 4))
-    assert reader._child is not None
+    process = child_of(reader)
     for number in signals:
-        os.kill(reader._child.pid, number)
+        os.kill(process, number)
+    return process
+
+
+def child_of(reader) -> int:
+    (process,) = [child._process.pid for child in reader._children if child._process is not None]
+    return process
 
 
 def test_a_late_file_is_an_error_and_the_next_one_is_read(picture):
@@ -85,9 +92,8 @@ def test_a_late_file_is_an_error_and_the_next_one_is_read(picture):
 
 def test_a_crash_is_an_error_and_the_next_file_is_read(picture):
     reader = IsolatedReader(30.0)
-    stop_child(reader, picture, signal.SIGSTOP)
-    assert reader._child is not None
-    threading.Timer(0.5, os.kill, (reader._child.pid, signal.SIGKILL)).start()
+    process = stop_child(reader, picture, signal.SIGSTOP)
+    threading.Timer(0.5, os.kill, (process, signal.SIGKILL)).start()
     with pytest.raises(ImageError, match=r"face\.png: the decoder needed more than 4096 MB of memory or crashed"):
         frames(reader.open(picture, 4))
     assert len(frames(reader.open(picture, 4))) == 1
@@ -109,16 +115,68 @@ def test_the_child_knows_no_secrets(reader, picture, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
     reader.close()
     frames(reader.open(picture, 4))
-    assert reader._child is not None
-    environment = Path(f"/proc/{reader._child.pid}/environ")
+    environment = Path(f"/proc/{child_of(reader)}/environ")
     if not environment.exists():
         pytest.skip("the environment of a process is read from /proc")
     assert b"secret" not in environment.read_bytes()
 
 
 def test_five_hundred_scans_keep_nobody_waiting(real_data, picture):
+    scans = real_data / "cases" / "hostile" / "jpgscans500.jpg"
     reader = IsolatedReader(2.0)
     with pytest.raises(ImageError, match=r"jpgscans500\.jpg: not read within 2 seconds"):
-        frames(reader.open(real_data / "cases" / "hostile" / "jpgscans500.jpg", 4))
+        frames(reader.open(scans, 4))
     assert len(frames(reader.open(picture, 4))) == 1
+    reader.close()
+
+
+def slow_file(folder, size) -> Path:
+    """A valid picture whose decoding takes some seconds."""
+    path = folder / f"slow{size}.png"
+    Image.new("L", (8, 8)).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[:33] + b"\0\0\0\0IDAT5\xaf\x06\x1e" * size + data[33:])  # empty chunks, one by one
+    return path
+
+
+def test_slow_files_wait_for_each_other_and_not_the_quick_ones_for_them(picture, tmp_path):
+    reader, slow = IsolatedReader(60.0, quick_seconds=0.5), slow_file(tmp_path, 1_000_000)
+    frames(reader.open(picture, 4))
+    found, waited, began = [], [], time.monotonic()
+    visitors = [threading.Thread(target=lambda: found.append(frames(reader.open(slow, 4)))) for _ in range(3)]
+    for visitor in visitors:
+        visitor.start()
+    while any(visitor.is_alive() for visitor in visitors):
+        started = time.monotonic()
+        frames(reader.open(picture, 4))
+        waited.append(time.monotonic() - started)
+        time.sleep(0.1)
+    assert len(found) == 3 and max(waited) < (time.monotonic() - began) / 2
+    reader.close()
+
+
+def test_a_file_read_ahead_is_read_once(picture, tmp_path):
+    reader, video = IsolatedReader(30.0), write_video(tmp_path / "video.mp4", numbered(9))
+    here = open_media(video, 4, allow_cut=True)
+    expected, around = frames(here), frames(here, [3, 4])
+    with reader.ahead(video, 4):
+        hidden = video.rename(tmp_path / "away.mp4")
+        media = reader.open(video, 4, allow_cut=True)
+        assert frames(media) == expected and frames(media, [expected[1][0]]) == [expected[1]]
+        hidden.rename(video)
+        assert frames(media, [3, 4]) == around  # further frames
+    with reader.ahead(tmp_path / "none.png", 4), pytest.raises(ImageError, match=r"none\.png: no such file"):
+        frames(reader.open(tmp_path / "none.png", 4))
+    video.unlink()
+    with pytest.raises(VideoError, match="no such file"):
+        frames(reader.open(video, 4))
+    reader.close()
+
+
+def test_frames_of_a_file_are_limited_in_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(isolated, "MAX_FILE_BYTES", 40_000)
+    reader, video = IsolatedReader(30.0), write_video(tmp_path / "video.mp4", numbered(9))
+    with pytest.raises(ImageError, match=r"video\.mp4: frames of 96x64 pixels, expected at most 0 MB"):
+        frames(reader.open(video, 9))
+    assert len(frames(reader.open(video, 2))) == 2
     reader.close()

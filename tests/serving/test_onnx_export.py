@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gmdf_hf import GMDFImageProcessor, GMDFModel
-from gmdf_hf.modeling.images_gmdf import open_image
+from gmdf_hf.common.images import open_image
 from gmdf_hf.training.adapters import add_domain
 from gmdf_hf.training.checkpoint import save_model
 from tests.conftest import tiny_model

@@ -82,7 +82,7 @@ def test_held_out_domains_become_unseen(tmp_path):
         ),
         ({"lr": 1}, "lr: unknown key; known are source_domains"),
         ({"source_domains": {"a": {"url": "x", "path": "y"}, "b": "z"}}, "url: unknown key; known are path"),
-        ({"model": {"dil": "film"}}, "`dil` must be one of"),
+        ({"model": {"dil": "film"}}, "'dil' expected one of"),
         ({"model": {"width": 3}}, "unknown key 'width'"),
         ({"batch_size": 5}, "multiple of 2, found 5"),
         ({"learning_rate": "fast"}, "found 'fast'"),

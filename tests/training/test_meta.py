@@ -11,7 +11,6 @@ from transformers import CLIPModel
 from gmdf_hf import TINY_CLIP, GMDFModel
 from gmdf_hf.data.episodes import Episode
 from gmdf_hf.data.patches import draw_mask, patchify
-from gmdf_hf.modeling.configuration_gmdf import DIL_VARIANTS
 from gmdf_hf.training.alignment import Alignment
 from gmdf_hf.training.classifiers import freeze_tower
 from gmdf_hf.training.config import TrainConfig
@@ -20,7 +19,7 @@ from gmdf_hf.training.inner_optimizer import ExpertAdam, ExpertSGD
 from gmdf_hf.training.losses import alignment_loss
 from gmdf_hf.training.meta import inner_loss, keep_experts, outer_losses, update_experts
 from gmdf_hf.training.methods.gmdf import GMDF, MetaOptions
-from tests.conftest import PROMPT_IDS, tiny_model
+from tests.conftest import DIL_VARIANTS, PROMPT_IDS, tiny_model
 
 BETA = 0.1
 

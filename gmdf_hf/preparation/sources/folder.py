@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from gmdf_hf.common import images
 from gmdf_hf.common.errors import EmptySourceError, SourceError
 from gmdf_hf.common.files import readable
 from gmdf_hf.common.labels import class_of, describe
 from gmdf_hf.common.schema import FAKE, REAL, REAL_METHOD
-from gmdf_hf.modeling import images_gmdf as images
 from gmdf_hf.preparation import video
 from gmdf_hf.preparation.sources.record import Listing, Record, hash_split, natural, need_folder, some
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from gmdf_hf.modeling.images_gmdf import FORMATS, ImageError, open_image
+from gmdf_hf.common.images import FORMATS, ImageError, open_image
 
 ORIENTATION = 274
 # A picture with four different corners distinguishes all eight orientations.
@@ -124,7 +124,7 @@ def test_real_odd_files():
     # One process for all of them, to measure their peak memory.
     program = (
         "import sys, resource, warnings; warnings.simplefilter('ignore')\n"
-        "from pathlib import Path; from gmdf_hf.modeling.images_gmdf import open_image, ImageError\n"
+        "from pathlib import Path; from gmdf_hf.common.images import open_image, ImageError\n"
         "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
         "    try: image = open_image(path); assert image.mode == 'RGB'; print('ok', path.name, *image.size)\n"
         "    except ImageError as error: assert path.name in str(error); print('error', error)\n"
