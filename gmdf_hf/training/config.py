@@ -105,8 +105,8 @@ class TrainConfig(BaseModel):
     )
     outer_update: Literal["shared", "all"] = Field(
         "shared",
-        description="What the outer step trains: theta_O, Eq. 12 to the letter, or `all`, the meta-train domains' experts "
-        "too (decision D22).",
+        description="What the outer step trains: theta_O, Eq. 12 to the letter, or `all`, the meta-train domains' "
+        "experts too (decision D22).",
     )
     align_gradient: Literal["target", "both"] = Field(
         "target", description="Which features L_sis trains: `target`, or `both` (decision D12)."
@@ -232,7 +232,9 @@ class TrainConfig(BaseModel):
                     f"{self.inner_optimizer!r}"
                 )
             if self.outer_update == "all":
-                raise ValueError("second_order differentiates the inner step alone: it needs outer_update shared, found all")
+                raise ValueError(
+                    "second_order differentiates the inner step alone: it needs outer_update shared, found all"
+                )
             # Each of these silently gives a wrong gradient, or has no second derivative.
             if self.gradient_checkpointing:
                 raise ValueError("second_order cannot be had with gradient_checkpointing: the gradient would be wrong")

@@ -92,7 +92,7 @@ def update_experts(
 def unscaled(
     gradients: Sequence[torch.Tensor], scale: float | torch.Tensor
 ) -> tuple[Sequence[torch.Tensor], torch.Tensor]:
-    """Undo a loss scale, if it is a tensor; then non-finite gradients become 0. Also returns whether all were finite."""
+    """Undo a loss scale, if it is a tensor; non-finite gradients then become 0. Also return whether all were finite."""
     if not isinstance(scale, torch.Tensor):
         return gradients, torch.ones((), dtype=torch.bool, device=gradients[0].device)
     finite = torch.stack([gradient.isfinite().all() for gradient in gradients]).all()
@@ -102,8 +102,8 @@ def unscaled(
 @torch.no_grad()
 def keep_experts(model: GMDFModel, experts: Mapping[str, torch.Tensor]) -> None:
     """Write theta_E' into the model (decision D9: the update of Eq. 10 is permanent)."""
-    for name, parameter in model.expert_parameters().items():
-        parameter.copy_(experts[name])
+    current = model.expert_parameters()
+    torch._foreach_copy_(list(current.values()), [experts[name] for name in current])
 
 
 def outer_losses(

@@ -108,7 +108,9 @@ class GMDF(Method):
             losses["alignment"] = losses["alignment"] / num_processes()  # every process has the full value
         return {"source": source_loss.detach() / len(domains)} | {name: loss.detach() for name, loss in losses.items()}
 
-    def _update_on_meta_test(self, model: GMDFModel, domains: Sequence[int], scale: float | torch.Tensor) -> torch.Tensor:
+    def _update_on_meta_test(
+        self, model: GMDFModel, domains: Sequence[int], scale: float | torch.Tensor
+    ) -> torch.Tensor:
         """Step of theta_E along the gradient of the outer loss, from `.grad`; returns whether it was finite."""
         experts = model.expert_parameters()
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in experts.values()]
