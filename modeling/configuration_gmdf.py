@@ -8,7 +8,8 @@ from packaging.version import Version
 
 # Both bounds are enforced, because the package uses internal modules of transformers that any minor version may change.
 # This file is loaded first, so the check runs before an import below fails with an unrelated message.
-TRANSFORMERS = ("5.20", "5.25")  # first version that works, first one that was not tested
+# First version that works, first one that was not tested. 5.17 needs torchvision beside it; the package asks for 5.18.
+TRANSFORMERS = ("5.17", "5.25")
 if not Version(TRANSFORMERS[0]) <= Version(transformers.__version__) < Version(TRANSFORMERS[1]):
     needed = f"transformers>={TRANSFORMERS[0]},<{TRANSFORMERS[1]}"
     raise ImportError(f"GM-DF needs {needed}, found {transformers.__version__}: pip install '{needed}'")

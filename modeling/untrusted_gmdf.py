@@ -94,7 +94,9 @@ def check_files(folder: str | os.PathLike) -> None:
     if index.is_file():
         names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
         if outside := [name for name in names if Path(name).name != name]:
-            raise BrokenModelError(f"{folder}: the index of weights names files elsewhere: {some_of(outside)}.")
+            raise BrokenModelError(
+                f"{folder}: the index of weights names files elsewhere: {some_of(outside)}, expected names only."
+            )
     for file in (Path(folder) / name for name in names):
         if file.is_file():
             with safe_open(file, "pt") as weights:

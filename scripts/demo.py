@@ -40,6 +40,7 @@ def main(options: DemoOptions) -> None:
         revision=options.revision,
         trust_remote_code=options.trust_remote_code,
         fake_label=options.fake_label,
+        operating_point=options.operating_point,
     )
     launch(detect, options.host, options.port)
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "report": "Write one page about runs or evaluations.",
     "publish": "Publish a run on the hub.",
     "export": "Export a detector to ONNX.",
+    "calibrate": "Choose a detector's threshold at a false-positive rate.",
     "predict": "Score pictures and videos.",
     "info": "Show what a detector was trained on, and its results.",
     "demo": "Open a page to upload a picture or a video.",

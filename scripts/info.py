@@ -14,7 +14,7 @@ from pydantic import Field
 
 from gmdf_hf.common.errors import exit_on_error
 from gmdf_hf.common.options import Argument, parse_options
-from gmdf_hf.serving.loading import ModelOptions, find_results, load_model
+from gmdf_hf.serving.loading import ModelOptions, find_results, load_model, point_of
 
 
 class InfoOptions(ModelOptions):
@@ -34,8 +34,10 @@ def main(options: InfoOptions) -> None:
 
     detector = load_model(options.model, options.revision, options.trust_remote_code, options.fake_label)
     results = find_results(options.model, options.revision)
+    point = point_of(detector, options.model, options.revision, options.operating_point)
     facts = {
         "trained on": printable(describe_training(detector.config)),
+        "operating point": "none: see gmdf calibrate" if point is None else printable(point.describe()),
         "model": options.model,
         "classes": ", ".join(printable(str(name)) for name in detector.config.id2label.values()),
         **facts_of(detector),

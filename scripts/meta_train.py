@@ -208,6 +208,8 @@ def evaluate(config: TrainConfig, setup: Setup, progress: Progress) -> dict[str,
     skipped = sorted(set(gather_object(progress.skipped + unread)))
     results = {
         "schema_version": SCHEMA_VERSION,
+        "model": str(run / "model"),
+        "revision": None,  # a new model has none before it is published
         "method": config.method,
         "seed": config.seed,
         "steps": progress.step,

@@ -32,6 +32,7 @@ from gmdf_hf.common.options import Argument, parse_options
 from gmdf_hf.serving.loading import ModelOptions
 
 UNREADABLE = 3
+VERDICTS = ("fake", "uncertain", "real", "no face", "error")
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}  # text is shown as it is
 
 
@@ -57,7 +58,18 @@ class PredictOptions(ModelOptions):
     )
     frames: int = Field(32, ge=1, description="Frames of a video to score.")
     threshold: float | None = Field(
-        None, ge=0, le=1, description="Call scores of at least this fake (default: the model's own threshold)."
+        None,
+        ge=0,
+        le=1,
+        description="Call scores of at least this fake (default: the operating point's, else the model's own).",
+    )
+    person_score: Literal["mean", "top", "segment"] | None = Field(
+        None,
+        description="A person's score from the frames': their mean, the mean of the highest quarter, or the highest "
+        "mean of 4 frames in a row (default: the operating point's, else mean).",
+    )
+    segments: bool = Field(
+        False, description="List the stretches of videos above the threshold, in seconds (JSON always has them)."
     )
     batch_size: int = Field(16, ge=1, description="Faces at a time.")
     device: str | None = Field(None, description="cpu, cuda, cuda:1, mps (default: the first accelerator).")
@@ -99,6 +111,7 @@ def main(options: PredictOptions) -> int:
     from gmdf_hf.common.files import printable
     from gmdf_hf.common.locks import locked_folder
     from gmdf_hf.evaluation.training_data import describe_training
+    from gmdf_hf.serving.decisions import segment_lines
     from gmdf_hf.serving.files import list_files
     from gmdf_hf.serving.loading import load_pipeline
     from gmdf_hf.serving.results import ResultFile, settings_of, verdict
@@ -122,10 +135,16 @@ def main(options: PredictOptions) -> int:
             options.revision,
             options.trust_remote_code,
             options.fake_label,
+            options.operating_point,
         )
         console.print(f"Trained on: {printable(describe_training(detect.model.config))}.", **PLAIN)
+        point = detect.operating_point if options.threshold is None else None
+        if point is not None:
+            console.print(f"Operating point: {printable(point.describe())}.", **PLAIN)
         threshold = detect.default_threshold if options.threshold is None else options.threshold
         settings = settings_of(detect.model, threshold, options.detector, options.frames)
+        settings |= {"uncertain_from": None if point is None else point.uncertain_from}
+        settings |= {"person_score": options.person_score or (point.person_score if point else "mean")}
         results = ResultFile(options.output, options.form, settings, options.model, options.revision, listed)
         files = [file for file in listed if not results.has(file)]
         counts: Counter[str] = Counter()
@@ -142,7 +161,8 @@ def main(options: PredictOptions) -> int:
         found = detect(
             (file for file in files),
             num_frames=options.frames,
-            threshold=threshold,
+            threshold=options.threshold,
+            person_score=options.person_score,
             on_error="return",
             return_heatmap=options.heatmaps is not None,
         )
@@ -151,8 +171,11 @@ def main(options: PredictOptions) -> int:
             if options.heatmaps is not None:
                 save_heatmaps(options.heatmaps, result)
             results.write(result)
+            if options.segments and not options.as_json:
+                for line in segment_lines(result, printable):
+                    print(line, file=sys.stderr if options.as_csv else sys.stdout)
             bar.update(task, advance=1, description=", ".join(f"{n} {name}" for name, n in counts.items()))
-    words = ", ".join(f"{counts[name]} {name}" for name in ("fake", "real", "no face", "error") if counts[name])
+    words = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if counts[name])
     earlier = f"; {len(listed) - len(files)} more were done before" if len(files) < len(listed) else ""
     console.print(f"{sum(counts.values())} files: {words or 'nothing to do'}{earlier}.", **PLAIN)
     return UNREADABLE if counts["error"] else 0

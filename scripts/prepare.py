@@ -24,7 +24,7 @@ from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gmdf_hf.common.errors import exit_on_error
+from gmdf_hf.common.errors import UserError, WorkError, exit_on_error
 from gmdf_hf.common.options import Argument, Options, parse_options
 from gmdf_hf.preparation import prepare as stage
 from gmdf_hf.preparation.contact_sheet import contact_sheet
@@ -35,6 +35,7 @@ from gmdf_hf.preparation.sources import celebdf, deepfakebench, deepfakeface, df
 from gmdf_hf.preparation.sources.record import Listing
 
 SHOWN = 10
+INTERRUPTED = 130
 
 
 class PrepareOptions(Options):
@@ -190,11 +191,15 @@ def run(arguments: Sequence[str] | None = None, program: str | None = None) -> N
     options = parse_options(PrepareOptions, arguments, __doc__, program)
     try:
         with exit_on_error("error"):
-            main(options)
-    except (ValueError, OSError, HfHubHTTPError) as error:
-        sys.exit(f"error: {error}")
+            try:
+                main(options)
+            except ValueError as error:  # also errors of this package, which have a hint of their own
+                raise error if hasattr(error, "hint") else UserError(str(error)) from error
+            except HfHubHTTPError as error:
+                raise WorkError(f"The hub could not be reached or refused: {' '.join(str(error).split())}") from error
     except KeyboardInterrupt:
-        sys.exit("Stopped. The same command goes on from here.")
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

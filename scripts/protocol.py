@@ -43,7 +43,7 @@ from gmdf_hf.evaluation.tables import markdown, percent, percent_interval, rich_
 from gmdf_hf.scripts import evaluate, meta_train, pretrain_faces
 from gmdf_hf.training.config import TrainConfig
 from gmdf_hf.training.protocol import Figure, Protocol, Run, Scale, distortions_of, plan, read_yaml, value_of
-from gmdf_hf.training.protocol_table import Cell, columns_of, paper_results, table_of
+from gmdf_hf.training.protocol_table import Cell, budgets, columns_of, paper_results, table_of
 
 RECIPES = Path(__file__).parent / "recipes"
 PICTURES = 1  # per class and test domain, in attention maps
@@ -202,18 +202,6 @@ def comparisons(protocol: Protocol, runs: Sequence[Run], replicates: int) -> lis
         "the same for both rows, and of seeds."
     )
     return [text, markdown(rows, text_columns=2)] if len(rows) > 1 else []
-
-
-def budgets(protocol: Protocol, runs: Sequence[Run]) -> list[list[str]]:
-    """Budget and source-domain validation results of each method, the only basis for choosing a method."""
-    rows = [["", "steps", "images", "seconds", "validation AUC"]]
-    for row in protocol.rows:
-        results = [run.results() for run in runs if run.row == row and run.config is not None]
-        if results:
-            keys = ("steps", "images", "train_seconds", "validation_auc")
-            *costs, auc = (float(np.mean([of_run[key] for of_run in results])) for key in keys)
-            rows.append([row.label, *(f"{cost:.0f}" for cost in costs), percent(auc)])
-    return rows
 
 
 def picture_of(protocol: Protocol, runs: Sequence[Run], cells: dict[tuple[str, str], Cell]) -> Any:

@@ -32,11 +32,21 @@ from gmdf_hf.common.options import Argument, Options, parse_options
 from gmdf_hf.data.dataset import Domain, load_domain
 from gmdf_hf.evaluation import plots
 from gmdf_hf.evaluation.attention import attention_maps
+from gmdf_hf.evaluation.comparison import difference_table
+from gmdf_hf.evaluation.coverage import scored_rows
 from gmdf_hf.evaluation.intervals import measure
 from gmdf_hf.evaluation.report_page import Face, Part, Section, html_page, markdown_page
 from gmdf_hf.evaluation.score_table import DomainScores, read_scores, split_domains
 from gmdf_hf.evaluation.scoring import read_picture
-from gmdf_hf.evaluation.tables import domain_table, percent, percent_interval
+from gmdf_hf.evaluation.tables import (
+    coverage_table,
+    cross_table,
+    domain_table,
+    method_table,
+    overall,
+    percent,
+    percent_interval,
+)
 from gmdf_hf.training.config import DomainSource, TrainConfig
 
 MISTAKES = 8  # per class and domain
@@ -58,15 +68,25 @@ class Scored:
     replicates: int = 1000
 
     @cached_property
-    def scores(self) -> pd.DataFrame:
-        """Table of scores."""
+    def table(self) -> pd.DataFrame:
+        """Table of scores, with the rows of videos without one."""
         return read_scores(self.folder / "scores.parquet")
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """Rows with a score."""
+        return scored_rows(self.table)
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether the pictures behind the scores are known."""
+        return any((self.folder / name).exists() for name in ("request.json", "train_config.yaml"))
 
     @cached_property
     def results(self) -> dict[str, Any]:
         """Content of `results.json`, with intervals."""
         results = json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
-        return results | measure(self.scores, results["threshold"], replicates=self.replicates)
+        return results | measure(self.table, results["threshold"], replicates=self.replicates)
 
     @cached_property
     def domains(self) -> dict[str, DomainScores]:
@@ -119,15 +139,19 @@ def main(runs: Sequence[Scored], folder: Path, faces: bool = True) -> Path:
     }
     for name, figure in drawn.items():
         plots.save(figure, pictures / f"{name}.png")
-    forgeries = method_table(first.results)
+    forgeries, unscored = method_table(first.results), coverage_table(first.results)
     sections = [
-        Section("Runs beside each other", [Part(table=comparison(runs), text_columns=2), *effect_parts(runs)]),
+        Section(
+            "Runs beside each other",
+            [Part(table=comparison(runs), text_columns=2), *difference_parts(runs), *effect_parts(runs)],
+        ),
         Section(
             f"{first.label} in detail",
             [
                 Part(table=domain_table(first.results), text_columns=3),
                 Part("Over all domains", table=overall(first.results)),
                 Part("Reals of one domain against fakes of another: AUC in %", table=cross_table(first.results)),
+                *([Part("Videos without a score, in four readings", table=unscored)] if len(unscored) > 1 else []),
                 *(
                     [Part("Fakes of each forgery: AUC in %", table=forgeries, text_columns=2)]
                     if len(forgeries) > 1
@@ -139,7 +163,7 @@ def main(runs: Sequence[Scored], folder: Path, faces: bool = True) -> Path:
         Section("Scores", [Part(picture=pictures / "histograms.png")]),
         Section("Reliability", [Part(text="A point's area is its share.", picture=pictures / "reliability.png")]),
     ]
-    if faces:
+    if faces and first.has_pictures:
         domains = {name: first.load_domain(name) for name in first.domains}
         sections += [attention_section(first, domains, pictures), mistakes_section(first, domains, pictures)]
     title = "Deepfake detection: " + " and ".join(run.label for run in runs)
@@ -199,35 +223,15 @@ def comparison(runs: Sequence[Scored]) -> list[list[str]]:
     return rows
 
 
-def overall(results: dict[str, Any]) -> list[list[str]]:
-    """M_EER and pooled AUC at both levels."""
-    rows = [["", "frame", "95 %", "video", "95 %"]]
-    for key, name in (("m_eer", "M_EER (Eq. 13)"), ("pooled_auc", "AUC of all domains together")):
-        row = [name]
-        for level in ("frame", "video"):
-            row += [percent(results[key][level]), percent_interval(results["intervals"][key][level])]
-        rows.append(row)
-    return rows
-
-
-def cross_table(results: dict[str, Any]) -> list[list[str]]:
-    """Cross-AUC of frames."""
-    matrix = results["cross_auc"]["frame"]
-    rows = [["reals of", *(f"fakes of {name}" for name in matrix)]]
-    return rows + [[name, *(percent(value) for value in row.values())] for name, row in matrix.items()]
-
-
-def method_table(results: dict[str, Any]) -> list[list[str]]:
-    """AUC of each forgery method's fakes against all reals of the domain, for domains with several methods."""
-    rows = [["domain", "forgery", "frame", "95 %", "video", "95 %"]]
-    for domain, methods in results["method_auc"]["frame"].items():
-        for method in methods:
-            row = [domain, method]
-            for level in ("frame", "video"):
-                ends = results["intervals"]["method_auc"][level][domain][method]
-                row += [percent(results["method_auc"][level][domain][method]), percent_interval(ends)]
-            rows.append(row)
-    return rows
+def difference_parts(runs: Sequence[Scored]) -> list[Part]:
+    """Paired comparison of every other run with the first; empty for one run."""
+    first, *others = runs
+    rows, notes = difference_table(first.scores, {run.label: run.scores for run in others}, first.replicates)
+    text = (
+        f"{first.label} minus another run, in points, on the same videos; Holm's correction for {len(rows) - 1} rows."
+    )
+    table = [Part("Differences", text, rows, 2)] if len(rows) > 1 else []
+    return table + ([Part("Not compared", " ".join(notes))] if notes else [])
 
 
 def attention_section(run: Scored, domains: dict[str, Domain], folder: Path) -> Section:

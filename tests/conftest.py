@@ -33,6 +33,12 @@ PROMPT_IDS = [[0, 5, 98], [0, 6, 98]]
 DIL_VARIANTS = ["affine", "affine_bias", "cross_attention"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the files with long tests first, so that no process is left with one at the end."""
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 def tiny_config(**fields) -> GMDFConfig:
     settings = {
         "vision_config": VISION,

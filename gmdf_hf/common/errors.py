@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,14 +90,43 @@ class WorkError(GMDFError, RuntimeError):
 
 @contextmanager
 def exit_on_error(program: str) -> Iterator[None]:
-    """Print an error of this package as message and hint, and exit with its class's status; others pass through.
+    """Print an error of this package or of the machine as message and hint, and exit with the status of its class.
 
     `gmdf_hf.modeling` does not import the package; its errors are recognised by the attributes `exit_code` and `hint`.
+    Other exceptions pass through.
     """
     try:
         yield
     except Exception as error:
-        if not hasattr(error, "exit_code") or not hasattr(error, "hint"):
+        known = error if hasattr(error, "exit_code") and hasattr(error, "hint") else machine_error(error)
+        if known is None:
             raise
-        print(f"{program}: {error}\nhint: {error.hint}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        print(f"{program}: {known}\nhint: {known.hint}", file=sys.stderr)
+        sys.exit(known.exit_code)
+
+
+def machine_error(error: Exception) -> WorkError | None:
+    """Describe a missing file, a full disk, a killed process and the like; None for other errors."""
+    text = str(error)
+    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
+        return WorkError(
+            f"A process that reads images was killed, probably for lack of memory: {text.splitlines()[0]}",
+            "Start the same command again, with fewer --num_workers or a smaller --batch_size: what is done is kept.",
+        )
+    # Libraries in Rust give the number of the system's error in the text only.
+    in_text = re.search(r"\(os error (\d+)\)", text)
+    number = int(in_text[1]) if in_text else error.errno if isinstance(error, OSError) else None
+    if number is None or isinstance(error, (ConnectionError, TimeoutError)):  # also a closed pipe
+        return None
+    in_text = re.search(r"'([^']+)'", text)
+    name = getattr(error, "filename", None) or (in_text[1] if in_text else "A file")
+    place = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else str(name)
+    return WorkError(f"{place} cannot be read or written: {os.strerror(number)}.", _HINTS.get(number))
+
+
+_HINTS = {
+    errno.ENOENT: "Check that the file or folder is still there, then start the same command again.",
+    errno.ENOSPC: "Free some space on that disk, then start the same command again: what is done is kept.",
+    errno.EACCES: "Change the permissions of the file or folder, or choose another one.",
+    errno.EROFS: "Choose a folder on a disk that can be written to.",
+}

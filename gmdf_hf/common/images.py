@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +76,8 @@ def open_image(source: str | Path | bytes, name: str | None = None, max_pixels: 
     except Image.UnidentifiedImageError as error:
         if data[4:8] == b"ftyp" and data[8:11] in (b"hei", b"hev", b"mif", b"msf") and "HEIF" not in FORMATS:
             raise ImageError(f"{name}: HEIC pictures need the package pillow-heif: pip install pillow-heif.") from error
+        if not data:
+            raise ImageError(f"{name}: an empty file, expected a picture or video.") from error
         raise ImageError(f"{name}: not a readable image of a known format ({', '.join(FORMATS)}).") from error
     # Pillow's parsers raise many types of exception for damaged files (OSError, SyntaxError, struct.error, ...).
     except Exception as error:
@@ -96,14 +100,29 @@ def upright_rgb(image: Image.Image, name: str, max_pixels: int = MAX_PIXELS) -> 
     return _to_rgb(_upright(image), name)
 
 
+def why_no_file(path: str | os.PathLike[str]) -> str:
+    """Say why a path is no regular file; empty for a file. Pipes and devices, which may never end, are none."""
+    if os.path.isfile(path):
+        return ""
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except (OSError, ValueError) as error:
+        if os.path.islink(path):
+            return "a link to a file that does not exist"
+        reason = getattr(error, "strerror", None) or str(error)
+        return "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({reason})"
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+    return f"{kinds.get(kind, 'a device')}, expected a file"
+
+
 def read_bytes(path: Path, name: str) -> bytes:
     """Content of a regular file of at most `MAX_BYTES`.
 
     Raises:
         ImageError: If it is missing, larger, or cannot be read.
     """
-    if not path.is_file():  # also rejects pipes and devices, which never end
-        raise ImageError(f"{name}: no such file.")
+    if problem := why_no_file(path):
+        raise ImageError(f"{name}: {problem}.")
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)

@@ -27,16 +27,17 @@ REAL_WORDS = (
 )
 FAKE_WORDS = (
     "fake|deepfake|forged|forgery|forgeries|manipulated|manipulation|synthetic|synthesi[sz]ed|synthesis|artificial|ai"
-    "|aigc|generated|tampered|tampering|altered|edited|modified|doctored|spoof|spoofed|swap|swapped|faceswap"
-    "|neuraltextures|faceshifter|morph|morphed|photoshop|photoshopped|counterfeit|falsified|gan|esrgan|stylegan|progan"
-    "|cyclegan|stargan|biggan|diffusion|midjourney|cgi"
+    "|aigc|genai|generated|tampered|tampering|altered|edited|modified|doctored|retouched|inpainted|inpainting|spoof"
+    "|spoofed|spoofing|attack|impostor|faked|deepfaked|swap|swapped|faceswap|simswap|inswap|facetoface|deepfakedetection"
+    "|neuraltextures|faceshifter|reenacted|reenactment|lipsync|morph|morphed|photoshop|photoshopped|counterfeit|falsified"
+    "|bogus|phony|gan|esrgan|stylegan|progan|cyclegan|stargan|biggan|vqgan|diffusion|midjourney|cgi"
 )
 NEGATIONS = frozenset(["not", "no", "non", "never", "un", "isn", "isnt", "without", "anti", "neither", "nor"])
 
 _THINGS = "(?:face|image|img|picture|pic|photo|video|frame|person|generated)?s?"  # `fakes`, `realfaces`, `aigenerated`
 _PATTERNS = {
-    REAL: re.compile(f"(?:{REAL_WORDS}){_THINGS}"),
-    FAKE: re.compile(f"(?:{FAKE_WORDS}){_THINGS}"),
+    REAL: re.compile(f"(?:is)?(?:{REAL_WORDS}){_THINGS}"),
+    FAKE: re.compile(f"(?:is)?(?:{FAKE_WORDS}){_THINGS}"),
 }
 
 
@@ -64,7 +65,8 @@ def is_ambiguous(name: str) -> bool:
 
 def _read(name: str) -> tuple[set[int], bool]:
     """Classes whose words occur in a name, and whether a negation occurs."""
-    words = re.findall(r"[^\W\d_]+", unicodedata.normalize("NFKC", name).casefold())
+    text = unicodedata.normalize("NFKC", name).casefold().replace("face2face", "facetoface")
+    words = re.findall(r"[^\W\d_]+", text)
     found = {label for label, pattern in _PATTERNS.items() for word in words if pattern.fullmatch(word)}
     return found, not NEGATIONS.isdisjoint(words)
 
@@ -157,6 +159,6 @@ class LabelReader:
 
     def _refuse(self, found: str) -> NoReturn:
         raise DomainError(
-            f"Domain {self.domain!r}: labels must be real and fake, or 0 and 1, found {found}. State what they are, "
-            'for example in a recipe: labels: {"name": fake, "other name": real}.'
+            f"Domain {self.domain!r}: labels must be real and fake, or 0 and 1, found {found}. State what they are: "
+            '--labels "name=fake" "other name=real", or in a recipe: labels: {"name": fake, "other name": real}.'
         )

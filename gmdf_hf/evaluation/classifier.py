@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+import torch
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
@@ -17,6 +19,7 @@ from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME, find_adapte
 from gmdf_hf.common.errors import UserError
 from gmdf_hf.common.files import printable
 from gmdf_hf.common.labels import class_of
+from gmdf_hf.evaluation.operating_point import FILE_NAME, OperatingPoint, read_operating_point
 from gmdf_hf.evaluation.scoring import fake_class
 from gmdf_hf.modeling.auto_gmdf import GMDFConfig, GMDFModel
 from gmdf_hf.modeling.loading_gmdf import check_weights
@@ -53,13 +56,41 @@ def split_revision(model: str, revision: str | None = None) -> tuple[str, str | 
     if not at or os.path.exists(model):
         return model, revision
     if revision is not None and revision != found:
-        raise UserError(f"The model {model!r} names the revision {found!r}, and --revision is {revision!r}.")
+        raise UserError(
+            f"The model {model!r} names the revision {found!r}, and --revision is {revision!r}: expected one."
+        )
     return name, found
 
 
 def is_gmdf(model: nn.Module) -> bool:
     """Whether a model is a GM-DF, which has experts and always gives the logits of real and fake in this order."""
     return cast(Any, model).config.model_type == GMDFConfig.model_type
+
+
+def weights_digest(model: nn.Module) -> str:
+    """First 16 hexadecimal digits of the SHA-256 over names and values of all weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def find_operating_point(model: PreTrainedModel, name: str, revision: str | None = None) -> OperatingPoint | None:
+    """Operating point beside a model, in its folder or on the hub; None if there is none.
+
+    Raises:
+        UserError: See `read_operating_point`.
+    """
+    name, revision = split_revision(name, revision)
+    path = cached_file(
+        name,
+        FILE_NAME,
+        revision=revision or "main",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if path is None else read_operating_point(Path(path), weights_digest(model))
 
 
 def load_classifier(

@@ -17,13 +17,15 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
 
-from gmdf_hf.evaluation.metrics import CALIBRATION_BINS, cross_auc, domain_metrics, m_eer, method_auc, pooled_auc
+from gmdf_hf.evaluation.coverage import scored_rows, video_coverage
+from gmdf_hf.evaluation.low_fpr import LOW_FPR, low_fpr_figures
+from gmdf_hf.evaluation.metrics import CALIBRATION_BINS, cross_auc, domain_metrics, m_eer, method_auc, pooled_metrics
 from gmdf_hf.evaluation.score_table import LEVELS, DomainScores, split_domains, split_methods
 
 MAX_BINS = 4096
 BLOCK = 64  # replicates at a time; fewer for many videos, because the weights are a dense matrix
 MAX_WEIGHTS = 2**25
-RATES = ("acc", "auc", "ap", "eer", "m", "fpr", "fnr", "ece", "brier")
+RATES = ("acc", "auc", "ap", "eer", "m", "fpr", "fnr", "ece", "brier", *LOW_FPR)
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,9 @@ def _figures(
     called = (real_above[at], fake_above[at]) if at < len(edges) else (np.zeros_like(reals), np.zeros_like(fakes))
     share = reals / (reals + fakes) if real_share is None else real_share
     # From the highest threshold down, as in `crossing`; the first one classifies nothing as fake.
-    nothing = np.zeros((1, real.shape[1]))
-    false_fake = np.concatenate([nothing, real_above[::-1] / reals])
-    false_real = np.concatenate([nothing + 1, fake_below[::-1] / fakes])
+    false_fake, found = histogram_curve(real, fake)
+    false_real = 1 - found
+    low_fpr = low_fpr_figures(false_fake, found)
     best = np.abs(false_fake - false_real).argmin(0)[None]
     false_fake, false_real = (np.take_along_axis(rate, best, 0)[0] for rate in (false_fake, false_real))
     starts = np.searchsorted(edges, np.linspace(0, 1, CALIBRATION_BINS + 1)[:-1])
@@ -94,7 +96,15 @@ def _figures(
         "fnr": (fakes - called[1]) / fakes,
         "ece": np.abs(np.add.reduceat(gaps, starts)).sum(0) / (reals + fakes),
         "brier": ((real * binned.squares[0]).sum(0) + (fake * binned.squares[1]).sum(0)) / (reals + fakes),
+        **low_fpr,
     }
+
+
+def histogram_curve(real: np.ndarray, fake: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """ROC curve of each replicate: FPR and TPR from the highest threshold down, shape `(bins + 1, replicates)`."""
+    nothing = np.zeros((1, real.shape[1]))
+    fpr, tpr = (of_class[::-1].cumsum(0) / of_class.sum(0) for of_class in (real, fake))
+    return np.concatenate([nothing, fpr]), np.concatenate([nothing, tpr])
 
 
 def draw_weights(count: int, replicates: int, rng: np.random.Generator) -> np.ndarray:
@@ -165,14 +175,16 @@ def point_figures(table: pd.DataFrame, threshold: float = 0.5, real_share: float
         real_share: Prior P_real of Eq. 13; None uses the fraction of reals in each domain.
 
     Returns:
-        `domains`: see `domain_metrics`; `m_eer` and `pooled_auc` by level; `cross_auc` by level, domain of the reals
-        and domain of the fakes; `method_auc` by level, domain and forgery.
+        `domains`: see `domain_metrics`; `m_eer`, `pooled_auc` and `pooled` (TPR at small FPR, partial AUC) by level;
+        `cross_auc` by level, domain of the reals and domain of the fakes; `method_auc` by level, domain and forgery.
     """
     domains = domain_metrics(table, threshold, real_share)
+    pooled = {level: pooled_metrics(table, level) for level in LEVELS}
     return {
         "domains": domains,
         "m_eer": {level: m_eer(domains, level) for level in LEVELS},
-        "pooled_auc": {level: pooled_auc(table, level) for level in LEVELS},
+        "pooled_auc": {level: of_level["auc"] for level, of_level in pooled.items()},
+        "pooled": {level: {name: of_level[name] for name in LOW_FPR} for level, of_level in pooled.items()},
         "cross_auc": {level: cross_auc(table, level).to_dict(orient="index") for level in LEVELS},
         "method_auc": {level: method_auc(table, level) for level in LEVELS},
     }
@@ -197,14 +209,16 @@ def measure(
         coverage: Fraction of the replicates inside an interval.
 
     Returns:
-        The result of `point_figures`, plus `intervals`: the same structure with `[low, high]` in place of each number.
+        The result of `point_figures` on the rows with a score, `coverage`, and `intervals`: the same structure as the
+        former with `[low, high]` in place of each number.
 
     Raises:
         ValueError: If there are fewer than 2 replicates, or labels or scores are invalid.
     """
     if replicates < 2:
         raise ValueError(f"`replicates` must be at least 2, found {replicates}.")
-    exact = point_figures(table, threshold, real_share)
+    counted, table = video_coverage(table, threshold), scored_rows(table)
+    exact = point_figures(table, threshold, real_share) | {"coverage": counted}
     domains, methods = split_domains(table), split_methods(table)
     samples = {"frame": list(domains.values()), "video": [domain.by_video() for domain in domains.values()]}
     forged = {"frame": list(methods.values()), "video": [method.by_video() for method in methods.values()]}
@@ -243,6 +257,8 @@ def _replicate(
             ("m_eer",): np.max([of["m"] for of in figures], axis=0),
             ("pooled_auc",): histogram_auc(real, fake),
         }
+        pooled = low_fpr_figures(*histogram_curve(real, fake))
+        values |= {("pooled", name): value for name, value in pooled.items()}
     for i, name in enumerate(names):
         values |= {("domains", name, rate): figures[i][rate] for rate in RATES}
         values |= {("cross_auc", name, other): cross[i, j] for j, other in enumerate(names)}
@@ -253,12 +269,14 @@ def _collect(found: dict[str, dict[tuple, list]], exact: dict, coverage: float) 
     """Percentiles of the replicates, shifted by the difference between the exact and the binned point estimate."""
     tails = [(1 - coverage) / 2, (1 + coverage) / 2]
     intervals: dict = {"domains": {}, "m_eer": {}, "pooled_auc": {}}
-    intervals |= {kind: {level: {} for level in LEVELS} for kind in ("cross_auc", "method_auc")}
+    intervals |= {kind: {level: {} for level in LEVELS} for kind in ("pooled", "cross_auc", "method_auc")}
     for level, figures in found.items():
         for (kind, *names), (binned, *replicates) in figures.items():
             if kind == "domains":
                 of_domain = intervals["domains"].setdefault(names[0], {}).setdefault(level, {})
                 target, key, value = of_domain, names[1], exact["domains"][names[0]][level][names[1]]
+            elif kind == "pooled":
+                target, key, value = intervals[kind][level], names[0], exact[kind][level][names[0]]
             elif kind in ("cross_auc", "method_auc"):
                 target = intervals[kind][level].setdefault(names[0], {})
                 key, value = names[1], exact[kind][level][names[0]][names[1]]

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
+from gmdf_hf.evaluation.low_fpr import LOW_FPR, low_fpr_metrics
 from gmdf_hf.evaluation.score_table import LEVELS, split_domains, split_methods, video_scores
 
 CALIBRATION_BINS = 15
@@ -22,8 +23,8 @@ EVALUATE_MODULE = str(files("gmdf_hf.evaluation") / "deepfake_metrics")
 
 
 @dataclass(frozen=True)
-class OperatingPoint:
-    """Operating point where the two error rates are closest.
+class Crossing:
+    """Point of the ROC curve where the two error rates are closest.
 
     Attributes:
         threshold: Scores at or above it are classified as fake.
@@ -61,6 +62,9 @@ class BinaryMetrics:
         fnr: Fraction of fakes classified as real at the given threshold.
         ece: Expected calibration error, 15 bins of equal width.
         brier: Mean squared error of the probability of fake.
+        tpr_1: Largest TPR at an FPR of at most 1 %.
+        tpr_01: The same at 0.1 %.
+        pauc: Partial AUC up to an FPR of 10 %, standardised.
     """
 
     real: int
@@ -74,6 +78,9 @@ class BinaryMetrics:
     fnr: float
     ece: float
     brier: float
+    tpr_1: float
+    tpr_01: float
+    pauc: float
 
 
 def _check(labels: np.ndarray, scores: np.ndarray, both: bool = True) -> None:
@@ -97,7 +104,7 @@ def _check_probabilities(scores: np.ndarray) -> None:
         )
 
 
-def crossing(labels: np.ndarray, scores: np.ndarray) -> OperatingPoint:
+def crossing(labels: np.ndarray, scores: np.ndarray) -> Crossing:
     """Point of the ROC curve where the two error rates are closest.
 
     Args:
@@ -113,7 +120,7 @@ def crossing(labels: np.ndarray, scores: np.ndarray) -> OperatingPoint:
     best = int(np.argmin(np.abs(false_fake - (1 - found))))
     # The first point of the curve classifies nothing as fake; its infinite threshold is not valid JSON.
     threshold = float(np.nextafter(scores.max(), np.inf)) if np.isinf(thresholds[best]) else float(thresholds[best])
-    return OperatingPoint(threshold, float(1 - found[best]), float(false_fake[best]))
+    return Crossing(threshold, float(1 - found[best]), float(false_fake[best]))
 
 
 def expected_calibration_error(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -162,6 +169,7 @@ def _binary_metrics(
         fnr=float((~called_fake & fake).sum() / fakes) if fakes else np.nan,
         ece=expected_calibration_error(labels, scores),
         brier=float(np.square(scores - labels).mean()),
+        **(low_fpr_metrics(labels, scores) if both else dict.fromkeys(LOW_FPR, np.nan)),
     )
 
 
@@ -225,20 +233,22 @@ def m_eer(figures: dict[str, dict[str, dict]], level: str = "frame") -> float:
     return float(np.max([of_domain[level]["m"] for of_domain in figures.values()]))
 
 
-def pooled_auc(table: pd.DataFrame, level: str = "frame") -> float:
-    """AUC of the samples of all domains together, as one threshold for all domains sees them.
+def pooled_metrics(table: pd.DataFrame, level: str = "frame") -> dict[str, float]:
+    """AUC, TPR at small FPR and partial AUC of all domains together, as one threshold for all domains sees them.
 
     Args:
         table: Columns `domain, video_id, label, score`.
         level: `frame` or `video`.
 
     Returns:
-        `nan` if a class is missing in all domains.
+        `auc` and the metrics of `low_fpr`; `nan` if a class is missing in all domains.
     """
     rows = table if level == "frame" else video_scores(table)
     labels, scores = rows["label"].to_numpy(), rows["score"].to_numpy(dtype=float)
     _check(labels, scores, both=False)
-    return float(roc_auc_score(labels, scores)) if labels.any() and not labels.all() else np.nan
+    if not labels.any() or labels.all():
+        return dict.fromkeys(("auc", *LOW_FPR), np.nan)
+    return {"auc": float(roc_auc_score(labels, scores)), **low_fpr_metrics(labels, scores)}
 
 
 def method_auc(table: pd.DataFrame, level: str = "frame") -> dict[str, dict[str, float]]:

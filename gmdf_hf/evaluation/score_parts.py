@@ -153,7 +153,12 @@ def join_parts(folder: Path, name: str, frames: int) -> tuple[pd.DataFrame, list
     unread = parts["reason"] != ""
     rows, reasons = parts.loc[unread, "row"].tolist(), parts.loc[unread, "reason"].tolist()
     skipped = [Skipped(name, row, reason) for row, reason in zip(rows, reasons, strict=True)]
+    # A video of which nothing could be read keeps a row without a score, and counts as not scored.
+    keys = [column for column in ("method", "video_id", "label") if column in parts.columns]
+    lost = parts.assign(unread=unread).groupby(keys, dropna=False)["unread"].transform("all")
+    kept = ~unread | (lost & ~parts.duplicated(keys))
+    parts["face_found"] = ~unread
     # Ties in ORDER keep the batch order.
-    table = parts[~unread].sort_values("batch", kind="stable")
+    table = parts[kept].sort_values("batch", kind="stable")
     table = table.sort_values([column for column in ORDER if column in table.columns], kind="stable")
     return table.drop(columns=["row", "batch", "digest", "reason"]).reset_index(drop=True), skipped

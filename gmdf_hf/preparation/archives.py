@@ -50,7 +50,7 @@ def list_members(path: str | Path) -> list[str]:
         raise ArchiveError(f"{path}: {len(names)} members, expected at most {MAX_MEMBERS}.")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise ArchiveError(f"{path}: member {twice[0]!r} is there more than once.")
+        raise ArchiveError(f"{path}: member {twice[0]!r} is there more than once, expected each name once.")
     return names
 
 
@@ -124,7 +124,7 @@ class _CheckedHeader(tarfile.TarInfo):
 def _check_pax(body: bytes) -> None:
     """Check the records ``<length> <key>=<value>\\n`` of an extended header, in one pass."""
     if re.search(rb"\d{%d}" % MAX_DIGITS, body):
-        raise ArchiveError(f"a header has a number of {MAX_DIGITS} digits or more.")
+        raise ArchiveError(f"a header has a number of {MAX_DIGITS} digits or more, expected fewer.")
     start = 0
     body = body.rstrip(b"\0")
     while start < len(body):
@@ -134,7 +134,9 @@ def _check_pax(body: bytes) -> None:
         if digits is None or end > len(body) or not record.endswith(b"\n") or b"=" not in record:
             raise ArchiveError(f"a header has a damaged record at byte {start}.")
         if record[len(digits[0]) + 1 :].startswith(b"GNU.sparse"):
-            raise ArchiveError("a member is a sparse file, expected files and folders only.")
+            raise ArchiveError(
+                f"a header has the record {record[:40]!r} of a sparse file, expected files and folders only."
+            )
         start = end
 
 
@@ -154,7 +156,7 @@ def _counted(archive: tarfile.TarFile, path: str | Path) -> Iterator[tarfile.Tar
         archive.members = []  # type: ignore[attr-defined]  # not in typeshed
         count += 1
         if count > MAX_MEMBERS:
-            raise ArchiveError(f"{path}: more than {MAX_MEMBERS} members.")
+            raise ArchiveError(f"{path}: more than {MAX_MEMBERS} members, the most that is read.")
         yield info
 
 
@@ -176,7 +178,7 @@ def _zip_name(info: zipfile.ZipInfo, path: str | Path) -> str | None:
     if kind not in (0, stat.S_IFREG):
         raise ArchiveError(f"{path}: member {info.filename!r} is a link or device, expected files and folders only.")
     if info.flag_bits & 1:
-        raise ArchiveError(f"{path}: member {info.filename!r} is encrypted.")
+        raise ArchiveError(f"{path}: member {info.filename!r} is encrypted, expected one without a password.")
     _check_size(info.file_size, info.filename, path)
     return name
 
@@ -184,7 +186,7 @@ def _zip_name(info: zipfile.ZipInfo, path: str | Path) -> str | None:
 def _safe_name(name: str, path: str | Path) -> str:
     pure = PurePosixPath(name.replace("\\", "/"))
     if pure.is_absolute() or ".." in pure.parts or "\0" in name or (pure.parts and pure.parts[0].endswith(":")):
-        raise ArchiveError(f"{path}: member {name!r} points outside the archive.")
+        raise ArchiveError(f"{path}: member {name!r} points outside the archive, expected a relative path.")
     return str(pure)
 
 
@@ -196,5 +198,7 @@ def _check_size(size: int, name: str, path: str | Path) -> None:
 def _read(file: IO[bytes], size: int, name: str, path: str | Path) -> bytes:
     content = file.read(size + 1)
     if len(content) != size:
-        raise ArchiveError(f"{path}: member {name!r} holds {len(content)} bytes or more, declared {size}.")
+        raise ArchiveError(
+            f"{path}: member {name!r} holds {len(content)} bytes or more, declared {size}, expected the same."
+        )
     return content

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from gmdf_hf.common.images import FORMATS, ImageError, check_size, open_image, read_bytes, upright_rgb
 from gmdf_hf.preparation import video
@@ -23,6 +24,11 @@ SHOWN_MILLISECONDS = 100  # duration of an animation's frame without one, as in 
 # Brands of ISO media files that hold pictures.
 _PICTURE_BRANDS = (b"hei", b"hev", b"mif", b"msf", b"avi")
 _PICTURE_HEADS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP", b"P5", b"P6")
+# Matroska, Flash, ASF, MPEG program and video streams, Ogg, MXF, DV, YUV4MPEG, and H.264 or H.265 without a container.
+_VIDEO_HEADS = (
+    *(b"\x1aE\xdf\xa3", b"FLV", b"0&\xb2u", b"\0\0\1\xba", b"\0\0\1\xb3", b"OggS", b"\x06\x0e\x2b\x34"),
+    *(b"\x1f\x07\0", b"YUV4MPEG2 ", b"\0\0\0\1"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +46,7 @@ class Media:
 
 def kind_of(path: str | Path) -> str | None:
     """Return `video` or `picture` by a file's first bytes, None for other files."""
-    if not Path(path).is_file():  # reading a named pipe or device may never end
+    if not os.path.isfile(path):  # reading a named pipe or device may never end
         return None
     try:
         with open(path, "rb") as file:
@@ -53,7 +59,7 @@ def kind_of(path: str | Path) -> str | None:
         return "picture" if head[8:11] in _PICTURE_BRANDS else "video"
     if head[4:8] in (b"moov", b"mdat", b"wide", b"free", b"skip", b"moof"):  # QuickTime without a brand
         return "video"
-    if head.startswith((b"\x1aE\xdf\xa3", b"FLV", b"0&\xb2u", b"\0\0\1\xba", b"\0\0\1\xb3")):
+    if head.startswith(_VIDEO_HEADS):
         return "video"
     if head[:4] == b"RIFF" and head[8:11] == b"AVI":
         return "video"
@@ -94,8 +100,15 @@ def open_media(
                 yield from read_frames(path, count, max_seconds, numbers, report, allow_cut)
             except VideoError as error:
                 raise VideoError(str(error).replace(str(path), name or str(path))) from error
-        else:
+            return
+        try:
             yield from read_picture(path, count, max_seconds, name, numbers)
+        except ImageError as error:
+            if kind is None and isinstance(error.__cause__, UnidentifiedImageError) and Path(path).stat().st_size:
+                raise ImageError(
+                    f"{error} Nor is it a video of a known one (MP4, MOV, Matroska, AVI, MPEG, ASF, FLV, Ogg, MXF)."
+                ) from error
+            raise
 
     return Media(read, report)
 

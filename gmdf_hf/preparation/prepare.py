@@ -19,7 +19,7 @@ from gmdf_hf.common.errors import WorkError
 from gmdf_hf.common.files import file_stamp, readable
 from gmdf_hf.common.locks import locked_folder
 from gmdf_hf.common.resume import begin, differences, write_whole, write_whole_text
-from gmdf_hf.common.schema import SPLITS
+from gmdf_hf.common.schema import SCHEMA_VERSION, SPLITS
 from gmdf_hf.preparation.crops import CropSettings
 from gmdf_hf.preparation.dataset_card import domain_card
 from gmdf_hf.preparation.detectors import DETECTORS
@@ -242,6 +242,7 @@ def _finish(
         [(one, d.first, two, d.second, d.pairs) for (one, two), found in duplicates.items() for d in found],
     )
     summary = {
+        "schema_version": SCHEMA_VERSION,
         "settings": state,
         "splits": counts,
         "skipped": sum(not skip.frames for skip in skipped),

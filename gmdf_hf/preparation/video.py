@@ -7,16 +7,18 @@ The result for a frame is therefore independent of the number of frames requeste
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
-from gmdf_hf.common.images import MAX_PIXELS
+from gmdf_hf.common.images import MAX_PIXELS, why_no_file
+from gmdf_hf.preparation.frame import Frame, ReadReport
 
 try:
     import av
@@ -26,12 +28,16 @@ except ImportError:  # not needed for images
 MAX_FRAMES = 1_000_000
 SUFFIXES = (
     *(".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".vob", ".flv", ".wmv", ".asf", ".3gp"),
-    *(".ts", ".m2ts", ".mts", ".m2t"),
+    *(".ts", ".m2ts", ".mts", ".m2t", ".3g2", ".f4v", ".divx", ".ogv", ".mxf", ".dv", ".y4m"),
+    *(".m1v", ".m2v", ".h264", ".264", ".h265", ".265", ".hevc"),
 )
 
 # Self-contained container formats. FFmpeg supports others (play lists, `concat`) that open further files and URLs,
 # which is unsafe for untrusted files.
-_OPTIONS = {"format_whitelist": "mov,matroska,avi,mpegts,mpeg,flv,asf", "protocol_whitelist": "file"}
+_FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mxf,dv,yuv4mpegpipe,mpegvideo,h264,hevc"
+_RAW_FORMATS = ("h264", "hevc", "mpegvideo")
+_OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+DEFAULT_RATE = 25  # frames per second of streams without any times
 
 
 class VideoError(ValueError):
@@ -39,34 +45,6 @@ class VideoError(ValueError):
 
     exit_code = 3
     hint = "Play the file, and convert it: ffmpeg -i FILE -c:v libx264 new.mp4."
-
-
-@dataclass(frozen=True, eq=False)
-class Frame:
-    """One picture of a video; a photograph has one frame.
-
-    Attributes:
-        number: Its number among the displayed frames, from 0.
-        seconds: Time since the first frame; None if only the order of frames is known.
-        pixels: Upright RGB of square pixels, shape `(height, width, 3)`, type uint8.
-    """
-
-    number: int
-    seconds: float | None
-    pixels: np.ndarray
-
-
-@dataclass
-class ReadReport:
-    """Errors and warnings, collected while a file is read.
-
-    Attributes:
-        notes: Messages for the user.
-        lost: Numbers of requested frames that are damaged.
-    """
-
-    notes: list[str] = field(default_factory=list)
-    lost: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -77,11 +55,14 @@ class VideoIndex:
         times: Presentation time of every frame in the stream's time unit, ascending.
         unit: Time unit in seconds.
         missing: Description of the missing part of a truncated file; empty if it is complete.
+        has_display_times: Whether packets have the time of their own frame. AVI and ASF store only decoding times,
+            which differ with B-frames; raw streams store none. Frames then get their times by counting.
     """
 
     times: list[int]
     unit: Fraction
     missing: str = ""
+    has_display_times: bool = True
 
     def seconds(self, number: int) -> float:
         """Time of a frame since the first one."""
@@ -121,13 +102,17 @@ def index_video(path: str | Path) -> VideoIndex:
             expected = packets  # repeated frames are in the index but have no packet
         elif container.format.name == "mpegts":
             damaged = 0  # a gap in a transport stream is damage, not truncation
+        unit = stream.time_base or Fraction(1, DEFAULT_RATE)
+        if not times and container.format.name in _RAW_FORMATS:
+            times, unit = set(range(packets)), 1 / (stream.guessed_rate or Fraction(DEFAULT_RATE))
+        has_b_frames = stream.codec_context.has_b_frames
+        has_display_times = not (has_b_frames and container.format.name in ("avi", "asf", *_RAW_FORMATS))
     if not times:
-        raise VideoError(f"{path}: no frames with a time, found {packets} packets.")
+        raise VideoError(f"{path}: expected frames with a time, found {packets} packets without.")
     missing = ""
     if damaged or packets < expected:
         missing = f"cut short, {packets - damaged} whole frames found of {max(packets, expected)}"
-    assert stream.time_base is not None  # given if packets have times
-    return VideoIndex(sorted(times), stream.time_base, missing)
+    return VideoIndex(sorted(times), unit, missing, has_display_times)
 
 
 def frame_times(path: str | Path) -> list[int]:
@@ -183,10 +168,11 @@ def read_frames(
     wanted = [index.times[number] for number in chosen]
     exact, taken, found, damage = set(wanted), 0, 0, 0
     broken_since: int | None = None  # time of the last damage; later frames are invalid until an intact key frame
+    counted = None if index.has_display_times else iter(index.times)  # frames leave the decoder in the order of display
     with _open(path) as (container, stream):
         for packet in _packets(container, stream):
             # Non-reference frames are decoded only if requested, which saves about a third of the time.
-            is_wanted = not packet.size or _time(packet) in exact
+            is_wanted = counted is not None or not packet.size or _time(packet) in exact
             stream.codec_context.skip_frame = "DEFAULT" if is_wanted else "NONREF"
             if time.monotonic() > deadline:
                 raise VideoError(f"{path}: not read within {max_seconds:g} seconds, {len(place)} frames.")
@@ -195,7 +181,7 @@ def read_frames(
             except av.FFmpegError:
                 frames, broken_since, damage = [], _time(packet) or 0, damage + 1
             for frame in frames:
-                when = frame.pts if frame.pts is not None else frame.dts
+                when = _time(frame) if counted is None else next(counted, None)
                 if when is None:
                     continue
                 if frame.is_corrupt:
@@ -232,21 +218,26 @@ def read_frames(
 def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
     """Yield packets up to the first read error; truncation is already reported by the index."""
     try:
-        yield from container.demux(stream)
+        for packet in container.demux(stream):
+            if packet.size or packet.dts is None:  # Ogg has empty packets for repeated frames; decoders stop at them
+                yield packet
     except av.FFmpegError:
         return
 
 
 @contextmanager
 def _open(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    if not Path(path).is_file():
-        raise VideoError(f"{path}: no such file.")
+    if problem := why_no_file(path):
+        raise VideoError(f"{path}: {problem}.")
+    if not os.path.getsize(path):
+        raise VideoError(f"{path}: an empty file, expected a video.")
     if av is None:
         raise VideoError(f"{path}: reading videos needs the package PyAV (`pip install av`).")
     try:
         # An absolute path: FFmpeg would take `concat:a|b` for a protocol. Undecodable metadata such as titles is not an
         # error.
-        with av.open(str(Path(path).absolute()), options=_OPTIONS, metadata_errors="replace") as container:
+        name, form = str(Path(path).absolute()), _format_of(path)
+        with av.open(name, format=form, options=_OPTIONS, metadata_errors="replace") as container:
             stream = container.streams.best("video")
             if not isinstance(stream, av.VideoStream) or stream.codec_context is None:  # unknown codec
                 raise VideoError(f"{path}: no video stream that can be decoded.")
@@ -255,12 +246,18 @@ def _open(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.Vi
             # Parallelism is over processes; a single thread also makes `skip_frame` exact.
             stream.thread_type = "NONE"
             yield container, stream
-    except av.FFmpegError as error:
+    except (av.FFmpegError, OSError) as error:
         raise VideoError(f"{path}: not a readable video ({error.strerror}).") from error
 
 
-def _time(packet: av.Packet) -> int | None:
-    return packet.pts if packet.pts is not None else packet.dts  # AVI has only decoding times
+def _format_of(path: str | Path) -> str | None:
+    """FFmpeg's name of a format that it would recognise by the suffix only, if the file is short."""
+    with open(path, "rb") as file:
+        return {b"\0\0\1\xba": "mpeg", b"\0\0\1\xb3": "mpegvideo"}.get(file.read(4))
+
+
+def _time(item: av.Packet | av.VideoFrame) -> int | None:
+    return item.pts if item.pts is not None else item.dts  # AVI has only decoding times
 
 
 def _is_whole_riff(path: str | Path) -> bool:

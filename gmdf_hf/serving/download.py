@@ -61,7 +61,7 @@ def downloaded(url: str, private: bool = False, max_bytes: int = MAX_BYTES) -> I
         except DownloadError:
             raise
         except urllib.error.HTTPError as error:
-            raise DownloadError(f"{url}: the server answered {error.code} ({error.reason}).") from error
+            raise DownloadError(f"{url}: the server answered {error.code} ({error.reason}), expected 200.") from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise DownloadError(f"{url}: cannot be fetched ({getattr(error, 'reason', error)}).") from error
         file.flush()

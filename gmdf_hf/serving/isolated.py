@@ -289,5 +289,5 @@ class _Child:
 def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     height, width, channels = (int(side) for side in shape)
     if channels != 3 or min(height, width) < 1 or height * width * 3 > MAX_FRAME_BYTES:
-        raise ImageError(f"The reading process sent a picture of shape {shape}.")
+        raise ImageError(f"The reading process sent a picture of shape {shape}, expected (height, width, 3).")
     return height, width, channels

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from gmdf_hf.evaluation.classifier import Classifier
+    from gmdf_hf.evaluation.operating_point import OperatingPoint
     from gmdf_hf.serving.pipeline import DeepfakeDetectionPipeline
 
 
@@ -46,6 +47,9 @@ class ModelOptions(Options):
     revision: str | None = Field(None, description="Commit, branch or tag of a model on the hub.")
     trust_remote_code: bool = Field(False, description="Let the model's own code run.")
     fake_label: str | None = Field(None, description="Name of the model's fake class, if it is not a word for fake.")
+    operating_point: Path | None = Field(
+        None, description="File that `gmdf calibrate` wrote (default: the one beside the model, if there is one)."
+    )
 
 
 def _quiet(*arguments: Any, **options: Any) -> Classifier:
@@ -67,6 +71,8 @@ def load_pipeline(
     revision: str | None = None,
     trust_remote_code: bool = False,
     fake_label: str | None = None,
+    operating_point: Path | None = None,
+    use_operating_point: bool = True,
 ) -> DeepfakeDetectionPipeline:
     """Load a detector as a pipeline and check its face detector.
 
@@ -79,6 +85,8 @@ def load_pipeline(
         revision: See `load_model`.
         trust_remote_code: See `load_model`.
         fake_label: See `load_model`.
+        operating_point: File with the operating point; None for the one beside the model, if there is one.
+        use_operating_point: Whether to use an operating point at all.
 
     Raises:
         UserError: If the model or the device cannot be used.
@@ -89,7 +97,7 @@ def load_pipeline(
 
     try:
         load_finder(detector, detector_weights, crop_side(loaded.processor))  # fails early, before the first file
-        return DeepfakeDetectionPipeline(
+        detect = DeepfakeDetectionPipeline(
             model=loaded.model,
             image_processor=loaded.processor,
             detector=detector,
@@ -98,10 +106,30 @@ def load_pipeline(
             device=device,
             fake_label=fake_label,
         )
+        detect.operating_point = (
+            point_of(loaded.model, model, revision, operating_point) if use_operating_point else None
+        )
+        return detect
     except (ImportError, RuntimeError, ValueError, OSError) as error:
         if hasattr(error, "hint"):
             raise
         raise UserError(" ".join(str(error).split())) from error
+
+
+def point_of(
+    model: PreTrainedModel, name: str, revision: str | None = None, path: Path | None = None
+) -> OperatingPoint | None:
+    """Operating point of a model: from a given file, else the one beside the model, else None.
+
+    Raises:
+        UserError: If the file cannot be used.
+    """
+    from gmdf_hf.evaluation.classifier import find_operating_point, weights_digest
+    from gmdf_hf.evaluation.operating_point import read_operating_point
+
+    if path is not None:
+        return read_operating_point(path, weights_digest(model))
+    return find_operating_point(model, name, revision)
 
 
 def find_results(model: str, revision: str | None = None) -> dict[str, Any] | None:

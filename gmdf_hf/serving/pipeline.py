@@ -13,12 +13,15 @@ from transformers import AutoModelForImageClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import gmdf_hf.modeling.auto_gmdf  # noqa: F401  registers the model with the auto classes
-from gmdf_hf.evaluation.classifier import is_gmdf
+from gmdf_hf.evaluation.aggregation import PERSON_SCORES, PersonScore
+from gmdf_hf.evaluation.classifier import find_operating_point, is_gmdf
+from gmdf_hf.evaluation.operating_point import OperatingPoint
 from gmdf_hf.evaluation.scoring import fake_class
 from gmdf_hf.modeling import pipeline_gmdf
 from gmdf_hf.modeling.loading_gmdf import BrokenModelError
 from gmdf_hf.modeling.untrusted_gmdf import check_processor
 from gmdf_hf.preparation.media import Media, open_media
+from gmdf_hf.serving.decisions import decide
 from gmdf_hf.serving.heatmaps import evidence_map, heatmap
 from gmdf_hf.serving.inputs import INPUT_ERRORS, open_input
 from gmdf_hf.serving.verdict import scored_face, verdict
@@ -64,11 +67,20 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         fake_label: Name of the model's fake class, if it does not tell; only when the pipeline is made.
         num_frames: Number of evenly spaced frames to read from a video; 32.
         threshold: Smallest score classified as fake; the default is the model's, chosen on validation videos.
+        person_score: Score of a person from those of the frames: `mean`, `top` or `segment` (see
+            `gmdf_hf.evaluation.aggregation.aggregate`); the default is the operating point's, else `mean`.
         return_heatmap: Whether to add the map of each face.
         private_urls: Whether to fetch URLs with private IP addresses (loopback, private ranges); off.
         max_seconds: Maximum time for the frames of one video; unlimited by default.
         on_error: `raise`, or `return` the message and go on with the next input.
         batch_size: Faces per batch; 16.
+
+    Further entries of a result are those of `gmdf_hf.serving.decisions.decide`: with an operating point, which
+    `gmdf calibrate` stores beside the model, its threshold is the default, labels may be `uncertain`, and there is a
+    calibrated `probability`.
+
+    Attributes:
+        operating_point: Operating point in use, read from the model's folder when the pipeline is made, or None.
     """
 
     # Function that opens files; a server with untrusted files sets `IsolatedReader.open`.
@@ -80,10 +92,17 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         check_processor(self.image_processor, str(self.model.config.name_or_path))
         self.fake = fake_class(self.model.config.id2label, fake_label)
         self.is_gmdf = is_gmdf(self.model)
+        name = self.model.config.name_or_path
+        # Another one may be set; None turns it off.
+        self.operating_point: OperatingPoint | None = (
+            find_operating_point(self.model, name) if os.path.isdir(name) else None
+        )
 
     @property
     def default_threshold(self) -> float:
-        """Threshold of the model, 0.5 if it has none."""
+        """Threshold of the operating point, else of the model, else 0.5."""
+        if self.operating_point is not None:
+            return self.operating_point.threshold
         return getattr(self.model.config, "threshold", 0.5)
 
     @property
@@ -99,12 +118,15 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         private_urls: bool | None = None,
         max_seconds: float | None = None,
         on_error: str | None = None,
+        person_score: PersonScore | None = None,
         **options: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if num_frames is not None and num_frames < 1:
             raise ValueError(f"`num_frames` must be at least 1, found {num_frames}.")
         if on_error not in (None, "raise", "return"):
             raise ValueError(f"`on_error` must be 'raise' or 'return', found {on_error!r}.")
+        if person_score not in (None, *PERSON_SCORES):
+            raise ValueError(f"`person_score` must be one of {list(PERSON_SCORES)}, found {person_score!r}.")
         before, during, after = super()._sanitize_parameters(**options)
         reading = {
             "detector_weights": detector_weights,
@@ -114,7 +136,8 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
             "on_error": on_error,
         }
         before |= {name: value for name, value in reading.items() if value is not None}
-        after |= {} if on_error is None else {"on_error": on_error}
+        deciding = {"on_error": on_error, "person_score": person_score}
+        after |= {name: value for name, value in deciding.items() if value is not None}
         return before, during if return_heatmap is None else {"return_heatmap": return_heatmap}, after
 
     def preprocess(  # type: ignore[override]
@@ -177,10 +200,15 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         return {"score": scores, "expert_weights": scores.new_zeros(len(scores), 0)}
 
     def postprocess(  # type: ignore[override]
-        self, model_outputs: list[dict[str, Any]], threshold: float | None = None, on_error: str = "raise"
+        self,
+        model_outputs: list[dict[str, Any]],
+        threshold: float | None = None,
+        on_error: str = "raise",
+        person_score: PersonScore | None = None,
     ) -> dict[str, Any]:
         """Combine the faces of one input into its result."""
         note, domains = model_outputs[0]["note"], self.expert_names
+        given = threshold is not None
         threshold = self.default_threshold if threshold is None else threshold
         faces = [scored_face(output, threshold, domains) for output in model_outputs if output["face"] is not None]
         try:
@@ -190,6 +218,9 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
                 raise
             note = note | {"error": str(error)}
             result = verdict([], note, threshold, domains)
+        point = None if given else self.operating_point
+        own = "mean" if self.operating_point is None else cast(PersonScore, self.operating_point.person_score)
+        result |= decide(result, point, person_score or own, threshold)
         return result | ({"error": note.get("error")} if on_error == "return" else {})
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -19,10 +18,12 @@ from gmdf_hf.common.errors import UserError
 from gmdf_hf.common.files import file_stamp, printable
 from gmdf_hf.common.resume import begin, write_whole
 from gmdf_hf.common.schema import SCHEMA_VERSION
+from gmdf_hf.evaluation.classifier import weights_digest
 
 COLUMNS = (
     *("source", "label", "score", "threshold", "face_found", "persons", "faces", "frames_read", "error"),
     *("faces_found", "notes", "schema_version", "model", "revision", "file_stamp"),
+    *("probability", "uncertain_from", "person_score"),
 )
 Form = Literal["json", "csv", "text"]
 
@@ -39,17 +40,13 @@ def stamp_of(source: str) -> str:
 
 
 def verdict(result: dict[str, Any]) -> str:
-    """Return `fake`, `real`, `no face` or `error`."""
+    """Return `fake`, `uncertain`, `real`, `no face` or `error`."""
     return "error" if result["error"] is not None else result["label"] or "no face"
 
 
 def settings_of(model: torch.nn.Module, threshold: float, detector: str, frames: int) -> dict[str, Any]:
     """Settings that results depend on besides the files: hash of the weights, threshold, detector, frames."""
-    weights = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        weights.update(name.encode())
-        weights.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return {"weights": weights.hexdigest()[:16], "threshold": threshold, "detector": detector, "frames": frames}
+    return {"weights": weights_digest(model), "threshold": threshold, "detector": detector, "frames": frames}
 
 
 class ResultFile:
@@ -147,7 +144,7 @@ class ResultFile:
             csv.writer(self._file).writerow([shown[name] for name in COLUMNS])
         else:
             score = "" if result["score"] is None else f"{result['score']:.3f}"
-            self._file.write(f"{verdict(result):<8} {score:<6} {printable(result['error'] or result['source'])}\n")
+            self._file.write(f"{verdict(result):<9} {score:<6} {printable(result['error'] or result['source'])}\n")
 
     def _key(self, source: str) -> str:
         return source if self.form == "json" else csv_cell(source)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from gmdf_hf.training.protocol import Protocol
+from gmdf_hf.evaluation.tables import percent
+from gmdf_hf.training.protocol import Protocol, Run
 
 PAPER_RESULTS = Path(str(files("gmdf_hf.training") / "paper_results.yaml"))
 
@@ -68,3 +69,15 @@ def table_of(protocol: Protocol, cells: Mapping[tuple[str, str], Cell]) -> list[
         values = [printed.get(column) for column in columns]
         rows.append([f"{name}, paper", *("-" if value is None else f"({value:.2f})" for value in values)])
     return rows[: 1 + len(protocol.rows)] + sorted(rows[1 + len(protocol.rows) :])
+
+
+def budgets(protocol: Protocol, runs: Sequence[Run]) -> list[list[str]]:
+    """Budget and source-domain validation results of each method, the only basis for choosing a method."""
+    rows = [["", "steps", "images", "seconds", "validation AUC"]]
+    for row in protocol.rows:
+        results = [run.results() for run in runs if run.row == row and run.config is not None]
+        if results:
+            keys = ("steps", "images", "train_seconds", "validation_auc")
+            *costs, auc = (float(np.mean([of_run[key] for of_run in results])) for key in keys)
+            rows.append([row.label, *(f"{cost:.0f}" for cost in costs), percent(auc)])
+    return rows

@@ -1,5 +1,6 @@
 import io
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gmdf_hf.common.images import FORMATS, ImageError, open_image
+from gmdf_hf.preparation.media import open_media
 
 ORIENTATION = 274
 # A picture with four different corners distinguishes all eight orientations.
@@ -106,17 +108,6 @@ def test_damage_gives_an_image_or_the_one_error(format, data):
         assert message.startswith("some.file: ")
 
 
-def test_what_is_no_file_is_named(tmp_path):
-    os.mkfifo(tmp_path / "pipe.png")
-    for path in (tmp_path / "absent.png", tmp_path, tmp_path / "pipe.png", str(tmp_path / "nul\0.png")):
-        with pytest.raises(ImageError, match="no such file"):
-            open_image(path)
-    postscript = tmp_path / "a.png"
-    postscript.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
-    with pytest.raises(ImageError, match=r"a\.png: not a readable image"):
-        open_image(postscript)
-
-
 def test_real_odd_files():
     root = os.environ.get("GMDF_REAL_DATA")
     if not root:
@@ -146,3 +137,32 @@ def test_real_odd_files():
         assert np.abs(upright[0].astype(int) - other).mean() < 8
     assert not any(word in name for name in read for word in ("bomb", "broken", "truncated_image", "not_enough"))
     assert "pillow__hopper.webp" in read and "pillow__hopper.avif" in read and "AVIF" in FORMATS
+
+
+def test_what_is_no_file_is_named(tmp_path):
+    """Reading a pipe or a device may never end."""
+    os.mkfifo(tmp_path / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s"))
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "dangling.png").symlink_to(tmp_path / "absent")
+    (tmp_path / "itself.png").symlink_to(tmp_path / "itself.png")
+    reasons = {
+        tmp_path / "pipe.png": "a named pipe, expected a file",
+        tmp_path / "s": "a socket, expected a file",
+        tmp_path / "folder.png": "a folder, expected a file",
+        tmp_path / "dangling.png": "a link to a file that does not exist",
+        tmp_path / "itself.png": "a link to a file that does not exist",
+        Path("/dev/zero"): "a device, expected a file",
+        tmp_path / ("x" * 300): "File name too long",
+        tmp_path / "absent.png": "no such file",
+        str(tmp_path / "nul\0.png"): "cannot be read",
+    }
+    for path, reason in reasons.items():
+        for read in (open_image, lambda path: list(open_media(path, 4).read(None))):
+            with pytest.raises(ImageError, match=reason):
+                read(path)
+    postscript = tmp_path / "a.png"
+    postscript.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with pytest.raises(ImageError, match=r"a\.png: not a readable image"):
+        open_image(postscript)

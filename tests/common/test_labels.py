@@ -20,19 +20,53 @@ FAKE_NAMES = ["Fake", "FAKE", "deepfake", "Deep-Fake", "ai", "AI_generated", "AI
 CASES = [str.lower, str.upper, str.title, str]
 
 
-@pytest.mark.parametrize("name", [*REAL_NAMES, "CelebDFv2_real", "nature", "FF-real", "DFDCP_Real", "ｒｅａｌ"])
+@pytest.mark.parametrize(
+    "name",
+    [*REAL_NAMES, "CelebDFv2_real", "nature", "FF-real", "DFDCP_Real", "ｒｅａｌ", "isReal", "REAL faces", "0: real"],
+)
 def test_real_names(name):
     assert class_of(name) == 0
 
 
-@pytest.mark.parametrize("name", [*FAKE_NAMES, "roop_Fake", "Celeb-synthesis", "fakes", "StyleGAN", "fakeface"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *FAKE_NAMES,
+        "roop_Fake",
+        "Celeb-synthesis",
+        "fakes",
+        "StyleGAN",
+        "fakeface",
+        "isFake",
+        "Face2Face",
+        "attack",
+        "1: fake",
+        "genAI",
+    ],
+)
 def test_fake_names(name):
     assert class_of(name) == 1
 
 
 @pytest.mark.parametrize(
     "name",
-    ["", "a", "LABEL_0", "unreal", "surreal", "realvisxl", "really", "openai", "email", "faker", "swapnil", "inhuman"],
+    [
+        "",
+        "a",
+        "LABEL_0",
+        "unreal",
+        "surreal",
+        "realvisxl",
+        "really",
+        "openai",
+        "email",
+        "faker",
+        "swapnil",
+        "inhuman",
+        "RealVisXL",
+        "OpenAI",
+        "israel",
+    ],
 )
 def test_names_that_say_nothing(name):
     assert class_of(name) is None
@@ -76,7 +110,10 @@ def test_memory_and_stream_read_the_same_truth(tmp_path_factory, pair, flipped, 
     assert in_memory.labels.tolist() == streamed == truth
 
 
-@pytest.mark.parametrize(("column", "one"), [("is_real", 0), ("is_fake", 1), ("label", 1), ("target", 1), ("REAL", 0)])
+@pytest.mark.parametrize(
+    ("column", "one"),
+    [("isReal", 0), ("isFake", 1), ("is_real", 0), ("is_fake", 1), ("label", 1), ("target", 1), ("REAL", 0)],
+)
 def test_the_name_of_a_column_of_numbers_decides(column, one):
     read = LabelReader("d", None, column)
     assert [read(True), read(1), read(1.0), read("1"), read(False)] == [one] * 4 + [1 - one]

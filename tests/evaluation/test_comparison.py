@@ -1,9 +1,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from gmdf_hf.evaluation.comparison import auc_replicates, compare
+from gmdf_hf.evaluation.comparison import auc_replicates, compare, delong, difference_table, holm
 from gmdf_hf.evaluation.intervals import measure
 
 
@@ -90,3 +91,54 @@ def test_tables_with_and_without_methods_are_comparable():
     plain, _ = auc_replicates([first, second], ["x"], replicates=10)
     mixed, _ = auc_replicates([first.assign(method="m"), second], ["x"], replicates=10)
     assert mixed.tolist() == plain.tolist()
+
+
+def slow_delong(labels, one, other):
+    """The estimator of DeLong et al., pair by pair."""
+    components = []
+    for scores in (one, other):
+        fake, real = scores[labels == 1], scores[labels == 0]
+        wins = np.array([[1.0 if f > r else 0.5 if f == r else 0.0 for r in real] for f in fake])
+        components.append((wins.mean(1), wins.mean(0), wins.mean()))
+    (fake_1, real_1, auc_1), (fake_2, real_2, auc_2) = components
+    variance = np.cov(fake_1, fake_2) / len(fake_1) + np.cov(real_1, real_2) / len(real_1)
+    z = (auc_1 - auc_2) / np.sqrt(variance[0, 0] + variance[1, 1] - 2 * variance[0, 1])
+    return 2 * norm.sf(abs(z))
+
+
+@pytest.mark.parametrize("steps", [1000, 10])
+def test_delong_against_a_loop(steps):
+    rng = np.random.default_rng(steps)
+    labels = rng.permutation(np.repeat([0, 1], [40, 30]))
+    base = rng.normal(size=70)
+    one, other = (np.round((base + labels * gap + rng.normal(size=70)) * steps) / steps for gap in (1.5, 0.5))
+    assert delong(labels, one, other) == pytest.approx(slow_delong(labels, one, other))
+    assert delong(labels, one, one) == 1.0
+
+
+def test_delong_is_uniform_where_methods_are_equal():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 100)
+    values = []
+    for _ in range(400):
+        base = rng.normal(size=200) + labels
+        values.append(delong(labels, base + rng.normal(size=200), base + rng.normal(size=200)))
+    assert 0.02 <= np.mean(np.asarray(values) < 0.05) <= 0.09
+
+
+def test_holm_against_its_definition():
+    p = [0.01, 0.04, 0.03, 0.005]
+    assert holm(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_the_table_of_differences_corrects_for_all_rows():
+    (first,), (other,), (third,) = draw_tables(1.5, 1), draw_tables(0.8, 1, 1), draw_tables(1.5, 1, 2)
+    third = third[third["domain"] == "x"]
+    missing = third[third["video_id"] != "001"]
+    rows, notes = difference_table(first, {"other": other, "third": third, "missing": missing}, 50)
+    assert [row[:2] for row in rows[1:]] == [["x", "other"], ["y", "other"], ["x", "third"]] or len(rows) == 4
+    p_values, adjusted = ([float(row[column]) for row in rows[1:]] for column in (4, 5))
+    assert adjusted == pytest.approx(holm(p_values), rel=0.05)
+    assert all(high >= low for low, high in zip(p_values, adjusted, strict=True))
+    assert len(notes) == 1 and "missing: The score tables hold different videos" in notes[0]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, roc_auc_score, roc_curve
 
 from gmdf_hf.evaluation.metrics import (
-    OperatingPoint,
+    Crossing,
     binary_metrics,
     cross_auc,
     crossing,
@@ -14,7 +14,7 @@ from gmdf_hf.evaluation.metrics import (
     expected_calibration_error,
     m_eer,
     method_auc,
-    pooled_auc,
+    pooled_metrics,
 )
 
 SAMPLES = st.lists(st.tuples(st.integers(0, 1), st.sampled_from([0.0, 0.1, 0.5, 0.5001, 1.0])), min_size=2).filter(
@@ -49,7 +49,7 @@ def test_crossing_threshold_reproduces_error_rates(rows):
 
 
 def test_prior_weighted_rate_follows_equation_13():
-    point = OperatingPoint(threshold=0.5, false_real=0.1, false_fake=0.4)
+    point = Crossing(threshold=0.5, false_real=0.1, false_fake=0.4)
     assert point.eer == pytest.approx(0.25)
     assert point.prior_weighted(0.2) == pytest.approx(0.2 * 0.4 + 0.8 * 0.1)
 
@@ -151,7 +151,7 @@ def test_perfect_domains_can_have_low_pooled_auc():
     table = two_domains()
     assert {name: of["frame"]["auc"] for name, of in domain_metrics(table).items()} == {"x": 1.0, "y": 1.0}
     pairs = [(fake > real) + (fake == real) / 2 for fake in (0.4, 0.6, 0.8, 0.9) for real in (0.1, 0.3, 0.5, 0.6)]
-    assert pooled_auc(table) == pooled_auc(table, "video") == pytest.approx(np.mean(pairs))
+    assert pooled_metrics(table)["auc"] == pooled_metrics(table, "video")["auc"] == pytest.approx(np.mean(pairs))
     # Reals of y stand above the fakes of x: of the four pairs one is right and one is tied, 0.6 and 0.6.
     expected = pd.DataFrame([[1.0, 1.0], [1.5 / 4, 1.0]], index=["x", "y"], columns=["x", "y"])
     pd.testing.assert_frame_equal(cross_auc(table), expected)
@@ -212,6 +212,6 @@ def test_method_auc_uses_all_reals_of_the_domain():
 
 def test_pooled_auc_of_one_class_is_nan():
     table = two_domains()
-    assert np.isnan(pooled_auc(table[table["label"] == 1]))
+    assert np.isnan(list(pooled_metrics(table[table["label"] == 1]).values())).all()
     with pytest.warns(UserWarning, match="has 2 real and 0 fake videos"):
         assert np.isnan(m_eer(domain_metrics(table[table["label"] == 0])))

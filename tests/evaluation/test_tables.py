@@ -14,20 +14,22 @@ def test_domain_table_has_one_row_per_domain_with_interval():
         "domain": "x",
         "role": "source",
         "level": "frame",
+        "scored": "-",
         "real": "3",
         "fake": "5",
         "AUC": "25.00",
         "95 %": "20.0 to 30.0",
+        **dict.fromkeys(("TPR@1%", "TPR@.1%", "pAUC"), "-"),
     } | dict.fromkeys(("AP", "ACC", "EER", "M", "FPR", "FNR", "ECE", "Brier"), "25.00")
     assert z[1] == "unseen"
-    assert z[5:7] == ["-", "-"]
+    assert z[6:8] == ["-", "-"]
 
 
 def test_unreadable_domain_has_a_row_without_metrics():
     rows = domain_table(RESULTS | {"unread_domains": ["w"]})
     assert len(rows) == 4
-    assert rows[-1][:5] == ["w", "unseen", "frame", "0", "0"]
-    assert len(rows[-1]) == len(rows[0]) and set(rows[-1][5:]) == {"-"}
+    assert rows[-1][:6] == ["w", "unseen", "frame", "0.00", "0", "0"]
+    assert len(rows[-1]) == len(rows[0]) and set(rows[-1][6:]) == {"-"}
 
 
 def test_table_formats():

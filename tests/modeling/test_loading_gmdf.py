@@ -155,9 +155,9 @@ def test_random_damage_gives_the_right_scores_or_a_refusal(saved, tmp_path):
     assert refused > 350
 
 
-@pytest.mark.parametrize("version", ["4.57.1", "5.19.0", "5.25.0", "6.0.0"])
+@pytest.mark.parametrize("version", ["4.57.1", "5.16.0", "5.25.0", "6.0.0"])
 def test_a_transformers_that_is_too_old_or_too_new_is_one_sentence(version):
     code = f"import transformers\ntransformers.__version__ = '{version}'\nimport gmdf_hf.modeling.configuration_gmdf"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"ImportError: GM-DF needs transformers>=5.20,<5.25, found {version}: pip install")
+    assert last.startswith(f"ImportError: GM-DF needs transformers>=5.17,<5.25, found {version}: pip install")

@@ -1,6 +1,7 @@
 """WildDeepfake, DeepFakeFace and the plain folder: importers whose files are images."""
 
 import io
+import os
 import tarfile
 import zipfile
 
@@ -10,6 +11,7 @@ from PIL import Image
 from gmdf_hf.common.errors import ArchiveError, EmptySourceError, SourceError
 from gmdf_hf.preparation.sources import deepfakeface, folder, wilddeepfake
 from gmdf_hf.preparation.sources.record import check_leaks
+from gmdf_hf.serving.files import list_files
 from tests.media import counts, fill, numbered, write_video
 
 
@@ -167,3 +169,20 @@ def test_folders_that_are_no_class_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(EmptySourceError, match="No image or video found"):
         folder.list_records(tmp_path / "empty")
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    for name in ("real/a.png", "fake/a.png", "fake/closed/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("closed"):  # the superuser, who may run the tests, may list every folder
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    listing = folder.list_records(tmp_path)
+    assert len(listing.records) == 2 and ("fake/closed", "cannot be listed (Permission denied)") in listing.left_out
+    assert str(tmp_path / "fake/closed") in list_files([str(tmp_path)])

@@ -77,7 +77,7 @@ def test_broken_videos_name_file_and_reason(tmp_path):
     ).read_bytes()
     cases = {
         "absent.mp4": (None, "no such file"),
-        "empty.mp4": (b"", "not a readable video"),
+        "empty.mp4": (b"", "an empty file, expected a video"),
         "text.mp4": (b"hello world" * 100, "not a readable video"),
         "no_index.mp4": (whole[: whole.index(b"moov")], "not a readable video"),
         "playlist.mp4": (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n", "not a readable video"),
@@ -88,7 +88,7 @@ def test_broken_videos_name_file_and_reason(tmp_path):
             (tmp_path / name).write_bytes(content)
         with pytest.raises(VideoError, match=f"{name}: {reason}"):
             list(read_frames(tmp_path / name, 4))
-    with pytest.raises(VideoError, match="no such file"):
+    with pytest.raises(VideoError, match="a folder, expected a file"):
         list(read_frames(tmp_path, 4))
 
 

@@ -14,7 +14,7 @@ import pytest
 from transformers import AutoTokenizer, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from gmdf_hf import TINY_CLIP, GMDFModel
-from gmdf_hf.common.errors import UserError
+from gmdf_hf.common.errors import DomainError, UserError
 from gmdf_hf.common.locks import locked_folder
 from gmdf_hf.common.options import parse_options
 from gmdf_hf.data.dataset import load_domain
@@ -28,7 +28,7 @@ from gmdf_hf.scripts import evaluate
 from gmdf_hf.training.checkpoint import save_model
 from gmdf_hf.training.config import DomainSource
 from tests.conftest import tiny_model
-from tests.domains import write_domain, write_methods
+from tests.domains import write_domain, write_methods, write_parquet
 
 ROOT = Path(__file__).parents[2]
 
@@ -269,6 +269,21 @@ def test_a_wrong_command_line_is_one_sentence(capsys, arguments, message):
 def test_a_model_that_is_none_is_one_sentence(folder, tmp_path):
     with pytest.raises(UserError, match="The model '/no/such/model' cannot be used"):
         evaluate.main(replace(evaluation(folder, tmp_path / "none"), model="/no/such/model"))
+
+
+def test_labels_can_be_stated_on_the_command_line(folder, tmp_path):
+    """As in `train` and `prepare`; the recipe of a domain has priority."""
+    write_parquet(tmp_path / "odd", "test", label=["ai_art", "camera"] * 4)
+    words = ["--model", str(folder / "run" / "model"), "--domains", f"odd={tmp_path / 'odd'}", "--replicates", "20"]
+    with pytest.raises(DomainError, match="found 'camera'") as caught:
+        evaluate.main(parse([*words, "--output_dir", str(tmp_path / "none")]))
+    assert "--labels" in f"{caught.value} {caught.value.hint}"
+    evaluate.main(parse([*words, "--output_dir", str(tmp_path / "said"), "--labels", "camera=real", "ai_art=fake"]))
+    assert read_scores(tmp_path / "said" / "scores.parquet")["label"].tolist() == [1, 0] * 4
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"unseen_domains: {{odd: {{path: {tmp_path / 'odd'}, labels: {{camera: fake, ai_art: real}}}}}}")
+    asked = parse(["--model", "m", "--recipe", str(recipe), "--labels", "camera=real", "other=fake"])
+    assert asked.domains["odd"].labels == {"camera": "fake", "ai_art": "real", "other": "fake"}
 
 
 def test_a_recipe_names_domains():

@@ -17,6 +17,7 @@ from gmdf_hf import GMDFModel, load_expert
 from gmdf_hf.common.errors import UserError
 from gmdf_hf.common.locks import locked_folder
 from gmdf_hf.evaluation.metrics import domain_metrics
+from gmdf_hf.evaluation.score_table import read_about
 from gmdf_hf.scripts import meta_train
 from gmdf_hf.training.config import TrainConfig, load_recipe
 from gmdf_hf.training.methods.gmdf import GMDF
@@ -75,6 +76,8 @@ def test_a_run_leaves_all_that_is_needed_to_repeat_it(tmp_path):
     }
     assert results == json.loads((run / "results.json").read_text())
     assert results["steps"] == 6
+    about = {"schema_version": 1, "model": str(run / "model"), "revision": None, "threshold": results["threshold"]}
+    assert results.items() >= about.items() and read_about(run / "scores.parquet") == about
     assert list(results["domains"]) == ["x", "y", "z"]
     assert results["unseen_domains"] == ["z"]
     scores = pd.read_parquet(run / "scores.parquet")

@@ -349,3 +349,16 @@ main()
     assert gmdf(*options).exit_code == 0
     rows = list(csv.DictReader(output.read_text().splitlines()))
     assert [Path(row["source"]).name for row in rows] == [f"{number:04}.png" for number in range(600)]
+
+
+def test_segments_are_listed_in_seconds(model, folder):
+    words = ("--model", model, "--detector", "none", "--threshold", "0", "--segments", "--frames", "3")
+    shown = gmdf("predict", folder / "deep" / "e.mp4", *words)
+    assert shown.exit_code == 0, shown.stderr
+    assert "person 1: 0.00 s to" in shown.stdout and "of 3 frames" in shown.stdout
+    line = json.loads(gmdf("predict", folder / "deep" / "e.mp4", *words, "--json").stdout)
+    (segment,) = line["persons"][0]["segments"]
+    assert segment["start"] == line["faces"][0]["seconds"] == 0 and segment["end"] == line["faces"][-1]["seconds"] > 0
+    assert line["persons"][0]["scores"].keys() == {"mean", "top", "segment"} and line["person_score"] == "mean"
+    top = json.loads(gmdf("predict", folder / "deep" / "e.mp4", *words, "--json", "--person_score", "top").stdout)
+    assert top["score"] == pytest.approx(max(face["score"] for face in line["faces"]), abs=1e-5)

@@ -89,7 +89,7 @@ def test_a_run_of_the_training_script_is_shown_too(tmp_path, monkeypatch):
     meta_train.main(miniature(tmp_path, max_steps=1, mim_weight=0))
     report.main([report.Scored("run", tmp_path / "run", 20)], tmp_path / "report", faces=False)
     text = (tmp_path / "report" / "report.md").read_text()
-    assert "| z | unseen | frame | 8 | 8 |" in text
+    assert "| z | unseen | frame | 100.00 | 8 | 8 |" in text
     assert "a threshold chosen on validation videos of the source domains" in text
     assert "Worst mistakes" not in text
     shutil.rmtree(tmp_path / "run" / "model")

@@ -223,7 +223,7 @@ def test_a_run_killed_twenty_times_ends_as_one_that_was_not(tmp_path):
     code.write_text(KILLER)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "home")}
     done = subprocess.run(
-        [sys.executable, code, tmp_path, json.dumps(settings(tmp_path))],
+        [sys.executable, code, tmp_path, json.dumps(settings(tmp_path, epochs=2, batch_size=2, image_size=32))],
         capture_output=True,
         text=True,
         env=environment,

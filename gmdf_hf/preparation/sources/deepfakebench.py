@@ -86,7 +86,7 @@ def list_records(
                 )
             )
     if not listing.records:
-        raise SourceError(f"{index}: none of its frames is in {root}.")
+        raise SourceError(f"{index}: none of its frames is in {root}, expected the folder that its paths start from.")
     listing.notes.append(f"{describe(read_as)}.")
     listing.missing("Frames", absent)
     drop_leaks(listing)

@@ -73,7 +73,9 @@ def _list_parts(root: Path, parts: list[Path], listing: Listing) -> None:
         for name, entry in sorted(metadata.items()):
             label = _label(entry.get("label"), part / "metadata.json", name)
             if label == FAKE and not entry.get("original"):
-                raise SourceError(f"{part / 'metadata.json'}: fake {name} names no original.")
+                raise SourceError(
+                    f"{part / 'metadata.json'}: fake {name} names no original, expected the name of a real video."
+                )
             if not (part / _plain(name, part)).is_file():
                 absent.append(f"{part.name}/{name}")
                 continue

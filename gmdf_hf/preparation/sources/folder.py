@@ -124,7 +124,12 @@ def _files(folder: Path, root: Path, listing: Listing) -> list[Path]:
     """Files below a folder, in natural order; a linked folder is followed once."""
     found: list[Path] = []
     met = {root.resolve(), folder.resolve()}
-    for place, folders, names in os.walk(folder, followlinks=True):
+
+    def note(error: OSError) -> None:
+        where = readable(Path(str(error.filename)).relative_to(root))
+        listing.left_out.append((where, f"cannot be listed ({error.strerror})"))
+
+    for place, folders, names in os.walk(folder, onerror=note, followlinks=True):
         kept = []
         for name in sorted(folders, key=natural):
             path = Path(place, name)

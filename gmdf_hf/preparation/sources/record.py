@@ -173,5 +173,5 @@ def need_folder(root: str | Path) -> Path:
         SourceError: If it is not a folder.
     """
     if not Path(root).is_dir():
-        raise SourceError(f"{root} is no folder.")
+        raise SourceError(f"{root} is no folder, expected the folder of the data set.")
     return Path(root)
