@@ -31,11 +31,12 @@ def views_attended(experts: DomainExperts, views: torch.Tensor) -> tuple[torch.T
 
 def frechet(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Eq. 8 from the eigenvalues of the product of the covariances."""
-    covariances = [torch.cov(features.float().T) for features in (source, target)]
     with torch.autocast(source.device.type, enabled=False):  # eigenvalues need single precision
+        source, target = source.float(), target.float()
+        covariances = [torch.cov(features.T) for features in (source, target)]
         root = torch.linalg.eigvals(covariances[0] @ covariances[1]).sqrt().real.sum()
-    between_means = (source.float().mean(0) - target.float().mean(0)).square().sum()
-    return between_means + covariances[0].trace() + covariances[1].trace() - 2 * root
+        between_means = (source.mean(0) - target.mean(0)).square().sum()
+        return between_means + covariances[0].trace() + covariances[1].trace() - 2 * root
 
 
 def literal_iteration(

@@ -93,7 +93,10 @@ class TrainConfig(BaseModel):
     )
     mim_weight: float = Field(1.0, ge=0, description="Weight of L_mim in Eq. 11.")
     source_weight: float = Field(
-        0.0, ge=0, description="Weight of the source domains' own loss in the objective of theta_O (decision D16)."
+        0.0,
+        ge=0,
+        description="Weight of the source domains' loss, on the aggregated route, in the objective of theta_O "
+        "(decision D16).",
     )
     meta_gradient: Literal["first_order", "second_order"] = Field(
         "first_order",
@@ -102,11 +105,6 @@ class TrainConfig(BaseModel):
     outer_experts: Literal["source", "all"] = Field(
         "source",
         description="Experts the meta-test batch meets: those of the `source` domains (decision D3), or `all`.",
-    )
-    outer_update: Literal["shared", "all"] = Field(
-        "shared",
-        description="What the outer step trains: theta_O, Eq. 12 to the letter, or `all`, the meta-train domains' "
-        "experts too (decision D22).",
     )
     align_gradient: Literal["target", "both"] = Field(
         "target", description="Which features L_sis trains: `target`, or `both` (decision D12)."
@@ -230,10 +228,6 @@ class TrainConfig(BaseModel):
                 raise ValueError(
                     f"second_order differentiates Eq. 10 as it is written: it needs inner_optimizer sgd, found "
                     f"{self.inner_optimizer!r}"
-                )
-            if self.outer_update == "all":
-                raise ValueError(
-                    "second_order differentiates the inner step alone: it needs outer_update shared, found all"
                 )
             # Each of these silently gives a wrong gradient, or has no second derivative.
             if self.gradient_checkpointing:

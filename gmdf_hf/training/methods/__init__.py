@@ -55,7 +55,6 @@ def make_gmdf(config: TrainConfig, batch_size: int) -> GMDF:
         second_order=config.meta_gradient == "second_order",
         align_both=config.align_gradient == "both",
         all_experts=config.outer_experts == "all",
-        update_all=config.outer_update == "all",
     )
     inner = optimizer(config.inner_learning_rate, config.inner_max_grad_norm)
     return GMDF(inner, options, batch_size, config.train_tower)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from gmdf_hf.data.episodes import Episode
 from gmdf_hf.modeling import GMDFModel
 from gmdf_hf.training.alignment import Alignment
 from gmdf_hf.training.inner_optimizer import ExpertSGD
-from gmdf_hf.training.meta import inner_loss, keep_experts, outer_losses, unscaled, update_experts
+from gmdf_hf.training.meta import inner_loss, keep_experts, outer_losses, update_experts
 from gmdf_hf.training.methods.method import Losses, Method
 
 
@@ -25,14 +25,14 @@ class MetaOptions:
     """Settings of the two half steps.
 
     Attributes:
-        source_weight: Weight of the mean meta-train loss in the objective of theta_O (decision D16).
+        source_weight: Weight of the mean meta-train loss, on the aggregated route, in the objective of theta_O
+            (decision D16).
         alignment_weight: Weight of L_sis.
         mim_weight: Weight of L_mim.
         alignment_queue: Images per domain in the statistics of L_sis (decision D18).
         second_order: Differentiate theta_O's objective through the update of theta_E, as MAML does (decision D9).
         align_both: Propagate the gradient of L_sis to the source features too (decision D12).
         all_experts: Include the meta-test domain's own expert (decision D3).
-        update_all: The outer step also trains the meta-train domains' experts (decision D22).
     """
 
     source_weight: float = 0.0
@@ -42,7 +42,6 @@ class MetaOptions:
     second_order: bool = False
     align_both: bool = False
     all_experts: bool = False
-    update_all: bool = False
 
 
 class GMDF(Method):
@@ -79,24 +78,16 @@ class GMDF(Method):
         twice_differentiable = sdpa_kernel(SDPBackend.MATH) if options.second_order else nullcontext()
         with accelerator.autocast(), twice_differentiable:
             source_loss, source_embeds = inner_loss(model, episode)
-        shared_weight = options.source_weight / len(domains)
-        experts, finite = update_experts(
-            model, source_loss, self.inner, domains, shared_weight, options.second_order, scale
-        )
+        experts, finite = update_experts(model, source_loss, self.inner, domains, options.second_order, scale)
         if not options.second_order:
             keep_experts(model, experts)
         replaced = experts if options.second_order else None
         with accelerator.autocast():
             source_embeds = inner_loss(model, episode, replaced)[1] if options.align_both else source_embeds.detach()
-            losses, embeds = outer_losses(
-                model, episode, source_embeds, self.image_tokenizer, self.alignment, options.all_experts, replaced
-            )
+            losses, embeds = self._outer_losses(model, episode, source_embeds, replaced)
             total = sum(self.weights[name] * loss for name, loss in losses.items())
         shared = list(model.shared_parameters().values())
-        of_experts = list(model.expert_parameters().values()) if options.update_all else []
-        accelerator.backward(total, inputs=[*shared, *of_experts])
-        if options.update_all:
-            finite = finite & self._update_on_meta_test(model, domains, scale)
+        accelerator.backward(total, inputs=shared)
         if accelerator.scaler is not None:
             # The scaler checks only the gradients of theta_O: an overflow in the inner step is written into them.
             first = next(parameter.grad for parameter in shared if parameter.grad is not None)
@@ -108,17 +99,16 @@ class GMDF(Method):
             losses["alignment"] = losses["alignment"] / num_processes()  # every process has the full value
         return {"source": source_loss.detach() / len(domains)} | {name: loss.detach() for name, loss in losses.items()}
 
-    def _update_on_meta_test(
-        self, model: GMDFModel, domains: Sequence[int], scale: float | torch.Tensor
-    ) -> torch.Tensor:
-        """Step of theta_E along the gradient of the outer loss, from `.grad`; returns whether it was finite."""
-        experts = model.expert_parameters()
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in experts.values()]
-        gradients, finite = unscaled(sum_over_processes(gradients), scale)
-        keep_experts(model, self.inner.updated(experts, gradients, domains))
-        for parameter in experts.values():
-            parameter.grad = None
-        return finite
+    def _outer_losses(
+        self,
+        model: GMDFModel,
+        episode: Episode,
+        source_embeds: torch.Tensor,
+        experts: Mapping[str, torch.Tensor] | None,
+    ) -> tuple[Losses, torch.Tensor]:
+        """`outer_losses` with the method's options."""
+        settings = self.image_tokenizer, self.alignment, self.options.all_experts, experts
+        return outer_losses(model, episode, source_embeds, *settings, self.options.source_weight > 0)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -126,6 +116,7 @@ class GMDF(Method):
         options = self.options
         return {
             "classification": 1.0,
+            "aggregated_source": options.source_weight,
             "alignment": options.alignment_weight,
             "masked_image": options.mim_weight,
         }
@@ -142,8 +133,7 @@ class GMDF(Method):
         with accelerator.autocast():
             source_loss, source_embeds = inner_loss(model, episode)
             both = source_embeds if self.options.align_both else source_embeds.detach()
-            all_experts = self.options.all_experts
-            losses, _ = outer_losses(model, episode, both, self.image_tokenizer, self.alignment, all_experts)
+            losses, _ = self._outer_losses(model, episode, both, None)
         losses = {"source": source_loss / len(episode.source_domains), **losses}
         norms = {}
         for name, loss in losses.items():
