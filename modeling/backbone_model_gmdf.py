@@ -131,7 +131,7 @@ class GMDFBackboneModel(GMDFModel):
         """
         if enable:
             if hasattr(self.vision_model, "timm_model"):
-                raise ValueError("timm's gradient checkpointing knows no routes of experts: leave it off.")
+                raise ValueError("timm's gradient checkpointing cannot follow the routing of experts: switch it off.")
             plain = gradient_checkpointing_func
 
             def gradient_checkpointing_func(*args: Any, **kwargs: Any) -> Any:

@@ -92,7 +92,7 @@ class BackboneExperts(nn.Module):
         sites = transformer_sites(backbone) or convolutional_sites(backbone)
         if not sites:
             raise ValueError(
-                f"GM-DF finds no place for experts in {type(backbone).__name__}: it needs transformer blocks with "
+                f"GM-DF cannot add experts to {type(backbone).__name__}: it needs transformer blocks with "
                 "attention and a feed-forward module, or the stages of a convolutional network."
             )
         self.is_transformer = sites[0].block is not None
@@ -145,7 +145,7 @@ class BackboneExperts(nn.Module):
         patches = None
         if route.mask is not None:
             if self.patch_size is None:
-                raise ValueError(f"{type(backbone).__name__} has no patch embedding in which to hide patches.")
+                raise ValueError(f"{type(backbone).__name__} has no patch embedding, so its patches cannot be masked.")
             height, width = (side // self.patch_size for side in pixel_values.shape[-2:])
             if route.mask.shape != (len(pixel_values), height * width):
                 raise ValueError(

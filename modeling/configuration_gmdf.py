@@ -176,11 +176,9 @@ class GMDFConfig(PreTrainedConfig):
         if text is not None and text not in TEXT_TOWERS:
             raise ValueError(f"`text_config` must be one of {list(TEXT_TOWERS)}, found {text!r}.")
         if self.is_clip != (text == TEXT_TOWERS[0]):
-            raise ValueError(
-                f"CLIP's towers go together: found {self.vision.model_type!r} with the text tower {text!r}."
-            )
+            raise ValueError(f"CLIP's two towers need each other: found {self.vision.model_type!r} and {text!r}.")
         if self.text_config is None and self.prompt_ids is not None:
-            raise ValueError("`prompt_ids` need a text tower, which this backbone has not: leave them out.")
+            raise ValueError("`prompt_ids` need a text tower, which this backbone does not have: leave them out.")
         if self.prompt == "P3" and not self.is_clip:
             raise ValueError("The captions of prompt P3 need CLIP's text tower: choose another prompt.")
 

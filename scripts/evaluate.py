@@ -23,7 +23,6 @@ from typing import Annotated, Any, Literal, cast
 
 import pandas as pd
 import torch
-import yaml
 from accelerate import Accelerator
 from pydantic import Field, model_validator
 from rich.console import Console
@@ -49,7 +48,7 @@ from gmdf_hf.evaluation.score_table import write_scores
 from gmdf_hf.evaluation.scoring import Encoder, batch_domain, batch_stream, score_batches
 from gmdf_hf.evaluation.tables import coverage_table, domain_table, rich_table
 from gmdf_hf.training.checkpoint import environment, write_skipped
-from gmdf_hf.training.config import DomainSource
+from gmdf_hf.training.domain_source import DomainSource, recipe_domains
 
 
 class Evaluation(Options):
@@ -270,19 +269,6 @@ def null_for_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [null_for_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def recipe_domains(recipe: Path) -> dict[str, Any]:
-    """Source and unseen domains of a recipe.
-
-    Raises:
-        ValueError: If the file cannot be read.
-    """
-    try:
-        content = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
-        return {**content.get("source_domains", {}), **content.get("unseen_domains", {})}
-    except (OSError, yaml.YAMLError, AttributeError) as error:
-        raise ValueError(f"the recipe {recipe} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def run(arguments: Sequence[str] | None = None, program: str | None = None) -> None:

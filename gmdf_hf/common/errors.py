@@ -50,7 +50,7 @@ class DomainError(GMDFError, ValueError):
     """A domain is unusable."""
 
     exit_code = 4
-    hint = "Mend the data set, or map its columns, splits and labels in the recipe (docs/data.md)."
+    hint = "Correct the data set, or map its columns, splits and labels in the recipe (docs/data.md)."
 
 
 class SourceError(GMDFError, ValueError):
@@ -85,7 +85,7 @@ class WorkError(GMDFError, RuntimeError):
     """Work cannot continue."""
 
     exit_code = 9
-    hint = "What is done is kept: start the same command again when the cause is removed, or choose another folder."
+    hint = "Finished work is kept: remove the cause and start the same command again, or choose another folder."
 
 
 @contextmanager

@@ -129,7 +129,7 @@ def load_stream(
         frames = load_frames(name, path, subset, revision, (splits or {}).get(split, split), streaming=True)
         if frames.features is None:
             raise DomainError(
-                f"Domain {name!r}: the columns of {path!r} are not known before it is read: not a stream."
+                f"Domain {name!r}: the columns of {path!r} are unknown before it is read, so it cannot be streamed."
             )
         frames = rename_columns(name, frames, columns or {})
     apart = {("video", video) for other in others for video in other.video_ids}

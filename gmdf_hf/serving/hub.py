@@ -151,7 +151,7 @@ def publish(
         api.whoami()
         is_new = not api.repo_exists(repo)
         if tag is not None and not is_new and tag in {ref.name for ref in api.list_repo_refs(repo).tags}:
-            raise UserError(f"{repo} has a tag {tag!r} already: choose another, tags are there to stay.")
+            raise UserError(f"{repo} already has the tag {tag!r}: choose another one; existing tags are not moved.")
         if is_new:
             api.create_repo(repo, private=private)
     except (HfHubHTTPError, OSError, ValueError) as error:
@@ -160,7 +160,7 @@ def publish(
     try:
         commit = api.create_commit(repo, operations, commit_message=message)
     except BaseException as error:  # also after an interruption, no partial state may remain
-        left = "it is as it was"
+        left = "the repository is unchanged"
         if is_new:
             left = "the new repository was taken away again" if _remove(api, repo) else "an empty repository is left"
         if not isinstance(error, Exception):

@@ -43,7 +43,7 @@ def add_domain(model: GMDFModel, domain: str) -> int:
         ValueError: If the model already has that domain.
     """
     if not domain or domain in model.config.domains:
-        raise ValueError(f"A new domain needs a new name, found {domain!r} beside {model.config.domains}.")
+        raise ValueError(f"A new domain needs a new name, found {domain!r}, which is in {model.config.domains}.")
     config = copy.deepcopy(model.config)
     config.domains, config.slim = [domain], True
     for name, fresh in type(model)(config).expert_parameters().items():

@@ -91,7 +91,9 @@ def image_side(processor: BaseImageProcessor) -> int:
     """
     pixel_values = processor(images=Image.new("RGB", (64, 48)), return_tensors="pt")["pixel_values"]
     if pixel_values.ndim != 4 or pixel_values.shape[-1] != pixel_values.shape[-2]:
-        raise ValueError(f"its image processor makes no squares: a picture of 64 x 48 is {tuple(pixel_values.shape)}.")
+        raise ValueError(
+            f"its image processor makes no square images: 64 x 48 pixels give {tuple(pixel_values.shape)}."
+        )
     return pixel_values.shape[-1]
 
 

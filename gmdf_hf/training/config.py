@@ -49,9 +49,7 @@ class TrainConfig(BaseModel):
     image_size: int | None = Field(
         None, ge=8, description="Side of the images in pixels, if other than the backbone's."
     )
-    model: dict[str, Any] = Field(
-        {}, description="Fields of `GMDFConfig` to set; they mean nothing to another image classifier."
-    )
+    model: dict[str, Any] = Field({}, description="Fields of `GMDFConfig` to set; not used by other image classifiers.")
     method: MethodName = Field(
         "gmdf",
         description="`gmdf`; a baseline on the same CLIP (see `gmdf_hf/training/methods/`): `direct_merge`, "
@@ -72,8 +70,8 @@ class TrainConfig(BaseModel):
     learning_rate: float = Field(3e-6, gt=0, description="Step size delta of theta_O (Adam).")
     inner_optimizer: Literal["adam", "sgd"] = Field(
         "adam",
-        description="Optimizer of theta_E: `adam` with moments for each domain, or `sgd`, Eq. 10 to the letter, which "
-        "`second_order` needs (decision D17).",
+        description="Optimizer of theta_E: `adam` with moments for each domain, or `sgd`, plain descent as in Eq. 10, "
+        "which `second_order` needs (decision D17).",
     )
     inner_learning_rate: float = Field(3e-4, gt=0, description="Step size beta of theta_E (Eq. 10).")
     inner_max_grad_norm: float | None = Field(
@@ -101,7 +99,7 @@ class TrainConfig(BaseModel):
     )
     outer_experts: Literal["source", "all"] = Field(
         "source",
-        description="Experts the meta-test batch meets: those of the `source` domains (decision D3), or `all`.",
+        description="Experts used on the meta-test batch: those of the `source` domains (decision D3), or `all`.",
     )
     align_gradient: Literal["target", "both"] = Field(
         "target", description="Which features L_sis trains: `target`, or `both` (decision D12)."
@@ -117,7 +115,7 @@ class TrainConfig(BaseModel):
         "constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "constant_with_warmup", "inverse_sqrt"
     ] = Field(
         "constant",
-        description="Course of `learning_rate`, a schedule of transformers: `constant`, `linear`, `cosine` and so on.",
+        description="Schedule of `learning_rate`, named as in transformers: `constant`, `linear`, `cosine` and so on.",
     )
     warmup_steps: int = Field(0, ge=0, description="Meta-iterations over which `learning_rate` rises from 0.")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="`no`, `bf16` or `fp16`.")
@@ -141,7 +139,7 @@ class TrainConfig(BaseModel):
         description="Random changes of training pictures besides mirroring: `none`, as in the paper, or `standard`: "
         "light, blur, scale, noise and JPEG (`gmdf_hf/data/transforms.py`).",
     )
-    seed: int = Field(0, ge=0, description="Of initialisation, order, masks and flips.")
+    seed: int = Field(0, ge=0, description="Random seed of initialisation, order, masks and flips.")
     num_workers: int = Field(0, ge=0, description="Processes that decode images.")
     output_dir: Path = Field(Path("runs/gmdf"), description="Folder of the run.")
     resume: bool = Field(False, description="Go on from the last checkpoint in `output_dir`, if there is one.")
@@ -153,7 +151,7 @@ class TrainConfig(BaseModel):
         True, description="Leave text tower and masked-image head out of the saved model (not with prompt P3)."
     )
     push_to_hub: str | None = Field(
-        None, description="Publish the run there, as `user/name`, when it is done; a new repository is private."
+        None, description="Hub repository `user/name` to publish the finished run to; a new one is private."
     )
     report_to: str | None = Field(None, description="Tracker of accelerate, such as `tensorboard`.")
 
@@ -187,7 +185,7 @@ class TrainConfig(BaseModel):
 
             validate_repo_id(value)
             if value.count("/") != 1:
-                raise ValueError(f"a repository is user/name, found {value!r}")
+                raise ValueError(f"expected a repository user/name, found {value!r}")
         return value
 
     @field_validator("hold_out", mode="before")
@@ -217,9 +215,9 @@ class TrainConfig(BaseModel):
         if self.warmup_steps and self.lr_scheduler == "constant":
             raise ValueError("warmup_steps needs another lr_scheduler than constant: constant_with_warmup, for example")
         if self.train_tower != "all" and self.method in ("linear_probe", "add_domain"):
-            raise ValueError(f"train_tower means nothing to {self.method}, which leaves the whole tower as it is")
+            raise ValueError(f"train_tower has no effect with {self.method}, which trains no part of the tower")
         if self.streaming and self.steps_per_epoch is None:
-            raise ValueError("streaming needs steps_per_epoch: nobody knows how long a stream is")
+            raise ValueError("streaming needs steps_per_epoch, because the length of a stream is unknown")
         if self.meta_gradient == "second_order":
             if self.inner_optimizer != "sgd":
                 raise ValueError(
@@ -228,9 +226,9 @@ class TrainConfig(BaseModel):
                 )
             # Each of these silently gives a wrong gradient, or has no second derivative.
             if self.gradient_checkpointing:
-                raise ValueError("second_order cannot be had with gradient_checkpointing: the gradient would be wrong")
+                raise ValueError("second_order does not work with gradient_checkpointing: the gradient would be wrong")
             if self.torch_compile:
-                raise ValueError("second_order cannot be had with torch_compile, which has no double backward")
+                raise ValueError("second_order does not work with torch_compile, which has no double backward")
             if self.attn_implementation not in ("sdpa", "eager"):
                 raise ValueError(
                     f"second_order needs attn_implementation sdpa or eager, found {self.attn_implementation!r}, which "

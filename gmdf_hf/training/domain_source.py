@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
@@ -44,3 +46,16 @@ class DomainSource(BaseModel):
         if unset := re.search(r"\$\{?(\w+)", expanded):
             raise ValueError(f"the path {path!r} needs the environment variable {unset[1]}, which is not set")
         return expanded
+
+
+def recipe_domains(recipe: Path) -> dict[str, Any]:
+    """Source and unseen domains of a recipe.
+
+    Raises:
+        ValueError: If the file cannot be read.
+    """
+    try:
+        content = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
+        return {**content.get("source_domains", {}), **content.get("unseen_domains", {})}
+    except (OSError, yaml.YAMLError, AttributeError) as error:
+        raise ValueError(f"the recipe {recipe} cannot be read: {' '.join(str(error).split())}") from error

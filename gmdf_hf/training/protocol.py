@@ -142,7 +142,7 @@ def read_yaml(path: Path, kind: type[BaseModel]) -> Any:
         return kind(**yaml.safe_load(path.read_text()))
     except OSError as error:
         known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
-        raise UserError(f"There is no {path.stem!r}; there are {known}.") from error
+        raise UserError(f"Unknown name {path.stem!r}, expected one of {known}.") from error
     except (yaml.YAMLError, ValidationError, TypeError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
 

@@ -279,5 +279,5 @@ def grown_model(detector: str, domain: str, attn_implementation: str) -> GMDFMod
         model = GMDFModel.from_pretrained(detector, attn_implementation=attn_implementation)
         add_domain(model, domain)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"The detector {detector!r} cannot be grown: {' '.join(str(error).split())}") from error
+        raise UserError(f"No domain can be added to {detector!r}: {' '.join(str(error).split())}") from error
     return model

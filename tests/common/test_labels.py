@@ -24,7 +24,7 @@ CASES = [str.lower, str.upper, str.title, str]
     "name",
     [*REAL_NAMES, "CelebDFv2_real", "nature", "FF-real", "DFDCP_Real", "ｒｅａｌ", "isReal", "REAL faces", "0: real"],
 )
-def test_real_names(name):
+def test_names_that_mean_real(name):
     assert class_of(name) == 0
 
 
@@ -44,7 +44,7 @@ def test_real_names(name):
         "genAI",
     ],
 )
-def test_fake_names(name):
+def test_names_that_mean_fake(name):
     assert class_of(name) == 1
 
 
@@ -68,7 +68,7 @@ def test_fake_names(name):
         "israel",
     ],
 )
-def test_names_that_say_nothing(name):
+def test_names_without_a_class(name):
     assert class_of(name) is None
 
 

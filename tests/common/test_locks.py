@@ -47,7 +47,7 @@ def test_a_killed_run_leaves_no_lock(tmp_path):
         pass
 
 
-def test_nothing_is_left_behind(tmp_path):
+def test_the_lock_is_removed(tmp_path):
     with locked_folder(tmp_path / "run"):
         assert list((tmp_path / "run").iterdir())
     assert list((tmp_path / "run").iterdir()) == []

@@ -17,7 +17,7 @@ def test_settings_are_written_first_and_compared_by_the_next(tmp_path):
     assert differences({"a": 1}, {"a": 1, "b": None}) == []
 
 
-def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path):
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     def stop(path):
         path.write_text("half")
         raise KeyboardInterrupt

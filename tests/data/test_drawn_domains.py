@@ -47,7 +47,7 @@ def test_a_video_does_not_depend_on_how_many_are_drawn():
 
 
 @pytest.mark.parametrize("name", DRAWN_DOMAINS)
-def test_rows_are_as_documented(name):
+def test_drawn_rows_have_the_documented_columns(name):
     rows = list(draw_domain(name, "validation", 6, 3))
     assert len(rows) == 18
     assert all(row["image"].size == (IMAGE_SIZE, IMAGE_SIZE) and row["image"].mode == "RGB" for row in rows)

@@ -30,7 +30,7 @@ def test_broken_images_are_skipped_and_listed_never_replaced(tmp_path):
     assert "pixel_values" not in collate(items[1:3])
 
 
-def test_odd_chances_mirror(tmp_path):
+def test_odd_random_numbers_mirror_the_picture(tmp_path):
     stripes = png([[0, 80, 160, 240]] * 4)
     write_parquet(tmp_path / "d", image=[{"bytes": stripes, "path": None}] * 8)
     reader = FrameReader([load_domain("d", "train", str(tmp_path / "d"))], GMDFImageProcessor.of_size(8))

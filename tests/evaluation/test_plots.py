@@ -42,7 +42,7 @@ def test_histograms_are_normalised_per_class():
 
 
 @pytest.mark.parametrize("panels", [1, 4, 5, 9])
-def test_panels_fit(panels, tmp_path):
+def test_every_domain_has_a_panel(panels, tmp_path):
     figure = plots.score_histograms({str(number): scores(number) for number in range(panels)}, 0.5)
     assert sum(axis.axison for axis in figure.axes) == panels
     plots.save(figure, tmp_path / "plot.png")

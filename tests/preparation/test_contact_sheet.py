@@ -16,6 +16,6 @@ def test_rows_are_videos_and_borders_say_the_class(tmp_path):
     assert colors == set(COLORS.values())
 
 
-def test_no_domain_is_said(tmp_path):
+def test_a_missing_domain_is_one_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no prepared domain"):
         contact_sheet(tmp_path)

@@ -86,7 +86,7 @@ def test_crop_is_the_followed_face_at_full_resolution():
     assert np.abs(crop[40:220, 40:220] - texture[10:190, 10:190]).mean() < 12  # up to the detector's own resolution
 
 
-def test_no_face_is_said_per_frame():
+def test_frames_without_a_face_are_reported():
     frame = Frame(0, 0.0, np.zeros((50, 50, 3), np.uint8))
     assert make_crops(lambda: [frame], lambda _: [], CropSettings()).lost == [(0, "no face")]
 

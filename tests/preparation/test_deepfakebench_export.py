@@ -35,7 +35,7 @@ def test_domain_goes_to_deepfakebench_and_back(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(first.path / first.members[0])), np.asarray(local[0]["image"]))
 
 
-def test_no_domain_is_said(tmp_path):
+def test_a_missing_domain_is_one_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no prepared domain"):
         export_deepfakebench(tmp_path, tmp_path / "bench", "X")
 

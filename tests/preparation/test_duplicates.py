@@ -21,7 +21,7 @@ def test_against_all_pairs():
     assert [d.pairs for d in found] == sorted((d.pairs for d in found), reverse=True)
 
 
-def test_flat_pictures_say_nothing():
+def test_flat_pictures_are_never_duplicates():
     flat = np.zeros(10, np.uint64)
     assert near_duplicates(flat, "a" * 10, ~flat, "b" * 10) == near_duplicates(flat, "a" * 10, flat, "b" * 10) == []
     assert near_duplicates(flat[:0], "", flat, "b" * 10) == []

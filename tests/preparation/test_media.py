@@ -48,7 +48,7 @@ def test_the_same_frames_come_whatever_their_number_and_whatever_the_file_is_cal
     np.testing.assert_array_equal(frame.pixels, every[-1].pixels)
 
 
-def test_red_is_red_in_either_matrix():
+def test_red_is_decoded_as_red_with_either_colour_matrix():
     for name in ("tagged_bt601.mp4", "tagged_bt709.mp4", "hd_untagged.mp4"):
         np.testing.assert_allclose(next(read_frames(MEDIA / name, 1)).pixels[32, 32], (200, 30, 30), atol=4)
 
@@ -153,7 +153,7 @@ def test_a_recording_joined_in_the_middle(tmp_path):
                 list(read_frames(path, 8))
 
 
-def test_hdr_is_toned_down(tmp_path):
+def test_hdr_is_tone_mapped(tmp_path):
     """Paper white of HLG (75 %) and PQ (58 %) is nearly white; a grey of a tenth of its light stays a grey."""
     from gmdf_hf.preparation.colors import HLG, PQ, _tone_map
 
@@ -164,7 +164,7 @@ def test_hdr_is_toned_down(tmp_path):
         assert abs(toned[1] - 255 * 0.1 ** (1 / 2.2)) < 25
 
 
-def test_heic_is_read_or_the_package_is_named(real_data):
+def test_heic_is_read_or_the_missing_package_is_named(real_data):
     path = real_data / "odd/pillow__hopper.heif"
     if "HEIF" in FORMATS:
         assert open_image(path).mode == "RGB"

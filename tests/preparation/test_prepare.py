@@ -93,7 +93,7 @@ def test_processes_and_a_second_call_change_no_byte(domain, data, tmp_path):
 
 
 @pytest.mark.parametrize("stopped", ["in the middle", "while finishing", "while cleaning up"])
-def test_stopped_work_goes_on_to_the_same_bytes(domain, data, tmp_path, monkeypatch, stopped):
+def test_resumed_work_ends_with_the_same_bytes(domain, data, tmp_path, monkeypatch, stopped):
     output = tmp_path / "domain"
     module, name = {
         "in the middle": (gmdf_hf.preparation.workers, "make_crops"),
@@ -120,7 +120,7 @@ def test_stopped_work_goes_on_to_the_same_bytes(domain, data, tmp_path, monkeypa
     assert digests(output) == digests(domain[0])
 
 
-def test_other_settings_do_not_mix(domain, data, tmp_path):
+def test_results_of_other_settings_are_refused(domain, data, tmp_path):
     with pytest.raises(WorkError, match="it was begun with size 32, now 64"):
         prepare(folder.list_records(data), domain[0], "mine", CropSettings(frames=5, size=64), "none")
     (tmp_path / "x/data").mkdir(parents=True)
@@ -225,7 +225,7 @@ def test_units_hold_one_split_and_every_record_once(data):
     assert make_units(list(records)) == units
 
 
-def test_part_is_not_made_twice(data, tmp_path):
+def test_a_finished_part_is_not_repeated(data, tmp_path):
     unit = make_units(folder.list_records(data).records)[0]
     job = Job(tmp_path, SETTINGS, "none", None)
     first = run_unit(unit, job)

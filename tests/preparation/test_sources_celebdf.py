@@ -52,7 +52,7 @@ def test_leak_unit_is_the_clip_of_the_target():
     assert group_of("YouTube-real", "00005") == "youtube_00005"
 
 
-def test_list_is_checked(tmp_path, video):
+def test_the_list_of_test_videos_is_checked(tmp_path, video):
     root = build(tmp_path / "celeb", video)
     file = root / "List_of_testing_videos.txt"
     good = file.read_text()

@@ -121,7 +121,7 @@ def test_written_index_reads_back(tmp_path):
         write_index(tmp_path / "roop.json", "roop", records, {"real": "roop_Real", "roop": "FF-real"})
 
 
-def test_strange_indices_are_refused(tmp_path):
+def test_invalid_indices_are_refused(tmp_path):
     path = tmp_path / "x.json"
     for content, message in (
         ("[]", "expected an object of data sets, found list"),

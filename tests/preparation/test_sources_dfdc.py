@@ -89,7 +89,7 @@ def test_preview(tmp_path, video):
     assert listing.left_out == [("method_A/28/28_C_0_1", "same group in test or validation")]
 
 
-def test_clear_errors(tmp_path, video):
+def test_error_messages_name_the_cause(tmp_path, video):
     with pytest.raises(SourceError, match="no DFDC release"):
         list_records(tmp_path)
     root = build_parts(tmp_path / "dfdc", video, [0])

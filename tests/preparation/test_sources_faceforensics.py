@@ -92,7 +92,7 @@ def test_dfd_is_split_by_the_person_shown(tmp_path, video):
     assert any("56 found, 363 in the official release" in note for note in listing.notes)
 
 
-def test_clear_errors(tmp_path, video):
+def test_error_messages_name_the_cause(tmp_path, video):
     with pytest.raises(SourceError, match=r"train\.json not found"):
         list_records(tmp_path)
     with pytest.raises(SourceError, match=r"methods \['Deepfake'\], expected some of Deepfakes"):

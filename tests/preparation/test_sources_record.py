@@ -19,7 +19,7 @@ def record(video_id, group, split):
     return Record(Path("x.mp4"), 0, "real", video_id, group, split)
 
 
-def test_hash_is_the_same_for_ever():
+def test_hash_is_stable_across_versions():
     assert hash_fraction("person_42") == pytest.approx(0.4113, abs=1e-4)
     shares = [hash_split(str(n)) for n in range(20_000)]
     assert shares.count("train") / 20_000 == pytest.approx(0.8, abs=0.01)
@@ -38,7 +38,7 @@ def test_leaks_are_refused():
         check_leaks([record("a", "g", "val")])
 
 
-def test_later_splits_win():
+def test_groups_in_several_splits_stay_in_the_latest():
     listing = Listing(
         [record("a", "g", "train"), record("b", "g", "validation"), record("c", "g", "test"), record("d", "h", "train")]
     )

@@ -31,7 +31,7 @@ def people(chosen, frames):
 STUDIO = scene(picture(100))
 
 
-def test_bystander_does_not_slip_in():
+def test_a_bystander_is_not_taken_for_the_person():
     # The bystander stands beside, and is alone in the picture for a while.
     frames = [[face(1, 100 + 5 * n, moment=n), face(2, 260, side=60, moment=n)] for n in range(20)]
     for n in (5, 6, 11):
@@ -42,14 +42,14 @@ def test_bystander_does_not_slip_in():
     assert people(follow(frames, [STUDIO] * 20), frames) == expected
 
 
-def test_false_hits_do_not_slip_in():
+def test_false_detections_are_not_taken_for_the_person():
     frames = [[face(1, 100, moment=n)] for n in range(12)]
     frames[3] = [face(7, 130, side=85, score=0.65)]  # at the same place, but it looks like something else
     frames[8] = [face(1, 100, moment=8), face(8, 300, side=200, score=0.62)]  # larger, for one frame
     assert people(follow(frames, [STUDIO] * 12), frames) == [0, 0, 0, None] + [0] * 8
 
 
-def test_somebody_else_in_the_same_place_behind_a_cut():
+def test_another_person_at_the_same_place_after_a_cut_is_another_person():
     frames = [[face(1 if n < 12 else 2, 100, moment=n)] for n in range(20)]
     scenes = [scene(picture(100 if n < 12 else 101)) for n in range(20)]
     assert is_cut(scenes[11], scenes[12]) and not is_cut(scenes[0], scenes[1])
@@ -62,7 +62,7 @@ def test_person_is_taken_up_again_after_another_shot():
     assert people(follow(frames, scenes), frames) == [0] * 8 + [None] * 4 + [0] * 8
 
 
-def test_larger_and_longer_wins():
+def test_the_larger_and_longer_visible_person_is_chosen():
     frames = [[face(2, 300, side=40, moment=n), face(1, 100, side=80, moment=n)] for n in range(10)]
     assert people(follow(frames, [STUDIO] * 10), frames) == [1] * 10
     frames = [
@@ -71,7 +71,7 @@ def test_larger_and_longer_wins():
     assert people(follow(frames, [STUDIO] * 10), frames) == [0] * 10
 
 
-def test_no_hop_to_a_larger_neighbour():
+def test_tracking_does_not_switch_to_a_larger_neighbour():
     frames = [[face(1, 100, moment=n), face(1, 150, side=84, score=0.95, moment=n)] for n in range(10)]
     chosen = people(follow(frames, [STUDIO] * 10), frames)
     assert chosen == [1] * 10
@@ -80,7 +80,7 @@ def test_no_hop_to_a_larger_neighbour():
     assert {candidate.face.center[0] for candidate in chosen} == {150}
 
 
-def test_everybody_is_followed_one_after_the_other():
+def test_people_are_tracked_one_after_the_other():
     frames = [[face(2, 300, side=40, moment=n), face(1, 100, side=80, moment=n)] for n in range(10)]
     frames[4].append(face(3, 500, side=20, moment=4))
     found = follow_all(frames, [STUDIO] * 10)
@@ -127,7 +127,7 @@ def test_following_is_that_of_a_plain_loop():
     assert follow(frames, [STUDIO] * 14) == expected
 
 
-def test_images_and_nothing():
+def test_single_pictures_and_no_frames():
     assert follow([], []) == []
     assert follow([[], []], [STUDIO] * 2) == [None, None]
     frames = [[face(2, 300, side=40), face(1, 100, side=80)]]

@@ -137,7 +137,7 @@ def test_a_run_leaves_all_that_is_needed_to_repeat_it(tmp_path):
         "hold_out",
     ],
 )
-def test_settings_run_and_learn_something(tmp_path, fields):
+def test_every_setting_runs_and_trains(tmp_path, fields):
     if fields.get("source_domains") == "three":
         sources = {name: write_domain(tmp_path / "more" / name, seed) for seed, name in enumerate(("x", "y", "w"))}
         fields = fields | {"source_domains": sources}

@@ -61,7 +61,7 @@ def test_errors_are_one_sentence(tmp_path):
         assert message in done.stderr and lines[-2].startswith("error: ") and lines[-1].startswith("hint: ")
 
 
-def test_missing_package_is_said(tmp_path):
+def test_missing_package_is_one_sentence(tmp_path):
     (tmp_path / "av.py").write_text("raise ImportError('No module named av', name='av')")
     environment = ENVIRONMENT | {"PYTHONPATH": f"{tmp_path}:{ENVIRONMENT['PYTHONPATH']}"}
     done = subprocess.run([sys.executable, str(SCRIPT)], env=environment, capture_output=True, text=True)
@@ -185,7 +185,7 @@ def test_ray_makes_the_same_domain(tmp_path):
     assert digests(tmp_path / "ray") == digests(tmp_path / "processes")
 
 
-def test_ray_that_is_not_installed_is_said(tmp_path):
+def test_missing_ray_is_one_sentence(tmp_path):
     if importlib.util.find_spec("ray"):
         pytest.skip("Ray is installed")
     data = build_folder(tmp_path / "mine", videos=1, images=1)

@@ -36,7 +36,7 @@ def test_broken_off_uploads_and_files_nobody_asks_about_go_by_age(uploads, tmp_p
     assert files(tmp_path) == {"tmpdef", "other", "other/face.png"}
 
 
-def test_other_types_go_at_once(uploads, tmp_path):
+def test_other_file_types_are_deleted_at_once(uploads, tmp_path):
     put(tmp_path, "hash/program.exe")
     put(tmp_path, "hash2/noname")
     put(tmp_path, "hash3/FACE.PNG")

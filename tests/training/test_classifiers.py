@@ -332,7 +332,7 @@ def oblong(folder: Path) -> None:
         (of_another_kind, "no image classifier of the model type 'bert'"),
         (with_code_of_its_own, "trust_remote_code"),
         (without_processor, "mage processor"),
-        (oblong, "makes no squares"),
+        (oblong, "makes no square images"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_used_is_one_sentence(change, message, tmp_path):

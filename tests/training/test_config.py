@@ -47,7 +47,7 @@ def test_a_bare_name_is_a_recipe_beside_the_default_one(tmp_path):
 
 
 @pytest.mark.parametrize("word", ["no", "off", "'no'"])
-def test_the_no_of_yaml_is_a_precision(tmp_path, word):
+def test_yaml_no_is_read_as_the_precision_no(tmp_path, word):
     recipe = write(tmp_path, mixed_precision="bf16")
     assert parse_command_line(["--recipe", str(recipe), "--mixed_precision", word], "", recipe).mixed_precision == "no"
     recipe.write_text(recipe.read_text().replace("bf16", word))
@@ -71,7 +71,7 @@ def test_held_out_domains_become_unseen(tmp_path):
         ({"warmup_steps": 5}, "warmup_steps needs another lr_scheduler than constant"),
         ({"push_to_hub": "name"}, "a repository is user/name, found 'name'"),
         ({"streaming": True}, "streaming needs steps_per_epoch"),
-        ({"train_tower": "none", "method": "linear_probe"}, "train_tower means nothing to linear_probe"),
+        ({"train_tower": "none", "method": "linear_probe"}, "train_tower has no effect with linear_probe"),
         ({"train_tower": "some"}, "found 'some'"),
         ({"meta_gradient": "second_order"}, "needs inner_optimizer sgd, found 'adam'"),
         ({**SECOND_ORDER, "gradient_checkpointing": True}, "the gradient would be wrong"),

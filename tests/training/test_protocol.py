@@ -199,7 +199,7 @@ def test_distortions_of_a_figure():
 
 
 def test_what_is_wrong_in_a_protocol_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="There is no 'table1'; there are fig4, fig7"):
+    with pytest.raises(UserError, match="Unknown name 'table1', expected one of fig4, fig7"):
         read_yaml(RECIPES / "protocols" / "table1.yaml", Protocol)
     (tmp_path / "odd.yaml").write_text(json.dumps({"title": "t", "rows": [], "settings": [], "figure": []}))
     with pytest.raises(UserError, match="odd"):

@@ -49,7 +49,7 @@ def save(folder: Path, step: int, parts, keep: int = 2, **fields) -> Path:
     return save_state(folder, Progress(step=step, **fields), model, optimizer, {"scheduler": scheduler}, {}, 8, keep)
 
 
-def test_learning_goes_on_as_if_nothing_had_happened(tmp_path):
+def test_resumed_training_equals_uninterrupted_training(tmp_path):
     straight = make()
     learn(*straight, steps=7)
     first, second = make(), make(seed=1)
