@@ -16,6 +16,7 @@ from typing import Any
 
 import gradio
 from PIL import Image
+from starlette.middleware import Middleware
 
 from gmdf_hf.common.images import SUFFIXES as IMAGE_SUFFIXES
 from gmdf_hf.evaluation.training_data import describe_training
@@ -25,7 +26,7 @@ from gmdf_hf.serving.inputs import INPUT_ERRORS, is_url, open_input
 from gmdf_hf.serving.isolated import IsolatedReader
 from gmdf_hf.serving.overlays import draw_faces, overlay
 from gmdf_hf.serving.pipeline import DeepfakeDetectionPipeline
-from gmdf_hf.serving.uploads import UploadFolder
+from gmdf_hf.serving.uploads import UploadDeadline, UploadFolder
 
 MAX_UPLOAD = "100mb"
 MAX_SECONDS = 20  # for reading one picture or the frames of one video
@@ -33,6 +34,7 @@ MAX_WAITING = 20  # visitors processed or waiting; Gradio queues as many more an
 NUM_FRAMES = 16
 SHOWN_SIDE = 720  # pixels of the longer side of a picture in the answer
 DELETE_AFTER = 20.0  # seconds between an answer and the deletion of its file
+UPLOAD_SECONDS = 120.0  # for a whole upload
 FORGET_AFTER = 60.0  # seconds between the last byte of an unused upload and its deletion
 MAX_UPLOADS = 2 * 2**30  # total bytes of all uploads
 UPLOADS = "GRADIO_TEMP_DIR"  # Gradio's variable for the folder of uploads
@@ -218,6 +220,7 @@ def settings(host: str, port: int | None) -> dict[str, Any]:
         "share": False,
         "footer_links": [],
         "run_history": False,
+        "app_kwargs": {"middleware": [Middleware(UploadDeadline, seconds=UPLOAD_SECONDS)]},
     }
 
 
