@@ -79,17 +79,18 @@ class GMDFBackboneModel(GMDFModel):
         pixel_values: torch.Tensor,
         bool_masked_pos: torch.Tensor | None = None,
         domain_ids: torch.Tensor | None = None,
-        active_experts: Sequence[int] | None = None,
+        active_experts: torch.Tensor | Sequence[int] | None = None,
         **kwargs,
     ) -> tuple[BaseModelOutputWithPooling, torch.Tensor | None]:
         """Return image features before the projection, as `GMDFModel.encode_images`."""
         mask_token = None if bool_masked_pos is None else self.mim_head.mask_token
-        route = Route(self.domain_prompts, domain_ids, active_experts, bool_masked_pos, mask_token)
+        wants_shares = bool(kwargs.get("output_expert_weights"))
+        route = Route(self.domain_prompts, domain_ids, active_experts, wants_shares, bool_masked_pos, mask_token)
         attentions = {"output_attentions": True} if kwargs.get("output_attentions") else {}
         vision, patches = self.backbone_experts.run(self.vision_model, pixel_values, route, **attentions)
         if kwargs.get("output_hidden_states"):
             vision["hidden_states"] = tuple(route.states)
-        if kwargs.get("output_expert_weights"):
+        if wants_shares:
             vision["expert_weights"] = tuple(route.shares)
         return vision, patches
 

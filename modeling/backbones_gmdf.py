@@ -39,6 +39,7 @@ class Route:
         prompts: Prompt vectors of the domains, shape `(E, M)`.
         domain_ids: Expert of each image, shape `(B,)`; None aggregates.
         active_experts: Experts the aggregated route may use.
+        output_shares: Collect the experts' shares.
         mask: True for masked patches, shape `(B, patches)`.
         mask_token: Embedding that replaces a masked patch, shape `(D,)`.
         shares: Each expert's share at each site, each `(B, E)`.
@@ -48,7 +49,8 @@ class Route:
 
     prompts: torch.Tensor
     domain_ids: torch.Tensor | None = None
-    active_experts: Sequence[int] | None = None
+    active_experts: torch.Tensor | Sequence[int] | None = None
+    output_shares: bool = False
     mask: torch.Tensor | None = None
     mask_token: torch.Tensor | None = None
     shares: list[torch.Tensor] = field(default_factory=list)
@@ -177,6 +179,14 @@ class BackboneExperts(nn.Module):
         # Class and register tokens come before those of the patches.
         return vision, None if patches is None else tokens[:, -patches:]
 
+    def _of_site(self, number: int, tokens: torch.Tensor, bias: torch.Tensor, route: Route) -> torch.Tensor:
+        """The experts' part at a site, for normalised tokens of shape `(B, T, D)`."""
+        choice = route.domain_ids, route.active_experts, route.output_shares
+        part, shares = self.experts[number](tokens, bias, route.prompts, *choice)
+        if shares is not None:
+            route.shares.append(shares)
+        return part
+
     def _after_feed_forward(
         self, number: int, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
     ) -> torch.Tensor | None:
@@ -186,8 +196,7 @@ class BackboneExperts(nn.Module):
         normed, bias = args[0], getattr(self._norms[number], "bias", None)
         bias = normed.new_zeros(normed.shape[-1]) if bias is None else bias
         tokens = normed.flatten(1, -2)  # some blocks keep rows and columns apart
-        part, shares = self.experts[number](tokens, bias, route.prompts, route.domain_ids, route.active_experts)
-        route.shares.append(shares)
+        part = self._of_site(number, tokens, bias, route)
         return output + part.view(normed.shape).to(output.device)
 
     def _after_stage(
@@ -199,8 +208,7 @@ class BackboneExperts(nn.Module):
         tokens = output.flatten(2).transpose(1, 2)
         normed = layer_norm(tokens, tokens.shape[-1:])
         bias = normed.new_zeros(normed.shape[-1])
-        part, shares = self.experts[number](normed, bias, route.prompts, route.domain_ids, route.active_experts)
-        route.shares.append(shares)
+        part = self._of_site(number, normed, bias, route)
         route.states.append(output + part.transpose(1, 2).view(output.shape).to(output.device))
         return route.states[-1]
 

@@ -73,12 +73,12 @@ class DomainInformationLayer(nn.Module):
         gain = self.gains(prompts)
         bias = norm_bias * (1 - gain)
         if self.variant == "affine_bias":
-            bias = bias + torch.einsum("edm,em->ed", self.shift_weight, prompts) + self.shift_bias
+            bias = bias + _of_prompts(self.shift_weight, self.shift_bias, prompts)
         return gain, bias, None, None
 
     def gains(self, prompts: torch.Tensor) -> torch.Tensor:
         """``1 + h(p)`` of the affine variants, shape `(E, D)`."""
-        return 1 + torch.einsum("edm,em->ed", self.gain_weight, prompts) + self.gain_bias
+        return 1 + _of_prompts(self.gain_weight, self.gain_bias, prompts)
 
     def _attend(self, normed: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
         """Attention of the image's tokens to every domain's prompt tokens, before the output projection.
@@ -94,6 +94,11 @@ class DomainInformationLayer(nn.Module):
         queries = torch.einsum("btd,emd->btem", normed, self.query_weight)
         scores = torch.einsum("btem,ekm->btek", queries, tokens) * tokens.shape[-1] ** -0.5
         return torch.einsum("btek,ekm->btem", scores.softmax(-1), tokens)
+
+
+def _of_prompts(weight: torch.Tensor, bias: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+    """``W_e p_e + b_e`` for each expert, shape `(E, D)`."""
+    return torch.baddbmm(bias[..., None], weight, prompts[..., None])[..., 0]
 
 
 class DomainExperts(nn.Module):
@@ -159,97 +164,98 @@ class DomainExperts(nn.Module):
         norm_bias: torch.Tensor,
         prompts: torch.Tensor,
         domain_ids: torch.Tensor | None = None,
-        active_experts: Sequence[int] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the experts' part of the block's output, and each expert's share of it.
+        active_experts: torch.Tensor | Sequence[int] | None = None,
+        output_shares: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the experts' part of the block's output, and on request each expert's share of it.
 
         Args:
             normed: The block's normalised input ``LayerNorm(x)``, shape `(B, T, D)`.
             norm_bias: `beta` of that LayerNorm, shape `(D,)`.
             prompts: Prompt vectors of the domains, shape `(E, M)`.
             domain_ids: Expert of each image, shape `(B,)`; None aggregates the active experts (Eq. 5-6).
-            active_experts: Experts the aggregated route may use; None for all.
+            active_experts: Experts the aggregated route may use; None for all. A tensor on the model's device saves a
+                copy to it in every block.
+            output_shares: Compute the shares.
 
         Returns:
-            The tensor of shape `(B, T, D)` to add to the shared feed-forward output, and each expert's share of it,
-            shape `(B, E)`, rows summing to 1 (see `_aggregate`).
+            The tensor of shape `(B, T, D)` to add to the shared feed-forward output; and each expert's share of it,
+            shape `(B, E)`, rows summing to 1 (see `_aggregate`), or None.
         """
         gain, bias, answer, projection = self.dil(normed, norm_bias, prompts)
         # DIL and down projection are both linear, so they are one product: W (z * gain + bias) = (W * gain) z + W bias.
         down_weight = self.down_weight * gain[:, None]
-        down_bias = self.down_bias + torch.einsum("erd,ed->er", self.down_weight, bias)
+        down_bias = torch.baddbmm(self.down_bias[:, None], bias[:, None], self.down_weight.transpose(1, 2))  # (E, 1, R)
+        alpha = (self.scale * self.alpha)[:, None, None]
+        up_weight, up_bias = alpha * self.up_weight, alpha * self.up_bias[:, None]
+        if projection is not None:
+            projection = torch.bmm(self.down_weight, projection)  # (E, R, m)
+        weights = [down_bias, down_weight, up_bias, up_weight]
         if domain_ids is not None:
             # The gradient of `index_select` is far cheaper than that of indexing.
-            of_images = [tensor.index_select(0, domain_ids) for tensor in (down_bias[:, None], down_weight)]
-            hidden = torch.baddbmm(of_images[0], normed, of_images[1].transpose(1, 2))  # (B, T, R)
-            if answer is not None:
+            down_bias, down_weight, up_bias, up_weight = [weight.index_select(0, domain_ids) for weight in weights]
+            hidden = torch.baddbmm(down_bias, normed, down_weight.transpose(1, 2))  # (B, T, R)
+            if answer is not None and projection is not None:
                 own = answer[torch.arange(len(normed), device=normed.device), :, domain_ids]
-                output = torch.einsum("erd,edm->erm", self.down_weight, projection)
-                hidden = hidden + torch.bmm(own, output.index_select(0, domain_ids).transpose(1, 2))
-            alpha = self.scale * self.alpha
-            up_weight, up_bias = alpha[:, None, None] * self.up_weight, alpha[:, None] * self.up_bias
-            of_images = [tensor.index_select(0, domain_ids) for tensor in (up_bias[:, None], up_weight)]
-            views = torch.baddbmm(of_images[0], self.activation_fn(hidden), of_images[1].transpose(1, 2))
-            return views, nn.functional.one_hot(domain_ids, len(self.alpha)).to(views.dtype)
+                hidden = hidden + torch.bmm(own, projection.index_select(0, domain_ids).transpose(1, 2))
+            part = torch.baddbmm(up_bias, self.activation_fn(hidden), up_weight.transpose(1, 2))
+            shares = nn.functional.one_hot(domain_ids, len(self.alpha)).to(part.dtype) if output_shares else None
+            return part, shares
 
+        active = None if active_experts is None else torch.as_tensor(active_experts, device=normed.device)
+        if active is not None:
+            down_bias, down_weight, up_bias, up_weight = [weight.index_select(0, active) for weight in weights]
+            answer = None if answer is None else answer.index_select(2, active)
+            projection = None if projection is None else projection.index_select(0, active)
         hidden = nn.functional.linear(normed, down_weight.flatten(0, 1), down_bias.flatten())
-        hidden = hidden.unflatten(-1, down_bias.shape)  # (B, T, E, R)
-        if answer is not None:
-            output = torch.einsum("erd,edm->erm", self.down_weight, projection)
-            hidden = hidden + torch.einsum("btem,erm->bter", answer, output)
-        return self._aggregate(self.activation_fn(hidden), active_experts)
+        hidden = hidden.unflatten(-1, down_weight.shape[:2])  # (B, T, E, R)
+        if answer is not None and projection is not None:
+            hidden = hidden + torch.einsum("btem,erm->bter", answer, projection)
+        by_expert = self.activation_fn(hidden).flatten(0, 1).transpose(0, 1)  # (E, B T, R)
+        views = torch.baddbmm(up_bias, by_expert, up_weight.transpose(1, 2)).transpose(0, 1)  # (B T, E, D)
+        part, weights_of_views = self._aggregate(views)
+        shares = self._shares(views, weights_of_views, len(normed), active) if output_shares else None
+        return part.view(normed.shape), shares
 
-    def _aggregate(
-        self, hidden: torch.Tensor, active_experts: Sequence[int] | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute Eq. 5-6 without materialising the E views (expert outputs) of each token.
-
-        A view is linear in its bottleneck activation with a 1 appended, ``V_e = U_e a_e``. So
-        ``V_i . V_j = a_i^T (U_i^T U_j) a_j`` needs only the Gram matrix of the up-projections, and a weighted sum of
-        views is one product.
-
-        An expert's share is the mean over tokens of ``w_e |V_e|`` divided by the sum over all experts; shares are equal
-        if all outputs are 0.
+    def _aggregate(self, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention of a token's views to each other, reduced over the experts (Eq. 5-6).
 
         Args:
-            hidden: Activated bottlenecks, shape `(B, T, E, R)`.
-            active_experts: Experts that take part; None for all.
+            views: Outputs V of the active experts, shape `(N, E, D)`.
 
         Returns:
-            The reduced views, shape `(B, T, D)`, and the experts' shares, shape `(B, E)`, 0 for inactive experts.
+            The reduced views, shape `(N, D)`, and the weight of each view in them, shape `(N, E)`.
         """
-        alpha = self.scale * self.alpha[:, None, None]
-        up = torch.cat([self.up_weight.transpose(1, 2), self.up_bias[:, None]], 1) * alpha
-        active = None if active_experts is None else torch.as_tensor(active_experts, device=hidden.device)
-        if active is not None:
-            hidden, up = hidden.index_select(2, active), up.index_select(0, active)
-        experts, size, width = up.shape  # E, R + 1, D
-        codes = torch.cat([hidden, torch.ones_like(hidden[..., :1])], -1)  # (B, T, E, R + 1)
-        up = up.flatten(0, 1)
         # Dot products of views overflow half precision.
-        with torch.autocast(hidden.device.type, enabled=False):
-            wide_codes, wide_up = at_least_single(codes), at_least_single(up)
-            gram = (wide_up @ wide_up.T).unflatten(0, (experts, size))  # (E, R + 1, E (R + 1))
-            # V_i . V_j for i <= j, and both halves of the symmetric matrix from them.
-            pairs = []
-            for j in range(experts):
-                product = (wide_codes[:, :, j] @ gram[j, :, : (j + 1) * size]).unflatten(-1, (j + 1, size))
-                pairs.append((product * wide_codes[:, :, : j + 1]).sum(-1))
-        places = [max(i, j) * (max(i, j) + 1) // 2 + min(i, j) for i in range(experts) for j in range(experts)]
-        scores = torch.cat(pairs, -1)[..., places].unflatten(-1, (experts, experts))
-        weights = (scores * width**-0.5).softmax(-1).sum(-2)  # row i attends to j; the rows are then summed
-        if self.aggregation == "mean":
-            weights = weights / experts
-        aggregated = (codes * weights[..., None].to(codes.dtype)).flatten(2) @ up.to(codes.dtype)
+        with torch.autocast(views.device.type, enabled=False):
+            wide = at_least_single(views)
+            scores = torch.bmm(wide, wide.transpose(1, 2)) * wide.shape[-1] ** -0.5
+            weights = scores.softmax(-1).sum(1)  # row i attends to j; the rows are then summed
+            if self.aggregation == "mean":
+                weights = weights / weights.shape[-1]
+            return torch.bmm(weights[:, None].to(views.dtype), views)[:, 0], weights
 
-        with torch.no_grad():
-            norms = scores.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
-            shares = (weights * norms).mean(1)
-            total = shares.sum(-1, keepdim=True)
-            shares = torch.where(total > 0, shares / total.where(total > 0, 1), 1 / experts)
-            if active is not None:
-                shares = shares.new_zeros(len(shares), len(self.alpha)).index_copy(1, active, shares)
-        return aggregated, shares.to(hidden.dtype)
+    @torch.no_grad()
+    def _shares(
+        self, views: torch.Tensor, weights: torch.Tensor, batch_size: int, active: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Share of each expert in the experts' part: the mean over tokens of ``w_e |V_e|``, divided by its sum over e.
+
+        Args:
+            views: Outputs of the active experts, shape `(B T, E, D)`.
+            weights: Weight of each view, shape `(B T, E)`.
+            batch_size: Number of images B.
+            active: The active experts; None for all.
+
+        Returns:
+            Shape `(B, E)`, 0 for inactive experts; equal shares if all outputs are 0.
+        """
+        shares = (weights * at_least_single(views).norm(dim=-1)).unflatten(0, (batch_size, -1)).mean(1)
+        total = shares.sum(-1, keepdim=True)
+        shares = torch.where(total > 0, shares / total.where(total > 0, 1), 1 / shares.shape[-1])
+        if active is not None:
+            shares = shares.new_zeros(len(shares), len(self.alpha)).index_copy(1, active, shares)
+        return shares.to(views.dtype)
 
 
 def check_routing(

@@ -186,15 +186,17 @@ class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
         if unknown := sorted(set(kwargs) - FORWARD_OPTIONS):
             raise TypeError(f"GMDFModel takes no {unknown[0]!r}; besides its arguments, {sorted(FORWARD_OPTIONS)}.")
         check_routing(self.config.domains, pixel_values.shape[0], domain_ids, active_experts)
+        # One copy to the device, not one in every block.
+        active = None if active_experts is None else torch.as_tensor(active_experts, device=pixel_values.device)
         if bool_masked_pos is not None and self.config.slim:
             raise ValueError("The slim form of a checkpoint has no masked-image head: load the full form for masks.")
-        vision, patches = self.encode_images(pixel_values, bool_masked_pos, domain_ids, active_experts, **kwargs)
+        vision, patches = self.encode_images(pixel_values, bool_masked_pos, domain_ids, active, **kwargs)
         projected = self.visual_projection(vision.pooler_output)
         sentences = self.class_features() if prompt_ids is None else self.encode_prompts(prompt_ids)
         # Decision D19: cosines and temperature in half precision would give many images the same score.
         with torch.autocast(projected.device.type, enabled=False):
             image_embeds = normalize(at_least_single(projected), dim=-1)
-            text_embeds = self.text_affine(sentences, self.domain_prompts, domain_ids, active_experts)
+            text_embeds = self.text_affine(sentences, self.domain_prompts, domain_ids, active)
             text_embeds = text_embeds.expand(len(image_embeds), -1, -1)
             cosines = torch.einsum("bp,bcp->bc", image_embeds, text_embeds)
             logits = self.logits_of(cosines)
@@ -219,7 +221,7 @@ class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
         pixel_values: torch.Tensor,
         bool_masked_pos: torch.Tensor | None = None,
         domain_ids: torch.Tensor | None = None,
-        active_experts: Sequence[int] | None = None,
+        active_experts: torch.Tensor | Sequence[int] | None = None,
         **kwargs,
     ) -> tuple[BaseModelOutputWithPooling, torch.Tensor | None]:
         """Return image features before the projection; the arguments are those of `forward`.

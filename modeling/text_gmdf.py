@@ -39,7 +39,7 @@ class DomainTextAffine(nn.Module):
         text_embeds: torch.Tensor,
         prompts: torch.Tensor,
         domain_ids: torch.Tensor | None = None,
-        active_experts: Sequence[int] | None = None,
+        active_experts: torch.Tensor | Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Return the class features that images are compared with, in single precision or higher (decision D19).
 

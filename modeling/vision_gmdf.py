@@ -124,14 +124,16 @@ class GMDFVisionLayer(CLIPEncoderLayer):
         attention_mask: torch.Tensor | None = None,
         domain_prompts: torch.Tensor | None = None,
         domain_ids: torch.Tensor | None = None,
-        active_experts: Sequence[int] | None = None,
+        active_experts: torch.Tensor | Sequence[int] | None = None,
+        output_expert_weights: bool = False,
         **kwargs,
     ) -> torch.Tensor:
         """Map tokens of shape `(B, T, D)` to the same shape (see `DomainExperts` for the routing arguments)."""
         attended, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask=attention_mask, **kwargs)
         hidden_states = hidden_states + attended
         normed, norm_bias = self.layer_norm2(hidden_states)
-        expert_part, _ = self.experts(normed, norm_bias, domain_prompts, domain_ids, active_experts)
+        route = domain_ids, active_experts, output_expert_weights
+        expert_part, _ = self.experts(normed, norm_bias, domain_prompts, *route)
         return hidden_states + self.mlp(normed) + expert_part
 
 

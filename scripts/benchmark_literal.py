@@ -19,27 +19,24 @@ from gmdf_hf.modeling.experts_gmdf import DomainExperts
 from gmdf_hf.training.image_tokenizer import GMDFImageTokenizer
 
 
-def views_attended(
-    experts: DomainExperts, hidden: torch.Tensor, active: Sequence[int] | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Explicit Eq. 5-6: the views V `(B, T, E, D)` of every token, ``softmax(V V^T / sqrt(D)) V``, and their mean.
+def views_attended(experts: DomainExperts, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eq. 5-6 to the letter: every view's attention to all, ``softmax(V V^T / sqrt(D)) V``, and then their mean.
 
-    Replaces `DomainExperts._aggregate` and returns the same values.
+    Replaces `DomainExperts._aggregate`, which reduces the attention before it multiplies, and returns the same values.
     """
-    chosen = list(range(len(experts.alpha))) if active is None else list(active)
-    views = torch.einsum("bter,edr->bted", hidden[:, :, chosen], experts.up_weight[chosen]) + experts.up_bias[chosen]
-    views = views * experts.alpha[chosen, None]
     attention = (views @ views.transpose(-1, -2) * views.shape[-1] ** -0.5).softmax(-1)
-    reduced = getattr(attention @ views, experts.aggregation)(dim=2)
-    return reduced, hidden.new_full((len(hidden), len(experts.alpha)), 1 / len(experts.alpha))
+    reduced = getattr(attention @ views, experts.aggregation)(dim=1)
+    return reduced, getattr(attention, experts.aggregation)(dim=1)
 
 
 def frechet(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Eq. 8 from the eigenvalues of the product of the covariances."""
-    covariances = [torch.cov(features.float().T) for features in (source, target)]
-    root = torch.linalg.eigvals(covariances[0] @ covariances[1]).sqrt().real.sum()
-    between_means = (source.float().mean(0) - target.float().mean(0)).square().sum()
-    return between_means + covariances[0].trace() + covariances[1].trace() - 2 * root
+    with torch.autocast(source.device.type, enabled=False):  # eigenvalues need single precision
+        source, target = source.float(), target.float()
+        covariances = [torch.cov(features.T) for features in (source, target)]
+        root = torch.linalg.eigvals(covariances[0] @ covariances[1]).sqrt().real.sum()
+        between_means = (source.mean(0) - target.mean(0)).square().sum()
+        return between_means + covariances[0].trace() + covariances[1].trace() - 2 * root
 
 
 def literal_iteration(

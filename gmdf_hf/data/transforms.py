@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageFilter, ImageStat
 
 AugmentName = Literal["none", "standard"]
+GREY = (0.299, 0.587, 0.114)  # weights of red, green and blue in the grey value (ITU-R BT.601)
 
 
 class Transform(Protocol):
@@ -41,13 +42,19 @@ class Light:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """Change the light of a picture."""
+        brightness, contrast, saturation, gains = 1.0, 1.0, 1.0, np.ones(3)
         if rng.random() < self.probability:
-            for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-                image = enhance(image).enhance(1 + rng.uniform(-self.change, self.change))
+            brightness, contrast, saturation = 1 + rng.uniform(-self.change, self.change, size=3)
         if rng.random() < self.probability:
             gains = 1 + rng.uniform(-self.tint, self.tint, size=3)
-            image = Image.fromarray((np.asarray(image) * gains).clip(0, 255).round().astype(np.uint8))
-        return image
+        if brightness == contrast == saturation == 1 and (gains == 1).all():
+            return image
+        # All changes are affine in the colour, so they are one map, which Pillow applies in C.
+        grey = np.asarray(GREY) @ ImageStat.Stat(image).mean
+        saturate = saturation * np.eye(3) + (1 - saturation) * np.asarray([GREY] * 3)
+        matrix = gains[:, None] * brightness * contrast * saturate
+        offset = gains * brightness * (1 - contrast) * grey
+        return image.convert("RGB", tuple(np.column_stack([matrix, offset]).flatten().tolist()))
 
 
 @dataclass(frozen=True)

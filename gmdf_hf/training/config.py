@@ -91,7 +91,10 @@ class TrainConfig(BaseModel):
     )
     mim_weight: float = Field(1.0, ge=0, description="Weight of L_mim in Eq. 11.")
     source_weight: float = Field(
-        0.0, ge=0, description="Weight of the source domains' own loss in the objective of theta_O (decision D16)."
+        0.0,
+        ge=0,
+        description="Weight of the source domains' loss, on the aggregated route, in the objective of theta_O "
+        "(decision D16).",
     )
     meta_gradient: Literal["first_order", "second_order"] = Field(
         "first_order",

@@ -52,6 +52,9 @@ class ExpertSGD:
 class ExpertAdam(ExpertSGD):
     """Adam, the paper's optimizer, with separate moments and step count per domain.
 
+    All of theta_E is one matrix with a row per domain: a few operations instead of a dozen for each of its tensors,
+    which on a GPU would take longer to start than to run.
+
     Args:
         learning_rate: Step size beta.
         max_grad_norm: Bound on the norm of each domain's gradient; None for none.
@@ -62,14 +65,14 @@ class ExpertAdam(ExpertSGD):
     def prepare(self, parameters: Mapping[str, torch.Tensor]) -> None:
         """Allocate the moments of these parameters."""
         first = next(iter(parameters.values()))
-        self.steps = torch.zeros(len(first), device=first.device)
-        self.means = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-        self.squares = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+        width = sum(parameter[0].numel() for parameter in parameters.values())
+        self.steps = torch.zeros(len(first), 1, device=first.device)
+        self.mean = torch.zeros(len(first), width, dtype=first.dtype, device=first.device)
+        self.square = torch.zeros_like(self.mean)
 
     def state(self) -> Tensors:
         """Tensors that a resumed run needs; updated in place."""
-        means = {f"mean.{name}": value for name, value in self.means.items()}
-        return {"steps": self.steps, **means, **{f"square.{name}": value for name, value in self.squares.items()}}
+        return {"steps": self.steps, "mean": self.mean, "square": self.square}
 
     @torch.no_grad()
     def updated(
@@ -78,24 +81,24 @@ class ExpertAdam(ExpertSGD):
         """Take one step; see `ExpertSGD.updated`. The moments change in place."""
         mean_decay, square_decay = self.betas
         rows = torch.as_tensor(domains, device=self.steps.device)
-        self.steps[rows] += 1
-        steps = self.steps[rows]
-        step_sizes = self.learning_rate / (1 - mean_decay**steps)
-        corrections = (1 - square_decay**steps).sqrt()
-        new = {}
-        gradients = clipped(gradients, self.max_grad_norm)
-        for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
-            shape = (-1, *[1] * (parameter.ndim - 1))
-            of_domains = gradient[rows]
-            mean = self.means[name][rows].lerp_(of_domains, 1 - mean_decay)
-            square = (
-                self.squares[name][rows].mul_(square_decay).addcmul_(of_domains, of_domains, value=1 - square_decay)
-            )
-            self.means[name][rows], self.squares[name][rows] = mean, square
-            denominator = square.sqrt_().div_(corrections.to(square).view(shape)).add_(self.eps)
-            step = mean.div_(denominator).mul_(step_sizes.to(mean).view(shape))
-            new[name] = parameter.detach().clone().index_add_(0, rows, step, alpha=-1)
-        return new
+        gradient = clipped([_rows(gradients)], self.max_grad_norm)[0].index_select(0, rows)
+        steps = self.steps.index_select(0, rows) + 1
+        mean = self.mean.index_select(0, rows).lerp_(gradient, 1 - mean_decay)
+        square = self.square.index_select(0, rows).mul_(square_decay)
+        square.addcmul_(gradient, gradient, value=1 - square_decay)
+        for state, value in ((self.steps, steps), (self.mean, mean), (self.square, square)):
+            state.index_copy_(0, rows, value)
+        denominator = square.sqrt_().div_((1 - square_decay**steps).sqrt()).add_(self.eps)
+        step = mean.div_(denominator).mul_(self.learning_rate / (1 - mean_decay**steps))
+        new = _rows(list(parameters.values())).index_add_(0, rows, step, alpha=-1)
+        pieces = new.split([parameter[0].numel() for parameter in parameters.values()], dim=1)
+        shapes = zip(parameters.items(), pieces, strict=True)
+        return {name: piece.reshape(parameter.shape) for (name, parameter), piece in shapes}
+
+
+def _rows(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """A new matrix with a row per domain, of tensors whose first dimension is the domain."""
+    return torch.cat([tensor.detach().reshape(len(tensor), -1) for tensor in tensors], 1)
 
 
 def clipped(gradients: Sequence[torch.Tensor], max_norm: float | None) -> Sequence[torch.Tensor]:

@@ -54,36 +54,27 @@ def update_experts(
     loss: torch.Tensor,
     optimizer: ExpertSGD,
     domains: Sequence[int],
-    shared_weight: float = 0.0,
     second_order: bool = False,
     scale: float | torch.Tensor = 1,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Eq. 10: one step of theta_E along the gradient of `loss`.
-
-    theta_O gets no gradients here, unless `shared_weight` adds the meta-train loss to its objective (decision D16).
-    These are stored in `.grad`, to which the outer step adds its own.
+    """Eq. 10: one step of theta_E along the gradient of `loss`; theta_O gets no gradient here.
 
     Args:
         model: The detector; its parameters are not modified.
         loss: Value of `inner_loss`.
         optimizer: Inner optimizer.
         domains: The meta-train domains.
-        shared_weight: Factor on the gradient of theta_O in `.grad`; 0 for none.
         second_order: Keep the graph of the update, so that the outer step differentiates through it.
-        scale: Loss scale against underflow in half precision. The gradients in `.grad` stay scaled.
+        scale: Loss scale against underflow in half precision.
 
     Returns:
         theta_E' by name, equal on all processes; and whether its gradient was finite. With a `scale`, a non-finite
         gradient is replaced by 0, and the caller must undo the whole iteration, as a gradient scaler does.
     """
     experts = model.expert_parameters()
-    shared = list(model.shared_parameters().values()) if shared_weight else []
-    inputs = [*experts.values(), *shared]
+    inputs = list(experts.values())
     gradients = torch.autograd.grad(loss * scale, inputs, create_graph=second_order, allow_unused=True)
-    for parameter, gradient in zip(shared, gradients[len(experts) :], strict=True):
-        if gradient is not None:
-            parameter.grad = gradient.detach() * shared_weight
-    unused = zip(experts.values(), gradients, strict=False)
+    unused = zip(inputs, gradients, strict=True)
     of_experts = sum_over_processes([torch.zeros_like(p) if gradient is None else gradient for p, gradient in unused])
     finite = torch.ones((), dtype=torch.bool)
     if isinstance(scale, torch.Tensor):
@@ -95,8 +86,8 @@ def update_experts(
 @torch.no_grad()
 def keep_experts(model: GMDFModel, experts: Mapping[str, torch.Tensor]) -> None:
     """Write theta_E' into the model (decision D9: the update of Eq. 10 is permanent)."""
-    for name, parameter in model.expert_parameters().items():
-        parameter.copy_(experts[name])
+    current = model.expert_parameters()
+    torch._foreach_copy_(list(current.values()), [experts[name] for name in current])
 
 
 def outer_losses(
@@ -107,6 +98,7 @@ def outer_losses(
     alignment: Alignment | None,
     all_experts: bool = False,
     experts: Mapping[str, torch.Tensor] | None = None,
+    with_sources: bool = False,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """The three losses of Eq. 11 on the meta-test images, at the updated experts.
 
@@ -122,26 +114,40 @@ def outer_losses(
         alignment: Computes L_sis; None omits it.
         all_experts: Include the meta-test domain's own expert.
         experts: theta_E' that replaces the model's own, for a gradient through the update.
+        with_sources: Also compute L_cls of the meta-train images on the same aggregated route (decision D16), in the
+            same pass.
 
     Returns:
-        `classification`, optionally `alignment` and `masked_image`; and the features of all images `(B, P)`.
+        `classification`, optionally `alignment`, `masked_image` and `aggregated_source`, the mean over the meta-train
+        domains; and the features of all images `(B, P)`.
         `classification` and `masked_image` are this process's share, to be summed over processes; `alignment` covers
         the features of all processes and is equal on each.
     """
     rows = episode.target
     images = pixel_values = episode.pixel_values[rows]
     prompts = None if episode.prompt_ids is None else episode.prompt_ids[rows]
-    mask, count = None, len(images)
+    mask, count, sources = None, len(images), episode.source
     if image_tokenizer is not None:
         if episode.mask is None:
             raise ValueError("L_mim needs an episode with a mask, found None.")
         mask = torch.cat([torch.zeros_like(episode.mask), episode.mask])
         pixel_values = torch.cat([images, images])
         prompts = None if prompts is None else torch.cat([prompts, prompts])
+    if with_sources:
+        pixel_values = torch.cat([pixel_values, episode.pixel_values[sources]])
+        if mask is not None:
+            unmasked = mask.new_zeros(len(pixel_values) - len(mask), mask.shape[1])
+            mask = torch.cat([mask, unmasked])
+        if prompts is not None and episode.prompt_ids is not None:
+            prompts = torch.cat([prompts, episode.prompt_ids[sources]])
     active = None if all_experts else episode.source_domains
     output = _run(model, experts, pixel_values, bool_masked_pos=mask, prompt_ids=prompts, active_experts=active)
     weights = episode.weights[rows]
     losses = {"classification": classification_loss(output.logits[:count], episode.labels[rows], weights)}
+    if with_sources:
+        labels, source_weights = episode.labels[sources], episode.weights[sources]
+        loss = classification_loss(output.logits[-len(labels) :], labels, source_weights)
+        losses["aggregated_source"] = loss / len(episode.source_domains)
     embeds = torch.cat([source_embeds, output.image_embeds[:count]])
     if alignment is not None:
         losses["alignment"] = alignment.loss(embeds, episode)

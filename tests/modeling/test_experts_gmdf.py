@@ -53,7 +53,7 @@ def test_aggregated_route_equals_a_loop_over_tokens(setting, aggregation, active
     experts, x, gamma, beta, prompts = setting
     experts.aggregation = aggregation
     normed = layer_norm(x, (WIDTH,), gamma, beta)
-    output, shares = experts(normed, beta, prompts, active_experts=active)
+    output, shares = experts(normed, beta, prompts, active_experts=active, output_shares=True)
     chosen = list(range(EXPERTS)) if active is None else active
     norms = torch.zeros(len(x), EXPERTS, dtype=torch.double)
     for image, token in itertools.product(range(x.shape[0]), range(x.shape[1])):
@@ -69,7 +69,7 @@ def test_aggregated_route_equals_a_loop_over_tokens(setting, aggregation, active
 def test_known_domains_use_their_own_expert_only(setting):
     experts, x, gamma, beta, prompts = setting
     ids = torch.tensor([2, 0, 1, 2])
-    output, shares = experts(layer_norm(x, (WIDTH,), gamma, beta), beta, prompts, domain_ids=ids)
+    output, shares = experts(layer_norm(x, (WIDTH,), gamma, beta), beta, prompts, ids, output_shares=True)
     for image, token in itertools.product(range(x.shape[0]), range(x.shape[1])):
         n = int(ids[image])
         expected = literal_view(experts, x[image, token], gamma, beta, prompts[n], n)
@@ -113,6 +113,6 @@ def test_products_of_views_do_not_overflow_half_precision():
     expected, _ = experts(x, *arguments)
     assert expected.square().sum(-1).max() > torch.finfo(torch.float16).max  # otherwise float16 would not overflow
     with torch.autocast("cpu", torch.float16):
-        output, shares = experts(x, *arguments)
+        output, shares = experts(x, *arguments, output_shares=True)
     assert output.isfinite().all() and shares.isfinite().all()
     torch.testing.assert_close(output.float(), expected, rtol=2e-2, atol=1.0)

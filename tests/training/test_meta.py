@@ -287,15 +287,9 @@ def test_a_scaled_loss_gives_the_same_update_and_an_overflow_none(episode):
     model = tiny_model()
     before = {name: p.detach().clone() for name, p in model.expert_parameters().items()}
     plain = updated(model, episode)
-    scaled = updated(model, episode, shared_weight=1.0, scale=torch.tensor(1024.0))
+    scaled = updated(model, episode, scale=torch.tensor(1024.0))
     for name in plain:
         torch.testing.assert_close(plain[name], scaled[name], atol=1e-6, rtol=1e-4)
-    gradients = [parameter.grad for parameter in model.shared_parameters().values() if parameter.grad is not None]
-    model.zero_grad()
-    updated(model, episode, shared_weight=1.0)
-    still_scaled = [parameter.grad for parameter in model.shared_parameters().values() if parameter.grad is not None]
-    for large, small in zip(gradients, still_scaled, strict=True):
-        torch.testing.assert_close(large, 1024 * small, atol=1e-3, rtol=1e-3)
     loss = inner_loss(model, episode)[0] * torch.inf
     overflown, finite = update_experts(model, loss, ExpertSGD(BETA), [0, 2], scale=torch.tensor(1024.0))
     assert not finite
@@ -303,20 +297,38 @@ def test_a_scaled_loss_gives_the_same_update_and_an_overflow_none(episode):
         assert torch.equal(overflown[name], before[name]), name
 
 
-def test_source_loss_is_added_to_the_shared_gradient(episode):
-    """Decision D16: MLDG's objective is the meta-train loss before the update plus the meta-test loss after it."""
+@pytest.mark.parametrize("masked", [True, False])
+def test_source_images_meet_the_aggregated_route_in_the_outer_step(episode, tokenizer, masked):
+    """Decision D16: their loss is the mean over the domains, and leaves the meta-test losses as they are."""
     model = tiny_model()
-    loss, _ = inner_loss(model, episode)
-    shared = model.shared_parameters()
-    gradients = torch.autograd.grad(loss, shared.values(), allow_unused=True, retain_graph=True)
-    expected = dict(zip(shared, gradients, strict=True))
-    update_experts(model, loss, ExpertSGD(BETA), episode.source_domains, shared_weight=0.5)
-    for name, parameter in shared.items():
-        if expected[name] is None:  # the masked-image head: no part of the meta-train loss
-            assert name.startswith("mim_head."), name
-            assert parameter.grad is None
-        else:
-            torch.testing.assert_close(parameter.grad, 0.5 * expected[name], msg=name)
+    _, embeds = inner_loss(model, episode)
+    settings = embeds.detach(), tokenizer if masked else None, Alignment(3, 4, 16, 0)
+    losses, _ = outer_losses(model, episode, *settings, with_sources=True)
+    without, _ = outer_losses(model, episode, *settings)
+    rows = {"a": slice(0, 4), "c": slice(4, 8)}
+    of_domains = [
+        cross_entropy(model(episode.pixel_values[four], active_experts=[0, 2]).logits, episode.labels[four])
+        for four in rows.values()
+    ]
+    torch.testing.assert_close(losses.pop("aggregated_source"), sum(of_domains) / 2, atol=1e-5, rtol=1e-5)
+    assert losses.keys() == without.keys()
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, without[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_source_weight_adds_that_loss_to_the_objective_of_theta_o(episode):
+    both, literal, sources = tiny_model(), tiny_model(), tiny_model()
+    options = {"alignment_weight": 0.0, "mim_weight": 0.0}
+    step(both, episode, None, source_weight=0.5, **options)
+    step(literal, episode, None, **options)
+    keep_experts(sources, updated(sources, episode))
+    outer_losses(sources, episode, torch.empty(0, 16), None, None, with_sources=True)[0]["aggregated_source"].backward()
+    ours, alone = literal.shared_parameters(), sources.shared_parameters()
+    for name, parameter in both.shared_parameters().items():
+        if parameter.grad is not None:
+            torch.testing.assert_close(
+                parameter.grad, ours[name].grad + 0.5 * alone[name].grad, atol=1e-5, rtol=1e-4, msg=name
+            )
 
 
 def fresh_model(clip, **fields) -> GMDFModel:

@@ -25,7 +25,8 @@ class MetaOptions:
     """Settings of the two half steps.
 
     Attributes:
-        source_weight: Weight of the mean meta-train loss in the objective of theta_O (decision D16).
+        source_weight: Weight of the mean meta-train loss, on the aggregated route, in the objective of theta_O
+            (decision D16).
         alignment_weight: Weight of L_sis.
         mim_weight: Weight of L_mim.
         alignment_queue: Images per domain in the statistics of L_sis (decision D18).
@@ -77,18 +78,13 @@ class GMDF(Method):
         twice_differentiable = sdpa_kernel(SDPBackend.MATH) if options.second_order else nullcontext()
         with accelerator.autocast(), twice_differentiable:
             source_loss, source_embeds = inner_loss(model, episode)
-        shared_weight = options.source_weight / len(domains)
-        experts, finite = update_experts(
-            model, source_loss, self.inner, domains, shared_weight, options.second_order, scale
-        )
+        experts, finite = update_experts(model, source_loss, self.inner, domains, options.second_order, scale)
         if not options.second_order:
             keep_experts(model, experts)
         replaced = experts if options.second_order else None
         with accelerator.autocast():
             source_embeds = inner_loss(model, episode, replaced)[1] if options.align_both else source_embeds.detach()
-            losses, embeds = outer_losses(
-                model, episode, source_embeds, self.image_tokenizer, self.alignment, options.all_experts, replaced
-            )
+            losses, embeds = self._outer_losses(model, episode, source_embeds, replaced)
             total = sum(self.weights[name] * loss for name, loss in losses.items())
         shared = list(model.shared_parameters().values())
         accelerator.backward(total, inputs=shared)
@@ -103,12 +99,24 @@ class GMDF(Method):
             losses["alignment"] = losses["alignment"] / num_processes()  # every process has the full value
         return {"source": source_loss.detach() / len(domains)} | {name: loss.detach() for name, loss in losses.items()}
 
+    def _outer_losses(
+        self,
+        model: GMDFModel,
+        episode: Episode,
+        source_embeds: torch.Tensor,
+        experts: Mapping[str, torch.Tensor] | None,
+    ) -> tuple[Losses, torch.Tensor]:
+        """`outer_losses` with the method's options."""
+        settings = self.image_tokenizer, self.alignment, self.options.all_experts, experts
+        return outer_losses(model, episode, source_embeds, *settings, self.options.source_weight > 0)
+
     @property
     def weights(self) -> dict[str, float]:
         """Weights of the three losses (Eq. 11)."""
         options = self.options
         return {
             "classification": 1.0,
+            "aggregated_source": options.source_weight,
             "alignment": options.alignment_weight,
             "masked_image": options.mim_weight,
         }
@@ -125,8 +133,7 @@ class GMDF(Method):
         with accelerator.autocast():
             source_loss, source_embeds = inner_loss(model, episode)
             both = source_embeds if self.options.align_both else source_embeds.detach()
-            all_experts = self.options.all_experts
-            losses, _ = outer_losses(model, episode, both, self.image_tokenizer, self.alignment, all_experts)
+            losses, _ = self._outer_losses(model, episode, both, None)
         losses = {"source": source_loss / len(episode.source_domains), **losses}
         norms = {}
         for name, loss in losses.items():
