@@ -8,6 +8,7 @@ import hmac
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 MAX_BODY = 100 * 2**20  # bytes
 BODY_SECONDS = 60.0
 RETRY_SECONDS = 2
+DRAINED = 2**20  # bytes of a refused body that are read: closing a connection with unread data may lose the answer
 PROTECTED = "/v1/"
 
 
@@ -82,6 +84,8 @@ class Gate:
             await _refuse(send, 413, f"The request is larger than {self.max_body} bytes.")
         elif not self.is_open() or self.waiting >= self.max_waiting:
             retry = {"Retry-After": str(RETRY_SECONDS)}
+            if int(length) <= DRAINED:
+                await _drain(receive)
             await _refuse(send, 503, "All places are taken; try again.", retry)
         else:
             self.waiting += 1
@@ -131,6 +135,17 @@ class Gate:
         digest = hashlib.sha256(header.removeprefix(b"Bearer ").strip()).digest()
         is_valid = [hmac.compare_digest(digest, known) for known in self._digests]
         return digest.hex()[:16] if any(is_valid) else None
+
+
+async def _drain(receive: Receive) -> None:
+    """Read a small body and throw it away."""
+    size = 0
+    with suppress(asyncio.TimeoutError):
+        while size <= DRAINED:
+            message = await asyncio.wait_for(receive(), 2)
+            size += len(message.get("body", b""))
+            if not message.get("more_body", False):
+                return
 
 
 async def _refuse(send: Send, status: int, detail: str, headers: dict[str, str] | None = None) -> None:

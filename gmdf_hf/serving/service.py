@@ -227,4 +227,13 @@ def serve(detect: DeepfakeDetectionPipeline, settings: Settings, host: str, port
     import uvicorn
 
     app = build(detect, settings)
-    uvicorn.run(app, host=host, port=port, access_log=False, log_level="warning", timeout_graceful_shutdown=60)
+    # Connections are kept longer than clients wait for another try: a reused one must not close at that moment.
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        access_log=False,
+        log_level="warning",
+        timeout_graceful_shutdown=60,
+        timeout_keep_alive=65,
+    )
