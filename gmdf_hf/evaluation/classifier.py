@@ -208,7 +208,8 @@ def _load_processor(places: list[tuple[str, dict[str, Any]]]) -> Any:
     """Image processor of the first place that has one: an adapter usually leaves it to its base."""
     for position, (name, options) in enumerate(places):
         try:
-            processor = AutoImageProcessor.from_pretrained(name, **options)
+            with refusing_damage(name):
+                processor = AutoImageProcessor.from_pretrained(name, **options)
         except (OSError, ValueError):
             if position == len(places) - 1:
                 raise

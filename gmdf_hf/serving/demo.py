@@ -14,6 +14,7 @@ from typing import Any
 
 import gradio
 import numpy as np
+from starlette.middleware import Middleware
 
 from gmdf_hf.common.images import SUFFIXES as IMAGE_SUFFIXES
 from gmdf_hf.data.drawn.domains import draw_domain
@@ -26,7 +27,7 @@ from gmdf_hf.serving.download import DownloadError, downloaded
 from gmdf_hf.serving.inputs import INPUT_ERRORS, is_url, open_input
 from gmdf_hf.serving.isolated import IsolatedReader
 from gmdf_hf.serving.pipeline import DeepfakeDetectionPipeline
-from gmdf_hf.serving.uploads import UploadFolder
+from gmdf_hf.serving.uploads import UploadDeadline, UploadFolder
 
 SUFFIXES = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
 MAX_UPLOAD = "100mb"
@@ -34,6 +35,7 @@ MAX_SECONDS = 20  # for reading one picture or the frames of one video
 MAX_WAITING = 20  # visitors processed or waiting; Gradio queues as many more and rejects the rest
 NUM_FRAMES = 16
 DELETE_AFTER = 20.0  # seconds between an answer and the deletion of its file
+UPLOAD_SECONDS = 120.0  # for a whole upload
 FORGET_AFTER = 60.0  # seconds between the last byte of an unused upload and its deletion
 MAX_UPLOADS = 2 * 2**30  # total bytes of all uploads
 UPLOADS = "GRADIO_TEMP_DIR"  # Gradio's variable for the folder of uploads
@@ -181,6 +183,7 @@ def settings(host: str, port: int | None) -> dict[str, Any]:
         "share": False,
         "footer_links": [],
         "run_history": False,
+        "app_kwargs": {"middleware": [Middleware(UploadDeadline, seconds=UPLOAD_SECONDS)]},
     }
 
 

@@ -22,11 +22,11 @@ FRAME_SIDE, THUMBNAIL_SIDE, CROP_SIDE = 720, 72, 176  # pixels
 WIDTH, HEIGHT, MARGIN = 640, 170, 28  # of the timeline
 STYLE = """
 <style>
-.gmdf {max-width:100%; overflow-wrap:anywhere}
+.gmdf {max-width:100%; overflow-wrap:break-word}
 .gmdf img, .gmdf svg {max-width:100%; height:auto}
 .gmdf figure {display:inline-block; margin:4px; vertical-align:top}
-.gmdf table {border-collapse:collapse; display:block; overflow-x:auto}
-.gmdf td, .gmdf th {padding:4px 10px; text-align:left; border-bottom:1px solid #8886}
+.gmdf .wide {overflow-x:auto} .gmdf table {border-collapse:collapse}
+.gmdf td, .gmdf th {padding:4px 10px; text-align:left; border-bottom:1px solid #8886; white-space:nowrap}
 .gmdf .strip {display:flex; gap:2px; overflow-x:auto}
 .gmdf .strip a {flex:0 0 auto; line-height:0}
 .gmdf a:focus-visible, .gmdf a:focus-visible circle {outline:3px solid #f90; stroke:#f90; stroke-width:3px}
@@ -120,7 +120,8 @@ def persons_table(result: dict[str, Any]) -> str:
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     names = ("person", "verdict", "mean score", "highest quarter", "highest stretch", "frames", "above the threshold")
     head = "".join(f"<th scope='col'>{name}</th>" for name in names)
-    return f"<table><caption>Persons</caption><tr>{head}</tr>{''.join(rows)}</table>"
+    table = f"<table><caption>Persons</caption><tr>{head}</tr>{''.join(rows)}</table>"
+    return f"<div class='wide' role='region' aria-label='Persons' tabindex='0'>{table}</div>"
 
 
 def timeline(faces: Sequence[dict[str, Any]], threshold: float) -> str:

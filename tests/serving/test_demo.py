@@ -160,6 +160,7 @@ def test_no_face_is_no_verdict(detect, picture, monkeypatch):
 @pytest.fixture
 def server(detect, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "MAX_UPLOAD", "1mb")
+    monkeypatch.setattr(demo, "UPLOAD_SECONDS", 3.0)
     monkeypatch.setattr(demo, "DELETE_AFTER", 5.0)
     monkeypatch.setattr(demo, "FORGET_AFTER", 10.0)
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
@@ -223,6 +224,26 @@ def test_uploads_nobody_asks_about_are_deleted(server, tmp_path):
     while kept() and time.monotonic() < deadline:
         time.sleep(0.2)
     assert kept() == set()
+
+
+def test_an_upload_that_drips_is_ended(server, tmp_path):
+    host, port = server.removeprefix("http://").rstrip("/").split(":")
+    started = time.monotonic()
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        head = "POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        body = '--b\r\nContent-Disposition: form-data; name="files"; filename="face.png"\r\n\r\n'
+        connection.sendall(f"{head}Content-Length: 900000\r\n\r\n{body}".encode())
+        connection.settimeout(0.5)
+        while time.monotonic() - started < 15:
+            try:
+                connection.sendall(b"x")
+                if not connection.recv(1000):
+                    break
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+    assert 2.5 < time.monotonic() - started < 12
 
 
 def test_a_large_upload_is_refused(server):
