@@ -103,7 +103,7 @@ class Engine:
         self.detect = detect
         self._reader = IsolatedReader(max_seconds)
         self._is_shared = share is not None
-        self._batcher = FaceBatcher(self._forward, on_batch) if share is None else share._batcher
+        self._batcher: FaceBatcher = FaceBatcher(self._forward, on_batch) if share is None else share._batcher
         self._own = threading.local()
 
     def score(self, path: Path, name: str, num_frames: int, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:

@@ -6,6 +6,7 @@ a job that was running is tried again once, and is `lost` if the service ended a
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import secrets
 import shutil
@@ -187,5 +188,5 @@ class JobStore:
         rows = self._run(statement, *values)
         if not rows:
             return None
-        *fields, result, error = rows[0]
-        return Job(*fields, None if result is None else json.loads(result), error)
+        fields = dict(zip((field.name for field in dataclasses.fields(Job)), rows[0], strict=True))
+        return Job(**fields | {"result": None if fields["result"] is None else json.loads(fields["result"])})

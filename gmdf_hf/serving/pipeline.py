@@ -16,7 +16,7 @@ import gmdf_hf.modeling.auto_gmdf  # noqa: F401  registers the model with the au
 from gmdf_hf.evaluation.aggregation import PERSON_SCORES, PersonScore
 from gmdf_hf.evaluation.classifier import find_operating_point, is_gmdf
 from gmdf_hf.evaluation.operating_point import OperatingPoint
-from gmdf_hf.evaluation.scoring import fake_class
+from gmdf_hf.evaluation.scoring import class_names, fake_class
 from gmdf_hf.modeling import pipeline_gmdf
 from gmdf_hf.modeling.loading_gmdf import BrokenModelError
 from gmdf_hf.modeling.untrusted_gmdf import check_processor
@@ -88,9 +88,9 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         self._finders: dict[tuple[str, str | None], FaceFinder] = {}
         super().__init__(*args, **kwargs)
         check_processor(self.image_processor, str(self.model.config.name_or_path))
-        self.fake = fake_class(self.model.config.id2label, fake_label)
+        self.fake = fake_class(class_names(self.model.config), fake_label)
         self.is_gmdf = is_gmdf(self.model)
-        name = self.model.config.name_or_path
+        name = str(self.model.config.name_or_path)
         # Another one may be set; None turns it off.
         self.operating_point: OperatingPoint | None = (
             find_operating_point(self.model, name) if os.path.isdir(name) else None

@@ -17,7 +17,7 @@ class Figures:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        names = {"registry": self.registry}
+        names: dict[str, Any] = {"registry": self.registry}
         self.answers = Counter("gmdf_answers", "Answers by route and status", ["route", "status"], **names)
         self.seconds = Histogram("gmdf_answer_seconds", "Seconds from request to answer", ["route"], **names)
         self.faces = Counter("gmdf_faces", "Scored faces", **names)
