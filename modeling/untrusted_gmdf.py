@@ -12,10 +12,13 @@ from safetensors import safe_open
 from transformers import PreTrainedConfig
 
 from .configuration_gmdf import GMDFConfig
+from .image_processing_gmdf import GMDFImageProcessor
 from .loading_gmdf import BrokenModelError, some_of
 
 MAX_LAYERS, MAX_SIZE = 1000, 10_000_000  # limits of a configuration: above any real model, small enough to allocate
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "subfolder")
+MAX_SIDE = 10_000  # pixels of a side of an image processor's output
+FIXED_STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "resample")
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -108,16 +111,32 @@ def check_files(folder: str | os.PathLike) -> None:
 
 
 def check_processor(processor: Any, name: str | os.PathLike) -> None:
-    """Reject an image processor whose mean or standard deviation is not finite, or whose deviation is not above 0.
+    """Reject an image processor with impossible numbers, or one of a GM-DF that differs in more than its size.
 
     Raises:
         BrokenModelError: If it is one.
     """
-    for key, least in (("image_mean", -math.inf), ("image_std", 0.0)):
+    for key, least, most in (("image_mean", -1000, 1000), ("image_std", 1e-6, 1000), ("rescale_factor", 1e-6, 1)):
         values = getattr(processor, key, None)
         for value in values if isinstance(values, (list, tuple)) else [] if values is None else [values]:
-            if not isinstance(value, (int, float)) or not math.isfinite(value) or value <= least:
+            is_number = isinstance(value, (int, float)) and math.isfinite(value)
+            if not is_number or not least <= value <= most:
                 raise BrokenModelError(
-                    f"{name}: the image processor has {key} {values}, expected finite numbers"
-                    f"{' above 0' if least == 0 else ''}."
+                    f"{name}: the image processor has {key} {values}, expected numbers from {least:g} to {most:g}."
                 )
+    if isinstance(processor, GMDFImageProcessor):
+        expected = {key: getattr(GMDFImageProcessor, key) for key in FIXED_STEPS} | {"rescale_factor": 1 / 255}
+        for key, value in expected.items():
+            found = getattr(processor, key, None)
+            if type(found) is bool is not type(value) or found != value:
+                raise BrokenModelError(f"{name}: the image processor has {key} {found!r}, expected {value!r}.")
+        sides = [dict(size or {}).get(key) for size, key in _sides(processor)]
+        if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides) or len(set(sides)) > 1:
+            raise BrokenModelError(
+                f"{name}: the image processor has the sizes {sides}, expected three times one side of 1 to {MAX_SIDE}."
+            )
+
+
+def _sides(processor: Any) -> list[tuple[Any, str]]:
+    crop = processor.crop_size
+    return [(processor.size, "shortest_edge"), (crop, "height"), (crop, "width")]

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from pydantic import Field
@@ -29,7 +30,7 @@ except ImportError as error:
 
 from gmdf_hf.common.errors import exit_on_error
 from gmdf_hf.common.options import Options, parse_options
-from gmdf_hf.modeling import GMDFImageProcessor
+from gmdf_hf.modeling import GMDFImageProcessor, GMDFModel
 from gmdf_hf.serving.files import list_files
 from gmdf_hf.serving.loading import load_model, load_pipeline
 
@@ -76,7 +77,7 @@ def main(options: BenchmarkOptions) -> dict[str, float]:
     Returns:
         Faces per second by variant, and `videos_per_minute` if there are videos.
     """
-    model, console = load_model(options.model), Console(width=100)
+    model, console = cast(GMDFModel, load_model(options.model)), Console(width=100)
     side = model.config.image_size
     pixels = torch.randn(options.batch_size, 3, side, side, generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory() as folder:

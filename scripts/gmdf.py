@@ -24,6 +24,7 @@ COMMANDS = {
     "calibrate": "Choose a detector's threshold at a false-positive rate.",
     "predict": "Score pictures and videos.",
     "info": "Show what a detector was trained on, and its results.",
+    "serve": "Serve a detector over HTTP.",
     "demo": "Open a page to upload a picture or a video.",
 }
 WRONG_COMMAND_LINE, BROKEN_PIPE, INTERRUPTED = 2, 1, 130

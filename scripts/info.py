@@ -30,6 +30,7 @@ def main(options: InfoOptions) -> None:
     """Print training data, size, threshold and results of a detector."""
     from gmdf_hf.common.files import printable
     from gmdf_hf.evaluation.report import print_results
+    from gmdf_hf.evaluation.scoring import class_names
     from gmdf_hf.evaluation.training_data import describe_training
 
     detector = load_model(options.model, options.revision, options.trust_remote_code, options.fake_label)
@@ -39,7 +40,7 @@ def main(options: InfoOptions) -> None:
         "trained on": printable(describe_training(detector.config)),
         "operating point": "none: see gmdf calibrate" if point is None else printable(point.describe()),
         "model": options.model,
-        "classes": ", ".join(printable(str(name)) for name in detector.config.id2label.values()),
+        "classes": ", ".join(printable(name) for name in class_names(detector.config).values()),
         **facts_of(detector),
         "parameters": sum(p.numel() for p in detector.parameters()),
     }

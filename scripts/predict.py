@@ -112,7 +112,7 @@ def main(options: PredictOptions) -> int:
     from gmdf_hf.common.locks import locked_folder
     from gmdf_hf.evaluation.training_data import describe_training
     from gmdf_hf.serving.decisions import segment_lines
-    from gmdf_hf.serving.files import list_files
+    from gmdf_hf.serving.files import announce_slow, list_files
     from gmdf_hf.serving.loading import load_pipeline
     from gmdf_hf.serving.results import ResultFile, settings_of, verdict
 
@@ -159,7 +159,7 @@ def main(options: PredictOptions) -> int:
         bar = stack.enter_context(Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=True))
         task = bar.add_task("", total=len(listed), completed=len(listed) - len(files))
         found = detect(
-            (file for file in files),
+            announce_slow(files, lambda file: console.print(f"Still reading {printable(file)} ...", **PLAIN)),
             num_frames=options.frames,
             threshold=options.threshold,
             person_score=options.person_score,

@@ -20,7 +20,7 @@ from gmdf_hf.common.errors import UserError
 from gmdf_hf.common.files import printable
 from gmdf_hf.common.labels import class_of
 from gmdf_hf.evaluation.operating_point import FILE_NAME, OperatingPoint, read_operating_point
-from gmdf_hf.evaluation.scoring import fake_class
+from gmdf_hf.evaluation.scoring import class_names, fake_class
 from gmdf_hf.modeling.auto_gmdf import GMDFConfig, GMDFModel
 from gmdf_hf.modeling.loading_gmdf import check_weights
 from gmdf_hf.modeling.untrusted_gmdf import check_config, check_files, check_processor, refusing_damage
@@ -174,9 +174,10 @@ def _load_adapter(
     classes = _classes_beside(name, options["revision"])
     fields = {} if classes is None else {"id2label": classes, "ignore_mismatched_sizes": True}
     loaded, report = _load_other(base, base_options, **fields)
-    if classes is None and len(loaded.config.id2label) != 2:
+    own = class_names(loaded.config)
+    if classes is None and len(own) != 2:
         raise ValueError(
-            f"its base {base} has {len(loaded.config.id2label)} classes; an adapter with a head of its own needs a "
+            f"its base {base} has {len(own)} classes; an adapter with a head of its own needs a "
             "config.json beside it that names its two classes (model.config.save_pretrained)"
         )
     replaced = json.loads(adapter.read_text(encoding="utf-8")).get("modules_to_save") or []
@@ -207,7 +208,8 @@ def _load_processor(places: list[tuple[str, dict[str, Any]]]) -> Any:
     """Image processor of the first place that has one: an adapter usually leaves it to its base."""
     for position, (name, options) in enumerate(places):
         try:
-            processor = AutoImageProcessor.from_pretrained(name, **options)
+            with refusing_damage(name):
+                processor = AutoImageProcessor.from_pretrained(name, **options)
         except (OSError, ValueError):
             if position == len(places) - 1:
                 raise
@@ -218,7 +220,7 @@ def _load_processor(places: list[tuple[str, dict[str, Any]]]) -> Any:
 
 
 def _fake_class(model: PreTrainedModel, fake_label: str | None) -> int:
-    names = {int(number): str(name) for number, name in model.config.id2label.items()}
+    names = class_names(model.config)
     if is_gmdf(model) and [class_of(names[number]) for number in (0, 1)] != [0, 1]:
         raise ValueError(f"its classes are {printable(', '.join(names.values()))}, expected names of real and fake")
     return fake_class(names, fake_label)

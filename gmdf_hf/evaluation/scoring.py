@@ -21,6 +21,7 @@ import torch
 from accelerate.utils import gather_object
 from PIL import Image
 from torch.utils.data import DataLoader
+from transformers import PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
 from gmdf_hf.common.images import ImageError, open_image
@@ -80,6 +81,11 @@ def batch_stream(stream: Stream, batch_size: int) -> FrameBatches:
     frames = stream_frames(stream)
     batches = iter(lambda: list(itertools.islice(frames, batch_size)), [])
     return FrameBatches(stream.name, batches, None, "caption" in stream.frames.column_names)
+
+
+def class_names(config: PreTrainedConfig) -> dict[int, str]:
+    """Class names of a classifier by number."""
+    return {int(number): str(name) for number, name in (config.id2label or {}).items()}
 
 
 def fake_class(id2label: Mapping[int, str], fake_label: str | None = None) -> int:

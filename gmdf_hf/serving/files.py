@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+
+SLOW_SECONDS = 10.0  # after which the user is told which file is being read
 
 
 def list_files(sources: Iterable[str]) -> Iterator[str]:
@@ -27,3 +30,24 @@ def list_files(sources: Iterable[str]) -> Iterator[str]:
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             yield from (os.path.join(folder, name) for name in sorted(names) if not name.startswith("."))
         yield from (str(error.filename) for error in unreadable)
+
+
+def announce_slow(files: Iterable[str], say: Callable[[str], object], seconds: float = SLOW_SECONDS) -> Iterator[str]:
+    """Yield files; if the next one is not asked for within some seconds, say once which file is being read.
+
+    Args:
+        files: Files that the consumer reads one by one.
+        say: Function that is called with the file, in another thread.
+        seconds: Time of a file before it is announced.
+    """
+    timer: threading.Timer | None = None
+    try:
+        for file in files:
+            timer = threading.Timer(seconds, say, [file])
+            timer.daemon = True
+            timer.start()
+            yield file
+            timer.cancel()
+    finally:
+        if timer is not None:
+            timer.cancel()

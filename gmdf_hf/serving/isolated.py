@@ -39,7 +39,7 @@ QUICK_SECONDS, QUICK_CHILDREN = 3.0, 4
 WALL_FACTOR = 3.0  # maximum waiting time relative to the processor time that a file may take, on a busy machine
 START_SECONDS = 60.0  # maximum time for the start of a child
 FILES_OF_A_CHILD = 50  # a decoder's memory is given back when the child ends
-LOW_PRIORITY = 10  # niceness
+LOW_PRIORITY = 5  # niceness
 ERRORS: dict[str, type[ImageError] | type[VideoError]] = {"ImageError": ImageError, "VideoError": VideoError}
 
 

@@ -93,10 +93,20 @@ def load_pipeline(
         gmdf_hf.common.errors.DetectorError: If the face detector's weights are missing.
     """
     loaded = _quiet(model, revision, trust_remote_code, fake_label)
+    from gmdf_hf.evaluation.classifier import is_gmdf
+    from gmdf_hf.modeling.untrusted_gmdf import refusing_damage
     from gmdf_hf.serving.pipeline import DeepfakeDetectionPipeline, crop_side, load_finder
 
     try:
-        load_finder(detector, detector_weights, crop_side(loaded.processor))  # fails early, before the first file
+        with refusing_damage(model):
+            side = crop_side(loaded.processor)
+        if is_gmdf(loaded.model) and side != loaded.model.config.image_size:
+            raise UserError(
+                f"The model {model!r} takes images of {loaded.model.config.image_size} pixels, and its image processor "
+                f"makes them {side}: expected the same.",
+                "Download the checkpoint again, or load another one.",
+            )
+        load_finder(detector, detector_weights, side)  # fails early, before the first file
         detect = DeepfakeDetectionPipeline(
             model=loaded.model,
             image_processor=loaded.processor,

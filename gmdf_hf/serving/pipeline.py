@@ -16,7 +16,7 @@ import gmdf_hf.modeling.auto_gmdf  # noqa: F401  registers the model with the au
 from gmdf_hf.evaluation.aggregation import PERSON_SCORES, PersonScore
 from gmdf_hf.evaluation.classifier import find_operating_point, is_gmdf
 from gmdf_hf.evaluation.operating_point import OperatingPoint
-from gmdf_hf.evaluation.scoring import fake_class
+from gmdf_hf.evaluation.scoring import class_names, fake_class
 from gmdf_hf.modeling import pipeline_gmdf
 from gmdf_hf.modeling.loading_gmdf import BrokenModelError
 from gmdf_hf.modeling.untrusted_gmdf import check_processor
@@ -72,6 +72,7 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         return_heatmap: Whether to add the map of each face.
         private_urls: Whether to fetch URLs with private IP addresses (loopback, private ranges); off.
         max_seconds: Maximum time for the frames of one video; unlimited by default.
+        open_file: Function that opens files; a server with untrusted files passes `IsolatedReader.open`.
         on_error: `raise`, or `return` the message and go on with the next input.
         batch_size: Faces per batch; 16.
 
@@ -83,16 +84,13 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         operating_point: Operating point in use, read from the model's folder when the pipeline is made, or None.
     """
 
-    # Function that opens files; a server with untrusted files sets `IsolatedReader.open`.
-    open_file: Callable[..., Media] = staticmethod(open_media)
-
     def __init__(self, *args, fake_label: str | None = None, **kwargs):
         self._finders: dict[tuple[str, str | None], FaceFinder] = {}
         super().__init__(*args, **kwargs)
         check_processor(self.image_processor, str(self.model.config.name_or_path))
-        self.fake = fake_class(self.model.config.id2label, fake_label)
+        self.fake = fake_class(class_names(self.model.config), fake_label)
         self.is_gmdf = is_gmdf(self.model)
-        name = self.model.config.name_or_path
+        name = str(self.model.config.name_or_path)
         # Another one may be set; None turns it off.
         self.operating_point: OperatingPoint | None = (
             find_operating_point(self.model, name) if os.path.isdir(name) else None
@@ -119,6 +117,7 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         max_seconds: float | None = None,
         on_error: str | None = None,
         person_score: PersonScore | None = None,
+        open_file: Callable[..., Media] | None = None,
         **options: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if num_frames is not None and num_frames < 1:
@@ -134,6 +133,7 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
             "private_urls": private_urls,
             "max_seconds": max_seconds,
             "on_error": on_error,
+            "open_file": open_file,
         }
         before |= {name: value for name, value in reading.items() if value is not None}
         deciding = {"on_error": on_error, "person_score": person_score}
@@ -149,11 +149,12 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         num_frames: int = 32,
         private_urls: bool = False,
         max_seconds: float | None = None,
+        open_file: Callable[..., Media] = open_media,
     ) -> Iterator[dict[str, Any]]:
         """Yield the faces of one input, one at a time."""
         finder = self._finder(detector or "yunet", detector_weights)
         try:
-            with open_input(source, num_frames, private_urls, max_seconds, self.open_file) as media:
+            with open_input(source, num_frames, private_urls, max_seconds, open_file) as media:
                 faces, found = finder(media)
         except INPUT_ERRORS as error:
             if on_error == "raise":

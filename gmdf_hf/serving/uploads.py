@@ -1,7 +1,8 @@
-"""Upload folder of the demo page: deletes files when answered, too old, of a wrong type, or above the size limit."""
+"""Uploads to the demo page: files go when answered, too old, of a wrong type or in excess; slow uploads end."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -9,6 +10,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SWEEP_EVERY = 1.0  # seconds
 
@@ -50,7 +54,7 @@ class UploadFolder:
                 self._users[path] -= 1
                 if not self._users[path]:
                     del self._users[path]
-                self._answered[path] = time.monotonic()
+                self._answered[path] = time.time()
             self.sweep()
 
     def sweep(self) -> None:
@@ -64,7 +68,11 @@ class UploadFolder:
                     if path in self._users:
                         continue
                     status = path.stat()
-                    if self._is_done(path) or now - status.st_mtime > self.forget_after or self._is_foreign(path):
+                    if (
+                        self._is_done(path, status.st_mtime)
+                        or now - status.st_mtime > self.forget_after
+                        or self._is_foreign(path)
+                    ):
                         self._delete(path)
                     else:
                         kept.append((status.st_mtime, status.st_size, path))
@@ -76,9 +84,10 @@ class UploadFolder:
                 surplus -= size
             self._answered = {path: moment for path, moment in self._answered.items() if path.exists()}
 
-    def _is_done(self, path: Path) -> bool:
+    def _is_done(self, path: Path, changed: float) -> bool:
+        """Whether a file was answered long enough ago and not uploaded again since."""
         moment = self._answered.get(path)
-        return moment is not None and time.monotonic() - moment >= self.delete_after
+        return moment is not None and time.time() - moment >= self.delete_after and changed <= moment
 
     def _is_foreign(self, path: Path) -> bool:
         # An upload in progress has no suffix yet; complete ones are in their own folder.
@@ -94,3 +103,31 @@ class UploadFolder:
         while True:
             time.sleep(SWEEP_EVERY)
             self.sweep()
+
+
+class UploadDeadline:
+    """ASGI middleware that ends the connection of an upload after a total time, however slowly its bytes arrive.
+
+    Args:
+        app: The application.
+        seconds: Time for the whole upload.
+    """
+
+    def __init__(self, app: ASGIApp, seconds: float) -> None:
+        self.app, self.seconds = app, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or not scope["path"].endswith("/upload"):
+            await self.app(scope, receive, send)
+            return
+        end = time.monotonic() + self.seconds
+
+        async def receive_in_time() -> Message:
+            try:
+                return await asyncio.wait_for(receive(), max(end - time.monotonic(), 0))
+            except asyncio.TimeoutError:
+                return {"type": "http.disconnect"}
+
+        with suppress(ClientDisconnect):  # otherwise a traceback in the log for every broken off upload
+            await self.app(scope, receive_in_time, send)

@@ -8,15 +8,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from gmdf_hf import GMDFImageProcessor, GMDFModel
 from gmdf_hf.common.errors import UserError
 from gmdf_hf.modeling.loading_gmdf import BrokenModelError
 from gmdf_hf.modeling.untrusted_gmdf import check_processor
-from gmdf_hf.serving.loading import load_model
+from gmdf_hf.serving.loading import load_model, load_pipeline
 from gmdf_hf.training.checkpoint import save_model
 from tests.conftest import tiny_model
 
@@ -153,6 +155,77 @@ def test_random_damage_gives_the_right_scores_or_a_refusal(saved, tmp_path):
         else:
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert refused > 350
+
+
+def places(fields, path=()):
+    """Paths to all values of nested mappings, mappings included."""
+    for key, value in fields.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from places(value, (*path, key))
+
+
+ODD_VALUES = [
+    *(None, True, -1, 0, 1, 3, 2**31, 2**63, 10**30, 0.5, -2.5, float("nan"), float("inf")),
+    *("", "x", "a" * 5000, [], [1, 2], {}, {"a": 1}),
+]
+
+
+@pytest.mark.slow
+def test_random_settings_give_the_right_score_or_a_refusal(saved, tmp_path):
+    """500 random changes of fields of the configuration and of the image processor: never another score."""
+    face = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8))
+    folder, refused = tmp_path / "model", 0
+    expected = load_pipeline(str(saved), detector="none")(face)["score"]
+    for seed in range(500):
+        rng = random.Random(seed)
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(saved, folder)
+        file = folder / rng.choice(["config.json", "config.json", "preprocessor_config.json"])
+        fields = json.loads(file.read_text())
+        *path, key = rng.choice(list(places(fields)))
+        inner = fields
+        for each in path:
+            inner = inner[each]
+        if rng.random() < 0.1:
+            del inner[key]
+        else:
+            inner[key] = rng.choice(ODD_VALUES)
+        file.write_text(json.dumps(fields))
+        started = time.monotonic()
+        try:
+            score = load_pipeline(str(folder), detector="none")(face)["score"]
+        except (UserError, BrokenModelError):
+            refused += 1
+        else:
+            assert score == pytest.approx(expected, abs=1e-5), (file.name, *path, key, inner.get(key))
+        assert time.monotonic() - started < 30
+    assert refused > 150
+
+
+WRONG_PROCESSORS = [
+    {"do_rescale": False},
+    {"do_normalize": []},
+    {"resample": 0},
+    {"rescale_factor": 0},
+    {"rescale_factor": "x"},
+    {"image_std": 2**31},
+    {"image_mean": [10**30] * 3},
+    {"size": {"shortest_edge": 1}},
+    {"size": [1, 2]},
+    {"crop_size": {"height": -1, "width": 32}},
+    {"image_processor_type": 1},
+    {"auto_map": {"AutoImageProcessor": 5}},
+    {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}},
+]
+
+
+@pytest.mark.parametrize("fields", WRONG_PROCESSORS, ids=lambda fields: "-".join(fields))
+def test_processors_that_would_change_the_score_are_refused(folder, fields):
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    with pytest.raises(UserError, match=r"image processor|is damaged|cannot be used"):
+        load_pipeline(str(folder), detector="none")
 
 
 @pytest.mark.parametrize("version", ["4.57.1", "5.16.0", "5.25.0", "6.0.0"])

@@ -1,6 +1,8 @@
 """Demo page: answers, rejected inputs, and remaining files."""
 
+import base64
 import itertools
+import json
 import os
 import re
 import socket
@@ -17,7 +19,6 @@ from PIL import Image
 from transformers import pipeline
 
 from gmdf_hf import GMDFImageProcessor
-from gmdf_hf.preparation.media import open_media
 from gmdf_hf.preparation.video import VideoError
 from gmdf_hf.training.checkpoint import save_model
 from tests.conftest import tiny_model
@@ -26,7 +27,7 @@ from tests.media import numbered, write_video
 pytest.importorskip("gradio", reason="needs the extra `demo`")
 gradio_client = pytest.importorskip("gradio_client")
 
-from gmdf_hf.serving import demo  # noqa: E402
+from gmdf_hf.serving import demo, demo_page  # noqa: E402
 from gmdf_hf.serving.isolated import IsolatedReader  # noqa: E402
 from gmdf_hf.serving.uploads import UploadFolder  # noqa: E402
 
@@ -48,32 +49,59 @@ def picture(tmp_path) -> str:
 def test_a_pictures_answer_has_verdict_boxes_map_and_experts(detect, picture):
     text = demo.answer(detect, picture)
     result = detect(picture)
-    assert f"{result['label']}: {result['score']:.2f}" in text
-    assert text.count("data:image/jpeg;base64,") == 2  # the picture with its boxes, the face with its map
+    assert f"{result['label']}: {result['score']:.2f}</h2>" in text
+    assert text.count("<img") == 3 == text.count("<img alt=")  # the picture with its boxes, the face, its map
     assert all(f"{name} {share:.0%}" in text for name, share in result["expert_weights"].items())
     assert "<svg" not in text
 
 
-def test_a_videos_answer_has_a_timeline(detect, tmp_path):
+def downloads(text: str) -> dict[str, str]:
+    found = re.findall(r"<a download='([^']+)' href='data:[^;]+;base64,([^']+)'", text)
+    return {name: base64.b64decode(data).decode() for name, data in found}
+
+
+def test_a_videos_answer_has_a_timeline_in_seconds_whose_points_lead_to_frames(detect, tmp_path):
     text = demo.answer(detect, str(write_video(tmp_path / "video.mp4", numbered(5))))
-    assert text.count("<circle") == 5
-    assert "in 5 frame(s)" in text
+    assert text.count("<circle") == 5 and "in 5 frames" in text and " s: " in text
+    links, places = (
+        set(re.findall(pattern, text)) for pattern in (r"href='#(gmdf-frame-\d+)'", r"id='(gmdf-frame-\d+)'")
+    )
+    assert links == places and len(places) == 5
+    assert text.count("class='frame first'") == 1
+    assert all("aria-label='person 1 at" in link for link in re.findall(r"<a [^>]*aria-label[^>]*>", text))
+    files = downloads(text)
+    result = json.loads(files["result.json"])
+    assert len(result["faces"]) == 5 and "heatmap" not in result["faces"][0] and "Training data" in result["about"]
+    page = files["report.html"]
+    assert page.startswith("<!DOCTYPE html>") and "lang='en'" in page and page.count("<circle") == 5
+    assert "viewport" in page and "Training data" in page and str(tmp_path) not in page
 
 
 def test_the_timeline_is_to_scale():
-    faces = [{"frame": frame, "person": 0, "score": score} for frame, score in ((0, 0.0), (5, 1.0), (10, 0.5))]
-    points = re.findall(r"cx='([\d.]+)' cy='([\d.]+)'", demo.timeline(faces, 0.5))
+    common = {"person": 0, "label": "real", "seconds": None}
+    faces = [common | {"frame": frame, "score": score} for frame, score in ((0, 0.0), (5, 1.0), (10, 0.5))]
+    points = re.findall(r"cx='([\d.]+)' cy='([\d.]+)'", demo_page.timeline(faces, 0.5))
     (x0, y0), (x1, y1), (x2, y2) = [tuple(map(float, point)) for point in points]
     assert x1 - x0 == x2 - x1 > 0
     assert y0 - y1 == 2 * (y0 - y2) > 0
 
 
+def test_the_page_says_what_the_detector_was_trained_on_and_its_operating_point(detect):
+    assert "Training data: not recorded" in demo.about(detect) and "gmdf calibrate" in demo.about(detect)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_an_example_is_a_drawn_face(detect, label):
+    text = demo.example(detect, label)
+    assert "<h2" in text and ("forged" if label else "real") in downloads(text)["result.json"]
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        (None, "Drop a picture or a video first"),
-        ("/tmp/program.exe", "Files of the type .exe are not looked at"),
-        ("/etc/passwd", "not looked at"),
+        (None, "Choose a picture or a video first"),
+        ("/tmp/program.exe", "Files of the type .exe are not analysed"),
+        ("/etc/passwd", "not analysed"),
         ("/no/such/place/face.png", "<b>face.png: no such file."),
     ],
 )
@@ -97,7 +125,7 @@ def visits(detect, tmp_path) -> demo.Visits:
         ("http://[::1]:8000/face.png", "not an address of the public internet"),
         ("file:///etc/passwd", "only http: and https: addresses"),
         ("face.png", "An address begins with"),
-        (" ", "Drop a picture"),
+        (" ", "Choose a picture"),
     ],
 )
 def test_addresses_that_are_refused(visits, address, words):
@@ -132,6 +160,7 @@ def test_no_face_is_no_verdict(detect, picture, monkeypatch):
 @pytest.fixture
 def server(detect, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "MAX_UPLOAD", "1mb")
+    monkeypatch.setattr(demo, "UPLOAD_SECONDS", 3.0)
     monkeypatch.setattr(demo, "DELETE_AFTER", 5.0)
     monkeypatch.setattr(demo, "FORGET_AFTER", 10.0)
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
@@ -195,6 +224,26 @@ def test_uploads_nobody_asks_about_are_deleted(server, tmp_path):
     while kept() and time.monotonic() < deadline:
         time.sleep(0.2)
     assert kept() == set()
+
+
+def test_an_upload_that_drips_is_ended(server, tmp_path):
+    host, port = server.removeprefix("http://").rstrip("/").split(":")
+    started = time.monotonic()
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        head = "POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        body = '--b\r\nContent-Disposition: form-data; name="files"; filename="face.png"\r\n\r\n'
+        connection.sendall(f"{head}Content-Length: 900000\r\n\r\n{body}".encode())
+        connection.settimeout(0.5)
+        while time.monotonic() - started < 15:
+            try:
+                connection.sendall(b"x")
+                if not connection.recv(1000):
+                    break
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+    assert 2.5 < time.monotonic() - started < 12
 
 
 def test_a_large_upload_is_refused(server):
@@ -270,6 +319,5 @@ def test_a_video_of_100_000_frames_is_bounded(detect, tmp_path):
     assert result["frames_read"] == 4
     assert time.monotonic() - started < 60
     assert resident_megabytes() - before < 100
-    detect.open_file = open_media  # the page reads in a child process, whose start counts
     with pytest.raises(VideoError, match=r"not read within 0\.01 seconds, 100000 frames"):
         detect(path, num_frames=4, max_seconds=0.01)

@@ -133,7 +133,7 @@ def test_one_commit_private_and_tagged(run, hub):
     stored = repository.commits[repository.head]
     for name, file in published_files(run, "user/name").items():
         assert stored[name].content == content(file)
-    with pytest.raises(UserError, match="has a tag 'v1' already"):
+    with pytest.raises(UserError, match="already has the tag 'v1'"):
         push(run, "user/name", hub, tag="v1")
     assert len(repository.commits) == 2
     push(run, "user/open", hub, private=False)

@@ -60,6 +60,22 @@ def test_an_answered_file_stays_a_little_for_others(uploads, tmp_path):
     assert files(tmp_path) == set()
 
 
+def test_a_file_that_was_uploaded_again_is_not_deleted_by_the_earlier_answer(uploads, tmp_path):
+    path = put(tmp_path, "hash/face.png")
+    with uploads.in_use(path):
+        pass
+    time.sleep(0.1)
+    put(tmp_path, "hash/face.png")  # the same content has the same path
+    time.sleep(0.3)
+    uploads.sweep()
+    assert path.exists()
+    with uploads.in_use(path):
+        pass
+    time.sleep(0.3)
+    uploads.sweep()
+    assert files(tmp_path) == set()
+
+
 def test_the_oldest_go_when_there_is_too_much(uploads, tmp_path):
     for number in range(5):
         put(tmp_path, f"hash{number}/face.png", size=400, age=10 - number)

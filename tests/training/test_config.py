@@ -69,7 +69,7 @@ def test_held_out_domains_become_unseen(tmp_path):
     ("fields", "message"),
     [
         ({"warmup_steps": 5}, "warmup_steps needs another lr_scheduler than constant"),
-        ({"push_to_hub": "name"}, "a repository is user/name, found 'name'"),
+        ({"push_to_hub": "name"}, "expected a repository user/name, found 'name'"),
         ({"streaming": True}, "streaming needs steps_per_epoch"),
         ({"train_tower": "none", "method": "linear_probe"}, "train_tower has no effect with linear_probe"),
         ({"train_tower": "some"}, "found 'some'"),
