@@ -23,11 +23,11 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @contextmanager
-def checked_loading(name: str | os.PathLike, config: Any, options: dict[str, Any]) -> Iterator[None]:
+def checked_loading(name: str | os.PathLike | None, config: Any, options: dict[str, Any]) -> Iterator[None]:
     """Check configuration and files of a checkpoint, and convert exceptions while it is loaded inside the block.
 
     Args:
-        name: Folder or name on the hub.
+        name: Folder or name on the hub; None if `config` and a `state_dict` are given.
         config: Configuration that replaces the checkpoint's, or None.
         options: Those of `from_pretrained`, some of which locate the files on the hub.
 
@@ -35,6 +35,9 @@ def checked_loading(name: str | os.PathLike, config: Any, options: dict[str, Any
         ValueError: If the checkpoint is not a GM-DF and `config` is None.
         BrokenModelError: If the files are damaged.
     """
+    if name is None:  # configuration and weights come as arguments
+        yield
+        return
     with refusing_damage(name):
         if config is None:
             hub = {key: options[key] for key in HUB_OPTIONS if key in options}
@@ -62,6 +65,8 @@ def refusing_damage(name: str | os.PathLike) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
+        if "meta device" in reason:  # a mistake of the caller, which the message explains
+            raise
         if "ignore_mismatched_sizes" in reason:
             reason = "weights have another shape than the configuration says"
         raise BrokenModelError(f"{name} is damaged ({type(error).__name__}: {reason}).") from error

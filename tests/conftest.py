@@ -90,3 +90,9 @@ def real_data() -> Path:
     if not root:
         pytest.skip("GMDF_REAL_DATA is not set: no real faces on this machine")
     return Path(root) / "data"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers of transformers' own tests of a model class."""
+    for name in ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "torch_compile_test"):
+        config.addinivalue_line("markers", f"{name}: a marker of transformers")
