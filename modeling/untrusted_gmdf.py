@@ -130,6 +130,10 @@ def check_processor(processor: Any, name: str | os.PathLike) -> None:
                     f"{name}: the image processor has {key} {values}, expected numbers from {least:g} to {most:g}."
                 )
     if isinstance(processor, GMDFImageProcessor):
+        for key in ("image_mean", "image_std"):
+            values = getattr(processor, key, None)
+            if not isinstance(values, (list, tuple)) or len(values) != 3:
+                raise BrokenModelError(f"{name}: the image processor has {key} {values}, expected three numbers.")
         expected = {key: getattr(GMDFImageProcessor, key) for key in FIXED_STEPS} | {"rescale_factor": 1 / 255}
         for key, value in expected.items():
             found = getattr(processor, key, None)

@@ -210,6 +210,8 @@ WRONG_PROCESSORS = [
     {"rescale_factor": 0},
     {"rescale_factor": "x"},
     {"image_std": 2**31},
+    {"image_std": 3},
+    {"image_mean": [0.5, 0.5]},
     {"image_mean": [10**30] * 3},
     {"size": {"shortest_edge": 1}},
     {"size": [1, 2]},

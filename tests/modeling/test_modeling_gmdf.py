@@ -295,7 +295,7 @@ def test_every_field_of_the_configuration_is_read():
     package = Path(gmdf_hf.__file__).parent
     readers = [path for path in (package / "modeling").glob("*_gmdf.py") if "configuration" not in path.name]
     code = "".join(
-        path.read_text() for path in [*readers, package / "data" / "episodes.py", package / "scripts" / "info.py"]
+        path.read_text() for path in [*readers, package / "data" / "episodes.py", package / "scripts" / "meta_train.py"]
     )
     fields = set(json.loads(GMDFConfig().to_json_string(use_diff=False))) & set(GMDFConfig.__dataclass_fields__)
     own = [name for name in GMDFConfig.__annotations__ if name in fields]

@@ -180,6 +180,7 @@ def test_what_cannot_be_streamed_is_one_sentence(folder, tmp_path):
 MEMORY = """
 import re, sys, torch
 from pathlib import Path
+from gmdf_hf.evaluation.classifier import Classifier
 from gmdf_hf.training.config import DomainSource
 from gmdf_hf.modeling import GMDFImageProcessor
 from gmdf_hf.scripts import evaluate
@@ -190,7 +191,7 @@ class Mean(torch.nn.Linear):
         level = pixel_values.mean((1, 2, 3))
         return type("Output", (), {"logits": torch.stack([-level, level], 1)})
 
-evaluate.load_detector = lambda evaluation: (Mean(1, 1), GMDFImageProcessor.of_size(8), 1)
+evaluate.load_classifier = lambda *options: Classifier(Mean(1, 1), GMDFImageProcessor.of_size(8), 1)
 domains = {"x": DomainSource(path=sys.argv[1])}
 evaluate.main(evaluate.Evaluation(model="mean", domains=domains, output_dir=sys.argv[2], streaming=True, replicates=2))
 print("peak", re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
