@@ -195,7 +195,10 @@ def _score_files(detect: DeepfakeDetectionPipeline, options: CalibrateOptions) -
             scores.append(result["score"])
     print(f"{len(scores)} files with a scored face, {no_face} without, {errors} unreadable.")
     if not scores:
-        raise UserError("No real face was scored.", "Name pictures and videos of real faces with --reals.")
+        raise UserError(
+            f"Expected at least one real face with a score, found {len(scores)}.",
+            "Name pictures and videos of real faces with --reals.",
+        )
     return np.zeros(len(scores), dtype=int), np.asarray(scores)
 
 

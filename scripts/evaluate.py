@@ -131,7 +131,10 @@ def _measure_foreign(evaluation: Evaluation, path: Path) -> dict[str, Any]:
     with locked_folder(evaluation.output_dir):
         scores = read_foreign_scores(path)
         if (evaluation.output_dir / "request.json").exists():
-            raise UserError(f"{evaluation.output_dir} holds scores of a detector.", "Choose another --output_dir.")
+            raise UserError(
+                f"{evaluation.output_dir} holds scores of a detector, expected an empty folder or figures of a table.",
+                "Choose another --output_dir.",
+            )
         results = results_of(evaluation, scores, None, 0)
         write_scores(evaluation.output_dir / "scores.parquet", scores, {"threshold": results["threshold"]})
         write_json(evaluation.output_dir / "results.json", results)

@@ -224,7 +224,7 @@ def read_operating_point(path: Path, weights: str) -> OperatingPoint:
         raise UserError(f"{path} is no operating point: {error}.", "Make it again with gmdf calibrate.") from error
     if point.weights != weights:
         raise UserError(
-            f"{path} was made for other weights ({point.weights}, this model has {weights}).",
+            f"{path} was made for other weights: expected {weights}, this model's, found {point.weights}.",
             "Make it again with gmdf calibrate, or delete the file.",
         )
     return point

@@ -106,7 +106,7 @@ def open_media(
         except ImageError as error:
             if kind is None and isinstance(error.__cause__, UnidentifiedImageError) and Path(path).stat().st_size:
                 raise ImageError(
-                    f"{error} Nor is it a video of a known one (MP4, MOV, Matroska, AVI, MPEG, ASF, FLV, Ogg, MXF)."
+                    f"{error} Nor is it a video: expected MP4, MOV, Matroska, AVI, MPEG, ASF, FLV, Ogg or MXF."
                 ) from error
             raise
 

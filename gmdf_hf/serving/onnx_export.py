@@ -93,8 +93,16 @@ def quantize(path: Path, output: Path) -> None:
     prepared = output.with_suffix(".prepared.onnx")
     quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
     # The patch embedding, a convolution, is not quantised: later layers cannot recover information lost there.
+    # The experts' up projections are one batched product, of which ONNX Runtime has no quantised form.
+    graph = onnx.load(str(prepared)).graph
+    batched = {weight.name for weight in graph.initializer if len(weight.dims) > 2}
     quantize_dynamic(
-        prepared, output, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]
+        prepared,
+        output,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        op_types_to_quantize=["MatMul", "Gemm"],
+        nodes_to_exclude=[node.name for node in graph.node if batched & set(node.input)],
     )
     prepared.unlink()
 
