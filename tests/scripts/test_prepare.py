@@ -205,4 +205,4 @@ def test_missing_ray_is_one_sentence(tmp_path):
     done = run(
         "--source", "folder", "--root", data, *SMALL, "--engine", "ray", "--output", tmp_path / "out", check=False
     )
-    assert "its extra [ray]" in done.stderr and "Traceback" not in done.stderr
+    assert "gmdf-hf[ray]" in done.stderr and "Traceback" not in done.stderr
