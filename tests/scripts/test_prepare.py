@@ -168,7 +168,7 @@ def test_ten_kills_of_each_lose_and_double_nothing(tmp_path, source, processes):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_videos(tmp_path):
-    video = write_video(tmp_path / "a.mp4", numbered(60, 720, 1280))
+    video = write_video(tmp_path / "a.mp4", numbered(60, 180, 320))
     if not Path("/proc/self/status").exists():
         pytest.skip("peak memory of a process is read from /proc")
     # `ru_maxrss` is at least the parent's memory at the start of the process.
@@ -178,7 +178,7 @@ def test_memory_does_not_grow_with_the_number_of_videos(tmp_path):
         "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
     )
     peaks = []
-    for number in (10, 200):
+    for number in (10, 120):
         data = tmp_path / f"data{number}"
         fill(data / "train/real", [f"{n}.mp4" for n in range(number)], video)
         arguments = ["--source", "folder", "--root", str(data), "--output", str(tmp_path / f"out{number}")]
