@@ -160,7 +160,8 @@ def timeline(faces: Sequence[dict[str, Any]], threshold: float) -> str:
         for part in range(5)
     )
     return (
-        f"<div class='wide'><svg viewBox='0 0 {WIDTH} {HEIGHT}' width='100%' role='group' aria-label='Scores over time'>"
+        "<div class='wide'>"
+        f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' width='100%' role='group' aria-label='Scores over time'>"
         f"<rect width='{WIDTH}' height='{HEIGHT}' fill='white'/>"
         f"<polyline fill='none' stroke='black' stroke-dasharray='4' {dashed}/>{''.join(lines)}"
         f"<text x='2' y='{MARGIN - 8}' font-size='12'>fake</text>"
