@@ -18,6 +18,7 @@ from gmdf_hf.common.errors import UserError
 from gmdf_hf.data.drawn.domains import draw_domain
 from gmdf_hf.evaluation.classifier import load_classifier
 from gmdf_hf.modeling.detectors import DETECTORS, Detector, image_processor_of
+from gmdf_hf.modeling.detectors.xception import Xception, timm_name
 from gmdf_hf.scripts import meta_train
 from gmdf_hf.training.classifiers import image_side, new_detector
 from gmdf_hf.training.config import TrainConfig
@@ -62,7 +63,9 @@ def own_cache(tmp_path, monkeypatch):
 def test_parameters_are_counted(name):
     """The page beside these counts has the published ones."""
     with torch.device("meta"):
-        model = DETECTORS[name]()
+        model = DETECTORS[name]().eval()
+        side = model.config.image_size
+        assert model(torch.zeros(1, 3, side, side)).logits.shape == (1, 2)
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == PARAMETERS[name]
     page = (ROOT / "docs" / "detectors.md").read_text()
@@ -122,6 +125,8 @@ def test_a_run_trains_saves_and_scores(name, tmp_path):
     )
     results = meta_train.main(config)
     assert results["steps"] == 2 and set(results["domains"]) == {"x", "y"}
+    logged = json.loads((tmp_path / "run" / "history.jsonl").read_text().splitlines()[0])
+    assert ({"specific", "reconstruction", "contrast"} <= logged.keys()) is (name == "ucf")
     found = load_classifier(str(tmp_path / "run" / "model"))
     assert found.fake == 1 and found.model.config.domains == ["x", "y"]
     assert image_side(found.processor) == SIDE
@@ -197,6 +202,26 @@ def test_a_detector_goes_on_from_its_folder_with_a_new_head(tmp_path):
     before = load_file(tmp_path / "model.safetensors")
     changed = {name for name, tensor in loaded.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {"classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.parametrize("name", ["f3net", "recce", "srm", "ucf", "xception"])
+def test_networks_inside_start_from_pretrained_weights(name, tmp_path):
+    torch.manual_seed(1)
+    source = Xception(TINY[name]["width"])
+    tensors = {timm_name(key): tensor.contiguous() for key, tensor in source.state_dict().items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    model, _ = new_detector(name, ["x"], fields=TINY[name] | {"pretrained": str(tmp_path)})
+    networks = [module for module in model.modules() if isinstance(module, Xception)]
+    assert len(networks) == (1 if name in ("recce", "xception") else 2)
+    for network in networks:
+        for key, tensor in source.named_parameters():
+            own = dict(network.named_parameters())[key]
+            if own.shape == tensor.shape:
+                assert torch.equal(own, tensor), key
+    if name == "f3net":  # the three components of an image give the response to the image
+        images = pixels()
+        parts = torch.stack([images / 2, images / 3, images / 6], 1).flatten(1, 2)
+        torch.testing.assert_close(networks[0].conv1(parts), source.conv1(images))
 
 
 def test_what_cannot_be_made_is_one_sentence(tmp_path):
