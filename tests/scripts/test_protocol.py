@@ -27,6 +27,12 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("protocols") / "mini"
 
 
+@pytest.fixture(autouse=True)
+def one_level_of_each_distortion(monkeypatch):
+    """Of the five, which differ in a number only: the table of distortions would take a minute more."""
+    monkeypatch.setattr("gmdf_hf.training.protocol.LEVELS", 1)
+
+
 def check(name: str, folder: Path) -> list[list[str]]:
     table = protocol.main(name, "mini", [0], folder)
     described = read_yaml(ROOT / "scripts" / "recipes" / "protocols" / f"{name}.yaml", Protocol)
