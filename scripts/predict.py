@@ -29,14 +29,14 @@ from pydantic import Field, model_validator
 
 from gmdf_hf.common.errors import EmptySourceError, exit_on_error
 from gmdf_hf.common.options import Argument, parse_options
-from gmdf_hf.serving.loading import ModelOptions
+from gmdf_hf.serving.loading import RuntimeOptions
 
 UNREADABLE = 3
 VERDICTS = ("fake", "uncertain", "real", "no face", "error")
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}  # text is shown as it is
 
 
-class PredictOptions(ModelOptions):
+class PredictOptions(RuntimeOptions):
     """What to score, and where the results go."""
 
     sources: Annotated[tuple[str, ...], Argument("FILE|FOLDER|URL", positional=True)] = Field(
@@ -80,6 +80,8 @@ class PredictOptions(ModelOptions):
             raise ValueError("take --json or --csv, not both")
         if self.output is not None and not (self.as_json or self.as_csv):
             raise ValueError("--output needs --json or --csv")
+        if self.heatmaps is not None and self.runtime != "torch":
+            raise ValueError(f"--heatmaps needs gradients: --runtime torch, found {self.runtime}")
         return self
 
     @property
@@ -112,7 +114,7 @@ def main(options: PredictOptions) -> int:
     from gmdf_hf.common.locks import locked_folder
     from gmdf_hf.evaluation.training_data import describe_training
     from gmdf_hf.serving.decisions import segment_lines
-    from gmdf_hf.serving.files import announce_slow, list_files
+    from gmdf_hf.serving.files import list_files
     from gmdf_hf.serving.loading import load_pipeline
     from gmdf_hf.serving.results import ResultFile, settings_of, verdict
 
@@ -136,13 +138,15 @@ def main(options: PredictOptions) -> int:
             options.trust_remote_code,
             options.fake_label,
             options.operating_point,
+            dtype=options.dtype,
+            runtime=options.runtime,
         )
         console.print(f"Trained on: {printable(describe_training(detect.model.config))}.", **PLAIN)
         point = detect.operating_point if options.threshold is None else None
         if point is not None:
             console.print(f"Operating point: {printable(point.describe())}.", **PLAIN)
         threshold = detect.default_threshold if options.threshold is None else options.threshold
-        settings = settings_of(detect.model, threshold, options.detector, options.frames)
+        settings = settings_of(detect, options.runtime, threshold, options.detector, options.frames)
         settings |= {"uncertain_from": None if point is None else point.uncertain_from}
         settings |= {"person_score": options.person_score or (point.person_score if point else "mean")}
         results = ResultFile(options.output, options.form, settings, options.model, options.revision, listed)
@@ -159,11 +163,12 @@ def main(options: PredictOptions) -> int:
         bar = stack.enter_context(Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=True))
         task = bar.add_task("", total=len(listed), completed=len(listed) - len(files))
         found = detect(
-            announce_slow(files, lambda file: console.print(f"Still reading {printable(file)} ...", **PLAIN)),
+            (file for file in files),
             num_frames=options.frames,
             threshold=options.threshold,
             person_score=options.person_score,
             on_error="return",
+            on_slow=lambda file: console.print(f"Still reading {printable(file)} ...", **PLAIN),
             return_heatmap=options.heatmaps is not None,
         )
         for result in found:
