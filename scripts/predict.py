@@ -3,6 +3,7 @@
 gmdf predict photo.jpg --model runs/drawn/model
 gmdf predict videos/ --model user/name --csv --output verdicts.csv     # the same command continues after a stop
 gmdf predict crops/ --detector none --model user/name@v1 --json
+gmdf predict files.parquet --model user/name --engine ray --processes 8 --json --output verdicts.jsonl
 gmdf predict photo.jpg --model user/name --heatmaps maps/
 gmdf predict photo.jpg --model user/some-vit-detector --fake_label AI
 
@@ -15,6 +16,7 @@ not be read (they are named; the others have their results), 6 there are no file
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections import Counter
@@ -40,7 +42,8 @@ class PredictOptions(RuntimeOptions):
     """What to score, and where the results go."""
 
     sources: Annotated[tuple[str, ...], Argument("FILE|FOLDER|URL", positional=True)] = Field(
-        description="Pictures and videos; folders are searched, linked ones too, each once."
+        description="Pictures and videos; folders are searched, linked ones too, each once. A .parquet file "
+        "lists paths or addresses in its column `path`."
     )
     as_json: bool = Field(False, alias="json", description="Write a line of JSON a file, with every face.")
     as_csv: bool = Field(False, alias="csv", description="Write a row a file.")
@@ -73,6 +76,10 @@ class PredictOptions(RuntimeOptions):
     )
     batch_size: int = Field(16, ge=1, description="Faces at a time.")
     device: str | None = Field(None, description="cpu, cuda, cuda:1, mps (default: the first accelerator).")
+    engine: Literal["process", "ray"] = Field(
+        "process", description="process: this one; ray: workers of Ray Data, here or on the cluster of RAY_ADDRESS."
+    )
+    processes: int = Field(os.cpu_count() or 1, ge=1, description="Workers of --engine ray.")
 
     @model_validator(mode="after")
     def _check_form(self) -> PredictOptions:
@@ -116,6 +123,7 @@ def main(options: PredictOptions) -> int:
     from gmdf_hf.serving.decisions import segment_lines
     from gmdf_hf.serving.files import list_files
     from gmdf_hf.serving.loading import load_pipeline
+    from gmdf_hf.serving.ray_workers import score_with_ray
     from gmdf_hf.serving.results import ResultFile, settings_of, verdict
 
     listed = list(dict.fromkeys(list_files(options.sources)))
@@ -128,19 +136,20 @@ def main(options: PredictOptions) -> int:
         if options.output is not None:
             options.output.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked_folder(options.output.parent, f"-{options.output.name}"))
-        detect = load_pipeline(
-            options.model,
-            options.detector,
-            options.detector_weights,
-            options.batch_size,
-            options.device,
-            options.revision,
-            options.trust_remote_code,
-            options.fake_label,
-            options.operating_point,
-            dtype=options.dtype,
-            runtime=options.runtime,
-        )
+        loading = {
+            "model": options.model,
+            "detector": options.detector,
+            "detector_weights": options.detector_weights,
+            "batch_size": options.batch_size,
+            "device": options.device,
+            "revision": options.revision,
+            "trust_remote_code": options.trust_remote_code,
+            "fake_label": options.fake_label,
+            "operating_point": options.operating_point,
+            "dtype": options.dtype,
+            "runtime": options.runtime,
+        }
+        detect = load_pipeline(**loading)
         console.print(f"Trained on: {printable(describe_training(detect.model.config))}.", **PLAIN)
         point = detect.operating_point if options.threshold is None else None
         if point is not None:
@@ -162,15 +171,21 @@ def main(options: PredictOptions) -> int:
         stack.enter_context(results)
         bar = stack.enter_context(Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=True))
         task = bar.add_task("", total=len(listed), completed=len(listed) - len(files))
-        found = detect(
-            (file for file in files),
-            num_frames=options.frames,
-            threshold=options.threshold,
-            person_score=options.person_score,
-            on_error="return",
-            on_slow=lambda file: console.print(f"Still reading {printable(file)} ...", **PLAIN),
-            return_heatmap=options.heatmaps is not None,
-        )
+        call = {
+            "num_frames": options.frames,
+            "threshold": options.threshold,
+            "person_score": options.person_score,
+            "return_heatmap": options.heatmaps is not None,
+        }
+        if options.engine == "ray":
+            found = score_with_ray(files, loading, call, options.processes)
+        else:
+            found = detect(
+                (file for file in files),
+                on_error="return",
+                on_slow=lambda file: console.print(f"Still reading {printable(file)} ...", **PLAIN),
+                **call,
+            )
         for result in found:
             counts[verdict(result)] += 1
             if options.heatmaps is not None:

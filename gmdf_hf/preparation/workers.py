@@ -18,6 +18,7 @@ import cv2
 from gmdf_hf.common import images
 from gmdf_hf.common.errors import ArchiveError, WorkError
 from gmdf_hf.common.files import readable
+from gmdf_hf.common.ray_cluster import start_ray
 from gmdf_hf.common.resume import unit_file
 from gmdf_hf.common.schema import FAKE, SPLITS
 from gmdf_hf.preparation.archives import is_archive
@@ -232,13 +233,9 @@ def _end_with_parent() -> None:
 
 
 def _run_ray(units: list[Unit], job: Job, processes: int) -> Iterator[Part]:
-    try:
-        import ray
-    except ImportError as error:
-        raise WorkError("--engine ray needs Ray: install this package with its extra [ray].") from error
-    if not ray.is_initialized():
-        # RAY_ADDRESS names a cluster; all its machines need access to the data and the output folder.
-        ray.init(**({} if "RAY_ADDRESS" in os.environ else {"num_cpus": processes}), logging_level="warning")
+    start_ray(processes)
+    import ray
+
     by_index = {unit.index: unit for unit in units}
     data = ray.data.from_items([{"index": unit.index, "unit": unit} for unit in units])
 

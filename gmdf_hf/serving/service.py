@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, File, Form, HTTPException, Request, Response, UploadFile
+from fastapi import FastAPI, File, Form, HTTPException, Request, Response, Security, UploadFile
+from fastapi.security import HTTPBearer
 from prometheus_client import generate_latest
 
 from gmdf_hf import __version__
@@ -32,6 +33,9 @@ from gmdf_hf.serving.service_metrics import Figures, log
 
 CHUNK = 2**20
 NAME_LENGTH = 200
+# A file may be absent, but its type is not `UploadFile | None`: clients generated from that schema send a text.
+BINARY = File(description="A picture or video", json_schema_extra={"format": "binary"})
+KEY = [Security(HTTPBearer(auto_error=False, description="API key"))]  # for the description; `Gate` checks the key
 
 
 def build(detect: DeepfakeDetectionPipeline, settings: Settings) -> FastAPI:
@@ -77,9 +81,9 @@ def build(detect: DeepfakeDetectionPipeline, settings: Settings) -> FastAPI:
         503: {"description": "All places are taken: come back after Retry-After seconds"},
     }
 
-    @app.post("/v1/predict", responses=refused, operation_id="predict")
+    @app.post("/v1/predict", dependencies=KEY, responses=refused, operation_id="predict")
     async def predict(
-        file: Annotated[UploadFile | None, File(description="A picture or video")] = None,
+        file: Annotated[UploadFile, BINARY] = None,  # type: ignore[assignment]  # see BINARY
         url: Annotated[str | None, Form(description="Or its address", max_length=2000)] = None,
     ) -> Prediction:
         """Score a picture or a video."""
@@ -95,10 +99,10 @@ def build(detect: DeepfakeDetectionPipeline, settings: Settings) -> FastAPI:
             raise HTTPException(422, result["error"])
         return Prediction(**complete(result))
 
-    @app.post("/v1/jobs", status_code=202, responses=refused, operation_id="create_job")
+    @app.post("/v1/jobs", dependencies=KEY, status_code=202, responses=refused, operation_id="create_job")
     async def create_job(
         request: Request,
-        file: Annotated[UploadFile | None, File(description="A picture or video")] = None,
+        file: Annotated[UploadFile, BINARY] = None,  # type: ignore[assignment]  # see BINARY
         url: Annotated[str | None, Form(description="Or its address", max_length=2000)] = None,
     ) -> JobState:
         """Score a long video later: more frames, more time."""
@@ -110,17 +114,21 @@ def build(detect: DeepfakeDetectionPipeline, settings: Settings) -> FastAPI:
             add = partial(store.add, request.state.owner, _name_of(file, url), path, url or None)
             return _shown(await asyncio.to_thread(add))
 
-    @app.get("/v1/jobs/{key}", responses={404: {"description": "No such job"}}, operation_id="get_job")
+    @app.get(
+        "/v1/jobs/{key}", dependencies=KEY, responses={404: {"description": "No such job"}}, operation_id="get_job"
+    )
     def get_job(key: str, request: Request) -> JobState:
         """State of a job, with its result when it is done; kept for a day."""
         return _shown(state["store"].get(key, request.state.owner))
 
-    @app.delete("/v1/jobs/{key}", responses={404: {"description": "No such job"}}, operation_id="cancel_job")
+    @app.delete(
+        "/v1/jobs/{key}", dependencies=KEY, responses={404: {"description": "No such job"}}, operation_id="cancel_job"
+    )
     def cancel_job(key: str, request: Request) -> JobState:
         """Cancel a job that has not ended."""
         return _shown(state["store"].cancel(key, request.state.owner))
 
-    @app.get("/v1/model", operation_id="get_model")
+    @app.get("/v1/model", dependencies=KEY, operation_id="get_model")
     def get_model() -> ModelFacts:
         """Which model decides, what it was trained on, and at which operating point."""
         point = detect.operating_point

@@ -22,6 +22,7 @@ from gmdf_hf.data.frames import FrameReader, collate
 from gmdf_hf.modeling import GMDFModel
 from gmdf_hf.modeling.experts_gmdf import DomainExperts
 
+PARTS: tuple[Literal["experts", "text"], ...] = ("experts", "text")  # of theta_E
 EFFECT_GOAL = 0.1  # smallest expert effect at which expert ablations are meaningful (decision D17)
 
 
@@ -97,7 +98,7 @@ def expert_state(model: GMDFModel, frames: FrameReader, images: int = 32) -> dic
     Returns:
         `alpha`: gain of every domain's expert in every block (Eq. 2); 0 means no effect. `dil_change`: mean absolute
         deviation of the Dataset Information Layers' gains from 1 (`affine` variants). `expert_use`: each expert's share
-        of the experts' output on the images of a domain, over all blocks. `expert_effect`: see `effect_of`.
+        of the experts' output on the images of a domain, over all blocks. `expert_effect`: see `effects`.
     """
     use, batches = {}, []
     for number, domain in enumerate(frames.domains):
@@ -115,8 +116,7 @@ def expert_state(model: GMDFModel, frames: FrameReader, images: int = 32) -> dic
     if model.config.dil != "cross_attention":
         changes = [experts.dil.gains(model.domain_prompts).sub(1).abs().mean() for experts in layers]
         state["dil_change"] = float(torch.stack(changes).mean())
-    effect = {part: effect_of(model, batches, part) for part in ("experts", "text")}
-    return state | {"expert_use": use, "expert_effect": effect}
+    return state | {"expert_use": use, "expert_effect": effects(model, batches)}
 
 
 def expert_layers(model: GMDFModel) -> list[DomainExperts]:
@@ -124,10 +124,10 @@ def expert_layers(model: GMDFModel) -> list[DomainExperts]:
     return [module for module in model.modules() if isinstance(module, DomainExperts)]
 
 
-def effect_of(
-    model: GMDFModel, batches: Sequence[tuple[torch.Tensor, torch.Tensor]], part: Literal["experts", "text"]
-) -> dict[str, float]:
-    """Effect of a part of theta_E on the decision (decision D17).
+def effects(
+    model: GMDFModel, batches: Sequence[tuple[torch.Tensor, torch.Tensor]]
+) -> dict[Literal["experts", "text"], dict[str, float]]:
+    """Effect of the two parts of theta_E on the decision (decision D17).
 
     With the margin ``logit(fake) - logit(real)``: the standard deviation over images of the margin's change when the
     part is set to zero effect, divided by the standard deviation of the margin.
@@ -135,19 +135,21 @@ def effect_of(
     Args:
         model: The detector.
         batches: Images `(B, 3, H, W)` and their domains `(B,)`.
-        part: All vision `experts`, or the `text` affine.
 
     Returns:
-        `known`: on the route of the images' own domain; `unknown`: on the aggregated route.
+        For all vision `experts` and for the `text` affine: `known`, on the route of the images' own domain, and
+        `unknown`, on the aggregated route.
     """
-    effects = {}
-    for route in ("known", "unknown"):
-        known = route == "known"
-        with_part = margins(model, batches, known)
+    whole = {known: margins(model, batches, known) for known in (True, False)}
+    found: dict[Literal["experts", "text"], dict[str, float]] = {}
+    for part in PARTS:
         with silenced(model, part):
-            change = with_part - margins(model, batches, known)
-        effects[route] = float(change.std() / with_part.std())
-    return effects
+            changes = {known: whole[known] - margins(model, batches, known) for known in whole}
+        found[part] = {
+            "known" if known else "unknown": float(change.std() / whole[known].std())
+            for known, change in changes.items()
+        }
+    return found
 
 
 def margins(model: GMDFModel, batches: Sequence[tuple[torch.Tensor, torch.Tensor]], known: bool) -> torch.Tensor:

@@ -27,7 +27,7 @@ from gmdf_hf.data.episodes import Episode
 from gmdf_hf.modeling.backbones_gmdf import BackboneExperts
 from gmdf_hf.modeling.sites_gmdf import backbone_inputs
 from gmdf_hf.serving.heatmaps import evidence_map
-from gmdf_hf.training.diagnostics import effect_of
+from gmdf_hf.training.diagnostics import effects
 from gmdf_hf.training.inner_optimizer import ExpertAdam
 from gmdf_hf.training.methods.gmdf import GMDF, MetaOptions
 from tests.conftest import TEXT, VISION
@@ -193,7 +193,7 @@ def test_experts_learn_in_a_miniature_run(name):
         method.step(model.train(), Episode.of(pixels, labels, domain_ids), Accelerator(cpu=True))
         optimizer.step()
     with torch.no_grad():
-        effect = effect_of(model.eval(), [(pixels, domain_ids)], "experts")
+        effect = effects(model.eval(), [(pixels, domain_ids)])["experts"]
     assert min(effect.values()) > 0.1
 
 

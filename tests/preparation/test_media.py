@@ -25,6 +25,10 @@ def quarters(pixels):
     return [part.reshape(-1, 3).mean(0) for part in parts]
 
 
+# Where pixels are resized or have ten bits, FFmpeg interpolates the colours at edges with another filter.
+COLOUR_TOLERANCE = {"sar_4_3.mp4": 3.0, "ten_bits.mp4": 4.0}
+
+
 @pytest.mark.parametrize("name", TRUTH)
 def test_size_times_and_colours_are_those_of_ffmpeg(name):
     truth = TRUTH[name]
@@ -32,8 +36,9 @@ def test_size_times_and_colours_are_those_of_ffmpeg(name):
     assert frames[0].pixels.shape == (truth["height"], truth["width"], 3)
     assert [frame.number for frame in frames] == list(range(len(truth["seconds"])))
     np.testing.assert_allclose([frame.seconds for frame in frames], truth["seconds"], atol=2e-3)
-    np.testing.assert_allclose(quarters(frames[0].pixels), truth["first"], atol=4)
-    np.testing.assert_allclose(quarters(frames[-1].pixels), truth["last"], atol=4)
+    tolerance = COLOUR_TOLERANCE.get(name, 0.5)
+    np.testing.assert_allclose(quarters(frames[0].pixels), truth["first"], atol=tolerance)
+    np.testing.assert_allclose(quarters(frames[-1].pixels), truth["last"], atol=tolerance)
 
 
 @pytest.mark.parametrize("name", TRUTH)

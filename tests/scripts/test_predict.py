@@ -7,11 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -26,6 +29,8 @@ from gmdf_hf.training.checkpoint import save_model
 from tests.conftest import tiny_model
 from tests.evaluation.test_report import RESULTS
 from tests.media import numbered, write_video
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -318,6 +323,49 @@ def test_real_videos_and_odd_files(model, real_data, tmp_path):
     videos = {name: line for name, line in found.items() if name.endswith(".mp4")}
     assert {name for name, line in videos.items() if verdict(line) == "no face"} == {"no_face.mp4"}
     assert {name for name, line in videos.items() if line["error"] is not None} == {"broken.mp4"}
+
+
+def test_a_parquet_list_names_files(model, folder, tmp_path):
+    names = pa.table({"path": [str(folder / "a.png"), "files/deep/e.mp4", "none.png"]})
+    pq.write_table(names, tmp_path / "list.parquet")
+    result = gmdf("predict", tmp_path / "list.parquet", "--model", model, "--detector", "none", "--json")
+    assert result.exit_code == UNREADABLE
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["error"] is None for line in lines] == [True, True, False]
+    assert lines[1]["source"] == str(tmp_path / "files/deep/e.mp4")
+    pq.write_table(pa.table({"file": ["a.png"]}), tmp_path / "other.parquet")
+    result = gmdf("predict", tmp_path / "other.parquet", "--model", model, "--detector", "none")
+    assert result.exit_code == 1 and "column `path`" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_rows_and_goes_on_after_a_kill(model, folder, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    many = tmp_path / "many"
+    many.mkdir()
+    for number in range(120):
+        shutil.copy(folder / "a.png", many / f"{number:03}.png")
+    output = tmp_path / "ray.jsonl"
+    options = ["predict", str(folder), str(many), "--model", model, "--detector", "none", "--json", "--batch_size", "1"]
+    ray = [*options, "--engine", "ray", "--processes", "2", "--output", str(output)]
+    code = "from gmdf_hf.scripts.gmdf import main; main()"
+    process = subprocess.Popen([sys.executable, "-c", code, *ray], stderr=subprocess.DEVNULL, cwd=ROOT)
+    while not (output.exists() and output.stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    written = [json.loads(line)["source"] for line in output.read_text().splitlines()[:-1]]
+    assert 0 < len(written) < 125
+    done = subprocess.run([sys.executable, "-c", code, *ray], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == UNREADABLE, done.stderr
+    lines = {line["source"]: line for line in map(json.loads, output.read_text().splitlines())}
+    expected = {line["source"]: line for line in map(json.loads, gmdf(*options).stdout.splitlines())}
+    assert len(output.read_text().splitlines()) == len(lines) == 125 and lines.keys() == expected.keys()
+    for source, line in expected.items():
+        assert lines[source].pop("score") == pytest.approx(line.pop("score"), abs=1e-5), source
+        kept = ("label", "error", "faces_found", "frames_read")
+        assert {name: lines[source][name] for name in kept} == {name: line[name] for name in kept}
 
 
 @pytest.mark.slow

@@ -196,6 +196,12 @@ def test_health_metrics_and_openapi(client):
     operations = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
     assert len(set(operations)) == len(operations)
     assert "Retry-After" in document["paths"]["/v1/predict"]["post"]["responses"]["503"]["description"]
+    # What clients generated from the document need: a file that is one, and where the key goes.
+    for body in ("Body_predict", "Body_create_job"):
+        file = document["components"]["schemas"][body]["properties"]["file"]
+        assert (file["type"], file["format"]) == ("string", "binary")
+    guarded = {path for path, actions in document["paths"].items() if all("security" in a for a in actions.values())}
+    assert guarded == {path for path in document["paths"] if path.startswith("/v1/")}
 
 
 def test_logs_hold_no_name_no_address_and_no_key(client, caplog):
