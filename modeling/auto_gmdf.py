@@ -2,6 +2,7 @@
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
+from . import detectors  # noqa: F401  registers the comparison detectors
 from .configuration_gmdf import GMDFConfig
 from .image_processing_gmdf import GMDFImageProcessor
 from .modeling_gmdf import GMDFModel

@@ -23,7 +23,7 @@ WIDTH, HEIGHT, MARGIN = 640, 170, 28  # of the timeline
 STYLE = """
 <style>
 .gmdf {max-width:100%; overflow-wrap:break-word}
-.gmdf img, .gmdf svg {max-width:100%; height:auto}
+.gmdf img {max-width:100%; height:auto} .gmdf svg {min-width:520px; height:auto}
 .gmdf figure {display:inline-block; margin:4px; vertical-align:top}
 .gmdf .wide {overflow-x:auto} .gmdf table {border-collapse:collapse}
 .gmdf td, .gmdf th {padding:4px 10px; text-align:left; border-bottom:1px solid #8886; white-space:nowrap}
@@ -160,11 +160,12 @@ def timeline(faces: Sequence[dict[str, Any]], threshold: float) -> str:
         for part in range(5)
     )
     return (
+        "<div class='wide'>"
         f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' width='100%' role='group' aria-label='Scores over time'>"
         f"<rect width='{WIDTH}' height='{HEIGHT}' fill='white'/>"
         f"<polyline fill='none' stroke='black' stroke-dasharray='4' {dashed}/>{''.join(lines)}"
         f"<text x='2' y='{MARGIN - 8}' font-size='12'>fake</text>"
-        f"<text x='2' y='{HEIGHT - MARGIN + 2}' font-size='12'>real</text>{ticks}</svg>"
+        f"<text x='2' y='{HEIGHT - MARGIN + 2}' font-size='12'>real</text>{ticks}</svg></div>"
     )
 
 

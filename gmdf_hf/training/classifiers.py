@@ -1,12 +1,15 @@
-"""Image classifiers of transformers as baselines: ViT, ConvNeXt, ResNet, and timm models through `TimmWrapper`."""
+"""Image classifiers as baselines: those of transformers and timm, and the detectors of `gmdf_hf.modeling.detectors`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     AutoConfig,
@@ -15,9 +18,11 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils import cached_file
 
 from gmdf_hf.common.errors import UserError
 from gmdf_hf.modeling import GMDFModel
+from gmdf_hf.modeling.detectors import DETECTORS, Detector, image_processor_of
 
 CLASSIFIER_METHODS = ("direct_merge", "balanced_erm", "linear_probe")  # the other methods need a GM-DF
 # `num_labels` as well: the number of classes in a timm configuration takes precedence over the names.
@@ -75,6 +80,37 @@ def load_classifier(
             module.reset_parameters()
     model.config.domains = list(domains)
     return model, processor
+
+
+def new_detector(
+    name: str, domains: Sequence[str], image_size: int | None = None, fields: Mapping[str, Any] | None = None
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """Make one of the comparison detectors with random weights, and its image processor.
+
+    Args:
+        name: Its name in `DETECTORS`.
+        domains: Names of the source domains, kept in the model's configuration.
+        image_size: Side of the images in pixels; None for the published one.
+        fields: Fields of its configuration; besides, `pretrained` is the hub id or folder of safetensors weights for
+            the network inside it.
+
+    Raises:
+        UserError: If a field is unknown or out of range, or the pre-trained weights do not fit.
+    """
+    given = dict(fields or {}) | {"domains": list(domains)} | ({} if image_size is None else {"image_size": image_size})
+    pretrained = given.pop("pretrained", None)
+    try:
+        model = DETECTORS[name](**given)
+        if pretrained is not None:
+            if not isinstance(model, Detector):
+                raise ValueError(f"pretrained: load {pretrained!r} as the backbone itself.")
+            file = cached_file(str(pretrained), "model.safetensors")
+            assert file is not None  # otherwise it raises
+            model.load_backbone(load_file(file))
+        check_size(model, model.config.image_size)
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+        raise UserError(f"The detector {name!r} cannot be made: {' '.join(str(error).split())}") from error
+    return model, image_processor_of(model.config)
 
 
 def missing_packages(backbone: str) -> list[str]:

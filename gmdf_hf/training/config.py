@@ -44,12 +44,18 @@ class TrainConfig(BaseModel):
     backbone: str = Field(
         "openai/clip-vit-base-patch16",
         description="Hub id or folder of a CLIP checkpoint; `tiny_clip` is the one in this package. Or of another "
-        "image backbone of transformers, timm's included: its own configuration says what it is.",
+        "image backbone of transformers, timm's included: its own configuration says what it is. Or a detector of the "
+        "paper's tables by its name, such as `xception` (docs/detectors.md).",
     )
     image_size: int | None = Field(
         None, ge=8, description="Side of the images in pixels, if other than the backbone's."
     )
     model: dict[str, Any] = Field({}, description="Fields of `GMDFConfig` to set; not used by other image classifiers.")
+    detector: dict[str, Any] = Field(
+        {},
+        description="Fields of the configuration of a detector that `backbone` names; besides, `pretrained`: hub id or "
+        "folder of safetensors weights for the network inside it.",
+    )
     method: MethodName = Field(
         "gmdf",
         description="`gmdf`; a baseline on the same CLIP (see `gmdf_hf/training/methods/`): `direct_merge`, "

@@ -32,11 +32,15 @@ class _Strict(BaseModel):
 
 
 class Row(_Strict):
-    """A method: overrides of `TrainConfig`, its name in the paper, and the scale's name of its backbone."""
+    """A method: overrides of `TrainConfig`, its name in the paper, and the scale's name of its backbone.
+
+    A row with `missing` is not run; this is the reason.
+    """
 
     label: str
     paper: str | None = None
     backbone: str | None = None
+    missing: str | None = None
     set: dict[str, Any] = {}
 
 
@@ -74,16 +78,16 @@ class Protocol(_Strict):
 class Scale(_Strict):
     """Domains, backbones and base recipe of the runs.
 
-    A row whose backbone is not in `backbones` is not run; a row without a backbone uses the recipe's. `max_settings`
-    keeps only the first settings of a protocol, for a trial. With `pretraining_steps`, the recipe's
-    backbone is first pre-trained for that many steps on the unlabelled faces of the setting's training domains
-    (`scripts/pretrain_faces.py`), for machines without a web-trained CLIP.
+    A row whose backbone is not in `backbones` is not run; its value is a name or folder, or fields of a run. A row
+    without a backbone uses the recipe's. `max_settings` keeps only the first settings of a protocol, for a trial. With
+    `pretraining_steps`, the recipe's backbone is first pre-trained for that many steps on the unlabelled faces of the
+    setting's training domains (`scripts/pretrain_faces.py`), for machines without a web-trained CLIP.
     """
 
     recipe: str
     set: dict[str, Any] = {}
     domains: dict[str, Any]
-    backbones: dict[str, str] = {}
+    backbones: dict[str, str | dict[str, Any]] = {}
     pretraining_steps: int | None = None
     replicates: int = 1000
     max_settings: int | None = None
@@ -159,6 +163,8 @@ def _merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
 def _identity(config: TrainConfig) -> str:
     """Hash of a configuration without the seed and the fields in `NO_PART_OF_A_RUN`."""
     fields = {key: value for key, value in config.model_dump(mode="json").items() if key not in NO_PART_OF_A_RUN}
+    if not fields["detector"]:  # as in runs from before this field
+        del fields["detector"]
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -180,14 +186,14 @@ def plan(protocol: Protocol, scale: Scale, recipe: Path, seeds: Sequence[int], f
     sources = {name: domain_source(name, scale) for name in sorted(names)}
     runs = []
     for row in protocol.rows:
-        refused = _without_backbone(row, scale)
+        refused = f"not implemented: {row.missing}" if row.missing else _without_backbone(row, scale)
         for setting in protocol.settings:
             if refused is not None:
                 runs += [Run(row, setting, seed, None, refused) for seed in seeds]
                 continue
             fields = _merged(base, scale.set, setting.set, row.set)
             if row.backbone is not None:
-                fields["backbone"] = scale.backbones[row.backbone]
+                fields |= _fields_of(scale.backbones[row.backbone])
             elif scale.pretraining_steps is not None:
                 backbone = f"{'+'.join(setting.train)}-{scale.pretraining_steps}"
                 fields["backbone"] = str(folder.parent / "backbones" / backbone)
@@ -212,9 +218,14 @@ def _without_backbone(row: Row, scale: Scale) -> str | None:
         return None
     if row.backbone not in scale.backbones:
         return f"backbone: this scale has none called {row.backbone!r}"
-    name = scale.backbones[row.backbone]
+    name = _fields_of(scale.backbones[row.backbone])["backbone"]
     missing = " and ".join(missing_packages(name))
     return f"backbone: {name} needs {missing}, not installed here" if missing else None
+
+
+def _fields_of(backbone: str | dict[str, Any]) -> dict[str, Any]:
+    """Fields of a run from a scale's backbone."""
+    return {"backbone": backbone} if isinstance(backbone, str) else backbone
 
 
 def domain_source(name: str, scale: Scale) -> DomainSource:

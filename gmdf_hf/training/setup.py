@@ -27,8 +27,9 @@ from gmdf_hf.data.transforms import TRANSFORMS
 from gmdf_hf.evaluation.scoring import score_domains
 from gmdf_hf.modeling import GMDFConfig, GMDFImageProcessor, GMDFModel
 from gmdf_hf.modeling.construction_gmdf import image_processor_of
+from gmdf_hf.modeling.detectors import DETECTORS
 from gmdf_hf.training.adapters import add_domain
-from gmdf_hf.training.classifiers import CLASSIFIER_METHODS, load_classifier, running_statistics
+from gmdf_hf.training.classifiers import CLASSIFIER_METHODS, load_classifier, new_detector, running_statistics
 from gmdf_hf.training.config import MethodName, TrainConfig
 from gmdf_hf.training.methods import make_method
 from gmdf_hf.training.methods.method import Method
@@ -176,7 +177,8 @@ def check_method(backbone: str, method: str, train_tower: str, baseline_model: s
     """Check that a backbone supports the training options, before any data are loaded, drawn or removed.
 
     Args:
-        backbone: Hub id or folder of a CLIP, another image backbone or a trained GM-DF, or `tiny_clip`.
+        backbone: Hub id or folder of a CLIP, another image backbone or a trained GM-DF, `tiny_clip`, or the name of a
+            detector.
         method: As in `TrainConfig`.
         train_tower: As in `TrainConfig`.
         baseline_model: As in `TrainConfig`.
@@ -185,8 +187,10 @@ def check_method(backbone: str, method: str, train_tower: str, baseline_model: s
         UserError: If it does not, or its configuration cannot be read.
     """
     found = backbone_type(backbone)
-    is_detector = found == GMDFConfig.model_type
-    possible = [name for name in get_args(MethodName) if (name == "add_domain") == is_detector]
+    if found in DETECTORS and baseline_model == "classifier":
+        possible = list(CLASSIFIER_METHODS)
+    else:
+        possible = [name for name in get_args(MethodName) if (name == "add_domain") == (found == GMDFConfig.model_type)]
     if method not in possible:
         raise UserError(
             f"The backbone {backbone!r} has the model type {found!r}, which trains with {', '.join(possible)}; found "
@@ -205,11 +209,13 @@ def trains_gmdf(model_type: str, method: str, baseline_model: str) -> bool:
 
 
 def backbone_type(backbone: str) -> str:
-    """Model type in a backbone's configuration: `clip`, `gmdf`, `vit`, `timm_wrapper` and so on.
+    """Model type in a backbone's configuration: `clip`, `gmdf`, `vit`, `timm_wrapper` and so on; a detector's name.
 
     Raises:
         UserError: If the configuration cannot be read.
     """
+    if backbone in DETECTORS:
+        return backbone
     try:
         return str(PreTrainedConfig.get_config_dict(backbone_path(backbone))[0].get("model_type"))
     except (OSError, ValueError) as error:
@@ -228,6 +234,8 @@ def make_model(config: TrainConfig, domains: Sequence[str]) -> tuple[PreTrainedM
     size, attention = config.image_size, config.attn_implementation
     found = backbone_type(config.backbone)
     if not trains_gmdf(found, config.method, config.baseline_model):
+        if config.backbone in DETECTORS:
+            return new_detector(config.backbone, domains, size, config.detector)
         return load_classifier(config.backbone, domains, size, attention)
     if config.method == "add_domain":
         model = grown_model(config.backbone, domains[0], attention)

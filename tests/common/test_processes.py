@@ -139,7 +139,8 @@ def recipe(tmp_path: Path, name: str, batch_size: int, **fields) -> Path:
     return path
 
 
-@pytest.mark.parametrize("order", ["first_order", pytest.param("second_order", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["first_order", "second_order"])
 def test_two_processes_train_as_one_with_twice_the_batch(tmp_path, order):
     script = ROOT / "scripts" / "meta_train.py"
     fields: dict = {"meta_gradient": order}

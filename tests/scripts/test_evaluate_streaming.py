@@ -83,6 +83,7 @@ def test_data_in_another_order_have_the_same_scores_and_the_same_order_in_the_ta
             assert one == pytest.approx(other)
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(folder, tmp_path):
     evaluate.main(evaluation(folder, tmp_path / "one", "ff", "x"))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

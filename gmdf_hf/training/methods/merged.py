@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from gmdf_hf.data.episodes import Episode
+from gmdf_hf.modeling.detectors import Detector
 from gmdf_hf.training.classifiers import freeze_all_but_the_head
 from gmdf_hf.training.methods.method import Losses, Method
 
@@ -47,15 +48,19 @@ def merged_step(model: nn.Module, episode: Episode, accelerator: Accelerator, sh
         shares: Weight of each domain's mean loss, shape `(domains,)`.
 
     Returns:
-        `classification`: this process's share.
+        `classification` and the auxiliary losses of a detector: this process's share of each.
     """
     prompts = {} if episode.prompt_ids is None else {"prompt_ids": episode.prompt_ids}
     weights = episode.weights * shares.to(episode.weights)[episode.domain_ids]
     with accelerator.autocast():
-        logits = model(pixel_values=episode.pixel_values, **prompts).logits
-        loss = (cross_entropy(logits.float(), episode.labels, reduction="none") * weights).sum()
-    accelerator.backward(loss)
-    return {"classification": loss.detach()}
+        output = model(pixel_values=episode.pixel_values, **prompts)
+        of_images = {"classification": cross_entropy(output.logits.float(), episode.labels, reduction="none")}
+        if isinstance(model, Detector):
+            inputs = episode.pixel_values, episode.labels, episode.domain_ids
+            of_images |= model.auxiliary_losses(output, *inputs)
+        losses = {name: (loss.float() * weights).sum() for name, loss in of_images.items()}
+    accelerator.backward(torch.stack([*losses.values()]).sum())
+    return {name: loss.detach() for name, loss in losses.items()}
 
 
 class Merged(Method):

@@ -1,0 +1,249 @@
+"""What every detector does: counts its parameters, learns, is trained, saved, loaded and exported as the others are."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageClassification
+
+from gmdf_hf.common.errors import UserError
+from gmdf_hf.data.drawn.domains import draw_domain
+from gmdf_hf.evaluation.classifier import load_classifier
+from gmdf_hf.modeling.detectors import DETECTORS, Detector, image_processor_of
+from gmdf_hf.modeling.detectors.xception import Xception, timm_name
+from gmdf_hf.scripts import meta_train
+from gmdf_hf.training.classifiers import image_side, new_detector
+from gmdf_hf.training.config import TrainConfig
+from gmdf_hf.training.setup import check_method
+from tests.domains import write_domain
+
+ROOT = Path(__file__).parents[3]
+SIDE = 64
+PARAMETERS = {
+    "efficientnet_b4": 17_552_202,
+    "f3net": 42_686_277,
+    "meso_inception4": 28_615,
+    "recce": 22_225_001,
+    "srm": 47_405_012,
+    "ucf": 46_528_791,  # with one method
+    "xception": 20_811_050,
+}
+TINY = {name: {"image_size": SIDE, "width": 1.0 if name == "meso_inception4" else 0.0625} for name in DETECTORS}
+
+
+def tiny(name: str) -> torch.nn.Module:
+    """The detector with few channels, with running statistics of real features."""
+    torch.manual_seed(0)
+    model = DETECTORS[name](**TINY[name]).train()
+    with torch.no_grad():
+        for _ in range(5):
+            model(torch.randn(4, 3, SIDE, SIDE))
+    return model.eval()
+
+
+def pixels(count: int = 2) -> torch.Tensor:
+    return torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_parameters_are_counted(name):
+    """The page beside these counts has the published ones."""
+    with torch.device("meta"):
+        model = DETECTORS[name]().eval()
+        side = model.config.image_size
+        assert model(torch.zeros(1, 3, side, side)).logits.shape == (1, 2)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert count == PARAMETERS[name]
+    page = (ROOT / "docs" / "detectors.md").read_text()
+    assert f"| `{name}` |" in page and f"| {count:,} |" in page
+
+
+@pytest.fixture(scope="module")
+def faces() -> tuple[list[Image.Image], torch.Tensor]:
+    """Sixteen real and sixteen forged drawn faces."""
+    rows = list(draw_domain("swap", "train", num_videos=32, frames_per_video=1))
+    return [row["image"] for row in rows], torch.tensor([row["label"] for row in rows])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DETECTORS)
+def test_thirty_two_faces_are_learned_by_heart(name, faces):
+    model, (pictures, labels) = tiny(name).train(), faces
+    assert len(labels) == 2 * labels.sum() == 32
+    inputs = image_processor_of(model.config)(images=pictures, return_tensors="pt")["pixel_values"]
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.5  # the running statistics follow so few steps
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for step in range(200):
+        output = model(inputs, labels=labels)
+        assert output.loss.isfinite()
+        if step % 5 == 4 and torch.equal(output.logits.argmax(1), labels):
+            with torch.no_grad():
+                right = torch.equal(model.eval()(inputs).logits.argmax(1), labels)
+            if right:
+                return
+            model.train()
+        optimizer.zero_grad()
+        output.loss.backward()
+        if step == 1:
+            assert not [key for key, value in model.named_parameters() if value.grad is None or not value.grad.any()]
+        optimizer.step()
+    pytest.fail(f"{name} did not learn 32 faces in 200 steps: the loss is {output.loss:.3f}")
+
+
+@pytest.mark.parametrize("name", ["meso_inception4", "ucf"])  # the protocols of the tables train all of them
+def test_a_run_trains_saves_and_scores(name, tmp_path):
+    for seed, domain in enumerate("xy"):
+        write_domain(tmp_path / domain, seed)
+    config = TrainConfig(
+        source_domains={domain: str(tmp_path / domain) for domain in "xy"},
+        backbone=name,
+        detector=TINY[name],
+        method="balanced_erm",
+        epochs=1,
+        max_steps=2,
+        batch_size=4,
+        learning_rate=1e-3,
+        output_dir=tmp_path / "run",
+    )
+    results = meta_train.main(config)
+    assert results["steps"] == 2 and set(results["domains"]) == {"x", "y"}
+    logged = json.loads((tmp_path / "run" / "history.jsonl").read_text().splitlines()[0])
+    assert ({"specific", "reconstruction", "contrast"} <= logged.keys()) is (name == "ucf")
+    found = load_classifier(str(tmp_path / "run" / "model"))
+    assert found.fake == 1 and found.model.config.domains == ["x", "y"]
+    assert image_side(found.processor) == SIDE
+
+
+def test_checkpoints_open_with_and_without_the_package(tmp_path):
+    """Without it, the code beside the weights is used."""
+    expected = {}
+    for name in DETECTORS:
+        model = tiny(name)
+        model.save_pretrained(tmp_path / name)
+        image_processor_of(model.config).save_pretrained(tmp_path / name)
+        with torch.no_grad():
+            expected[name] = model(pixels()).logits
+            again = AutoModelForImageClassification.from_pretrained(tmp_path / name)
+            assert type(again) is type(model)
+            torch.testing.assert_close(again(pixels()).logits, expected[name])
+    save_file({**expected, "pixels": pixels()}, tmp_path / "expected.safetensors")
+    code = """
+import sys
+sys.modules["gmdf_hf"] = None
+import torch
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+expected = load_file("expected.safetensors")
+pixels = expected.pop("pixels")
+for name, logits in expected.items():
+    model = AutoModelForImageClassification.from_pretrained(f"./{name}", trust_remote_code=True)
+    AutoImageProcessor.from_pretrained(f"./{name}")
+    torch.testing.assert_close(model.eval()(pixels).logits.detach(), logits)
+    print(name, model.config.id2label[1])
+"""
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [word for name in sorted(DETECTORS) for word in (name, "fake")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DETECTORS)
+def test_onnx_gives_the_same_logits(name, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+
+    class Logits(torch.nn.Module):
+        def __init__(self, model: torch.nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            return self.model(pixel_values=pixel_values).logits
+
+    model = tiny(name)
+    program = torch.onnx.export(
+        Logits(model).eval(), (pixels(),), dynamo=True, verbose=False, dynamic_shapes=({0: torch.export.Dim("batch")},)
+    )
+    program.save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    logits = session.run(None, {session.get_inputs()[0].name: pixels(3).numpy()})[0]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(logits), model(pixels(3)).logits, rtol=1e-3, atol=1e-4)
+
+
+def test_a_detector_goes_on_from_its_folder_with_a_new_head(tmp_path):
+    from gmdf_hf.training.classifiers import load_classifier as load_backbone
+
+    model = tiny("xception")
+    model.save_pretrained(tmp_path)
+    image_processor_of(model.config).save_pretrained(tmp_path)
+    loaded, processor = load_backbone(str(tmp_path), ["x"])
+    assert isinstance(loaded, Detector) and image_side(processor) == SIDE
+    before = load_file(tmp_path / "model.safetensors")
+    changed = {name for name, tensor in loaded.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.parametrize("name", ["f3net", "recce", "srm", "ucf", "xception"])
+def test_networks_inside_start_from_pretrained_weights(name, tmp_path):
+    torch.manual_seed(1)
+    source = Xception(TINY[name]["width"])
+    tensors = {timm_name(key): tensor.contiguous() for key, tensor in source.state_dict().items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    model, _ = new_detector(name, ["x"], fields=TINY[name] | {"pretrained": str(tmp_path)})
+    networks = [module for module in model.modules() if isinstance(module, Xception)]
+    assert len(networks) == (1 if name in ("recce", "xception") else 2)
+    for network in networks:
+        for key, tensor in source.named_parameters():
+            own = dict(network.named_parameters())[key]
+            if own.shape == tensor.shape:
+                assert torch.equal(own, tensor), key
+    if name == "f3net":  # the three components of an image give the response to the image
+        images = pixels()
+        parts = torch.stack([images / 2, images / 3, images / 6], 1).flatten(1, 2)
+        torch.testing.assert_close(networks[0].conv1(parts), source.conv1(images))
+
+
+def test_what_cannot_be_made_is_one_sentence(tmp_path):
+    for fields, message in (
+        ({"widht": 2}, "widht"),
+        ({"width": 0.0}, "`width` must be above 0"),
+        ({"pretrained": str(tmp_path)}, "model.safetensors"),
+        ({"image_size": 100}, "multiple of 32, found 100"),
+    ):
+        with pytest.raises(UserError, match=f"The detector 'meso_inception4' cannot be made: .*{message}") as caught:
+            new_detector("meso_inception4", ["x"], fields=fields)
+        assert "\n" not in str(caught.value)
+    save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="MesoInception4 has no network inside with pre-trained weights"):
+        new_detector("meso_inception4", ["x"], fields={"pretrained": str(tmp_path)})
+    with pytest.raises(UserError, match=r"no weights of timm's legacy_xception: conv1\.weight, bn1\.weight"):
+        new_detector("xception", ["x"], fields=TINY["xception"] | {"pretrained": str(tmp_path)})
+    with pytest.raises(UserError, match=r"'xception', which trains with direct_merge, .*; found the method 'gmdf'"):
+        check_method("xception", "gmdf", "all")
+
+
+def test_code_beside_a_checkpoint_is_that_of_the_detector(tmp_path):
+    tiny("xception").save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.py")} == {"detector.py", "xception.py"}
+    assert json.loads((tmp_path / "config.json").read_text())["id2label"] == {"0": "real", "1": "fake"}
