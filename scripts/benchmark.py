@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import platform
-import re
-import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import datasets
 import numpy as np
@@ -33,6 +33,7 @@ from gmdf_hf.common.options import Options, parse_options
 from gmdf_hf.data.dataset import Domain
 from gmdf_hf.data.frames import FrameReader
 from gmdf_hf.modeling import GMDFConfig, GMDFImageProcessor, GMDFModel
+from gmdf_hf.scripts import benchmark_serving as serving
 from gmdf_hf.scripts.benchmark_workloads import DOMAINS, Workloads
 
 BACKBONES: dict[str, dict[str, Any]] = {
@@ -40,7 +41,9 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "tiny": {"patch_size": 16, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
 }
 EXPERT_GOALS = {4: 1.08, 16: 1.25, 64: 1.9}  # experts and the largest accepted ratio
-FIGURES = ("iteration", "literal", "inference", "memory", "loader", "utilisation")
+Figure = Literal["iteration", "literal", "inference", "memory", "loader", "utilisation", "scoring"]
+Prediction = Literal["predict", "predict_memory", "faces"]
+NEEDED = {"predict": "files", "predict_memory": "files", "faces": "clip"}  # options with the user's files
 
 
 class Bench(Workloads):
@@ -59,11 +62,11 @@ class Bench(Workloads):
             "transformers": transformers.__version__,
         }
 
-    def emit(self, figure: str, value: float, goal: str, **details: float | str) -> None:
+    def emit(self, figure: str, value: float, goal: str, **details: Any) -> None:
         """Print one figure."""
-        print(
-            json.dumps({"figure": figure, "value": round(value, 3), "goal": goal, **details, **self.about}), flush=True
-        )
+        load = {"load": round(os.getloadavg()[0], 1)} if hasattr(os, "getloadavg") else {}
+        figures = {"figure": figure, "value": round(value, 3), "goal": goal, **details, **load, **self.about}
+        print(json.dumps(figures), flush=True)
 
     def fastest(self, *work: Callable[[], object]) -> list[float]:
         """Shortest time of each function in seconds; they run alternately, after an untimed warm-up round."""
@@ -128,7 +131,24 @@ class Bench(Workloads):
         step(), step()
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 2**20
-        return peak_mib()
+        return serving.peak_mib()
+
+    def scoring(self) -> None:
+        """Time of scoring in bfloat16 divided by that in single precision."""
+        serving.measure_precision(self.detector().eval(), self.images(4 * self.batch_size), self.repeats, self.emit)
+
+    def prediction(self, figures: Sequence[str], options: BenchmarkOptions) -> None:
+        """Figures of `gmdf predict` on files of the user."""
+        weights = ["--detector_weights", options.detector_weights] if options.detector_weights else []
+        if "faces" in figures and options.clip is not None:
+            serving.measure_faces(options.clip, options.detector_weights, self.repeats, self.emit)
+        if options.files is not None and {"predict", "predict_memory"} & set(figures):
+            given = nullcontext(options.model) if options.model else serving.exported(self.detector().eval())
+            with given as model:
+                if "predict" in figures:
+                    serving.measure_runtimes(model, options.files, weights, self.repeats, self.emit)
+                if "predict_memory" in figures:
+                    serving.measure_memory(model, options.files, weights, self.emit)
 
     def loader(self) -> None:
         """Frames per second that eight cores decode and process, divided by those that training needs."""
@@ -177,19 +197,19 @@ class Bench(Workloads):
         self.emit("utilisation of the measured ceiling", ours / ceiling, ">= 0.45 on a GPU", **details)
 
 
-def peak_mib() -> float:
-    """Peak memory of this process in MiB."""
-    # On Linux, `ru_maxrss` is at least the parent's memory at the start of this process.
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))[0]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
 class BenchmarkOptions(Options):
     """What to measure."""
 
-    figure: tuple[str, ...] = Field(FIGURES, description=f"Some of {', '.join(FIGURES)}.")
+    figure: tuple[Literal[Figure, Prediction], ...] = Field(
+        get_args(Figure), description="What to measure; predict and predict_memory need --files, faces needs --clip."
+    )
+    all_figures: bool = Field(False, alias="all", description="Measure every figure.")
+    model: Path | None = Field(
+        None, description="Detector with its exports beside it, for predict (default: random weights of --backbone)."
+    )
+    files: Path | None = Field(None, description="Folder of photographs, for predict and predict_memory.")
+    clip: Path | None = Field(None, description="10 s of 1080p video with a face, for faces.")
+    detector_weights: str | None = Field(None, description="Local weights of the face detector.")
     backbone: str = Field("vit_b16", description=f"Sizes of the model, of {', '.join(BACKBONES)}; weights are random.")
     batch_size: int = Field(4, ge=2, description="Images of each domain.")
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="Mixed precision.")
@@ -207,11 +227,18 @@ def main() -> None:
         print(bench.peak_of(arguments.peak_of))
         return
     same = ["--backbone", arguments.backbone, "--batch_size", str(arguments.batch_size)]
-    for figure in arguments.figure:
+    figures = get_args(Figure) + get_args(Prediction) if arguments.all_figures else arguments.figure
+    for figure in figures:
+        if figure in NEEDED and getattr(arguments, NEEDED[figure]) is None:
+            sys.exit(f"benchmark.py: the figure {figure} needs --{NEEDED[figure]}")
+    for figure in figures:
+        if figure in NEEDED:
+            continue
         if figure == "memory":
             bench.memory([*same, "--precision", arguments.precision])
         else:
             {"literal": bench.against_literal}.get(figure, getattr(bench, figure))()
+    bench.prediction([figure for figure in figures if figure in NEEDED], arguments)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from gmdf_hf.common.errors import UserError, exit_on_error
 from gmdf_hf.common.options import Argument, parse_options
-from gmdf_hf.serving.loading import ModelOptions, load_pipeline
+from gmdf_hf.serving.loading import ScoringOptions, load_pipeline
 from gmdf_hf.training.config import DomainSource
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     Samples = tuple[np.ndarray, np.ndarray]
 
 
-class CalibrateOptions(ModelOptions):
+class CalibrateOptions(ScoringOptions):
     """Which detector to calibrate, on what, and to which rate."""
 
     domains: Annotated[dict[str, DomainSource], Argument("NAME=PATH")] = Field(
@@ -96,6 +96,7 @@ def main(options: CalibrateOptions) -> OperatingPoint:
         options.trust_remote_code,
         options.fake_label,
         use_operating_point=False,
+        dtype=options.dtype,
     )
     print(f"Trained on: {printable(describe_training(detect.model.config))}.")
     if options.reals:
@@ -167,7 +168,12 @@ def _score_domains(
 
     domains = [load_domain(name, split, **source.model_dump()) for name, source in options.domains.items()]
     table, skipped = score_domains(
-        detect.model, domains, processor=detect.image_processor, batch_size=options.batch_size, fake=detect.fake
+        detect.model,
+        domains,
+        processor=detect.image_processor,
+        batch_size=options.batch_size,
+        fake=detect.fake,
+        dtype=detect.scoring_dtype,
     )
     if skipped:
         print(f"{len(skipped)} images of the split {split} could not be read.")

@@ -11,10 +11,10 @@ from pydantic import Field
 
 from gmdf_hf.common.errors import UserError, exit_on_error
 from gmdf_hf.common.options import parse_options
-from gmdf_hf.serving.loading import ModelOptions, load_pipeline
+from gmdf_hf.serving.loading import ScoringOptions, load_pipeline
 
 
-class DemoOptions(ModelOptions):
+class DemoOptions(ScoringOptions):
     """Which detector to show, and where."""
 
     detector_weights: str | None = Field(
@@ -41,6 +41,7 @@ def main(options: DemoOptions) -> None:
         trust_remote_code=options.trust_remote_code,
         fake_label=options.fake_label,
         operating_point=options.operating_point,
+        dtype=options.dtype,
     )
     launch(detect, options.host, options.port)
 

@@ -32,7 +32,7 @@ from transformers.utils import logging as transformers_logging
 from gmdf_hf.common.errors import UserError, exit_on_error
 from gmdf_hf.common.files import local_stamp, write_json
 from gmdf_hf.common.locks import locked_folder
-from gmdf_hf.common.options import Argument, Options, parse_options
+from gmdf_hf.common.options import Argument, PrecisionOptions, parse_options
 from gmdf_hf.common.schema import SCHEMA_VERSION, check_name
 from gmdf_hf.data.dataset import Domain, load_domain
 from gmdf_hf.data.distortions import DistortingProcessor, parse_distortion
@@ -43,6 +43,7 @@ from gmdf_hf.evaluation.coverage import scored_rows
 from gmdf_hf.evaluation.foreign_scores import read_foreign_scores
 from gmdf_hf.evaluation.intervals import measure
 from gmdf_hf.evaluation.metrics import crossing
+from gmdf_hf.evaluation.precision import name_of, scoring_dtype
 from gmdf_hf.evaluation.score_parts import BatchQueue, claim_folder, frames_digest, join_parts, write_parts
 from gmdf_hf.evaluation.score_table import write_scores
 from gmdf_hf.evaluation.scoring import Encoder, batch_domain, batch_stream, score_batches
@@ -51,7 +52,7 @@ from gmdf_hf.training.checkpoint import environment, write_skipped
 from gmdf_hf.training.domain_source import DomainSource, recipe_domains
 
 
-class Evaluation(Options):
+class Evaluation(PrecisionOptions):
     """What to score, and how."""
 
     model: str | None = Field(None, description="Folder or hub id (user/name@v1) of a classifier with two classes.")
@@ -157,17 +158,18 @@ def _score_and_measure(evaluation: Evaluation, accelerator: Accelerator) -> dict
             domains = [load_stream(name, evaluation.split, **source.model_dump()) for name, source in sources]
         else:
             domains = [load_domain(name, evaluation.split, **source.model_dump()) for name, source in sources]
-    size = evaluation.batch_size
+    size, dtype = evaluation.batch_size, scoring_dtype(evaluation.dtype, accelerator.device)
     batched = [batch_stream(d, size) if isinstance(d, Stream) else batch_domain(d, size) for d in domains]
     encode_captions = captions_of(model, any(source.has_captions for source in batched), evaluation)
     with accelerator.main_process_first():
-        claim_folder(evaluation.output_dir, request_of(evaluation, model, domains, accelerator.device.type))
+        request = request_of(evaluation, model, domains, accelerator.device.type) | {"dtype": name_of(dtype)}
+        claim_folder(evaluation.output_dir, request)
     queues = [BatchQueue(source, evaluation.output_dir / "parts" / source.name, size) for source in batched]
     accelerator.wait_for_everyone()  # no process writes before all have read the folder
     for source, queue in zip(batched, queues, strict=True):
         mine = itertools.islice(queue, accelerator.process_index, None, accelerator.num_processes)
-        scored = score_batches(model, source, mine, processor, size, evaluation.num_workers, encode_captions, fake)
-        write_parts(queue.folder, scored)
+        how = (processor, size, evaluation.num_workers, encode_captions, fake, dtype)
+        write_parts(queue.folder, score_batches(model, source, mine, *how))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         joined = [join_parts(queue.folder, queue.source.name, queue.frames) for queue in queues]
@@ -176,8 +178,8 @@ def _score_and_measure(evaluation: Evaluation, accelerator: Accelerator) -> dict
             raise UserError(f"No image could be read: {joined[0][1][0].reason}")
         skipped = write_skipped(evaluation.output_dir / "skipped.csv", [item for _, items in joined for item in items])
         write_json(evaluation.output_dir / "environment.json", environment())
-        results = results_of(evaluation, scores, model, skipped)
-        about = {name: results[name] for name in ("model", "revision", "threshold")}
+        results = results_of(evaluation, scores, model, skipped) | {"dtype": name_of(dtype)}
+        about = {name: results[name] for name in ("model", "revision", "threshold", "dtype")}
         write_scores(evaluation.output_dir / "scores.parquet", scores, about)
         write_json(evaluation.output_dir / "results.json", results)
     accelerator.wait_for_everyone()

@@ -35,6 +35,7 @@ from gmdf_hf.common.schema import SCHEMA_VERSION
 from gmdf_hf.data.dataset import DRAWN_PREFIX
 from gmdf_hf.data.frames import FrameReader
 from gmdf_hf.evaluation.metrics import domain_metrics
+from gmdf_hf.evaluation.precision import name_of, scoring_in
 from gmdf_hf.evaluation.report import print_results, write_model_card
 from gmdf_hf.evaluation.score_table import write_scores
 from gmdf_hf.evaluation.selection import select
@@ -46,6 +47,7 @@ from gmdf_hf.training.checkpoint import environment, save_model, write_skipped
 from gmdf_hf.training.classifiers import image_side
 from gmdf_hf.training.config import TrainConfig, parse_command_line
 from gmdf_hf.training.diagnostics import expert_state, idle_warning, plot_history, record_failure, restore
+from gmdf_hf.training.precision import resolve_precision
 from gmdf_hf.training.setup import Setup, check_method, set_up
 from gmdf_hf.training.training_state import History, Progress, Stopped, StopSignal, load_state, open_run, save_state
 
@@ -66,6 +68,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
         Stopped: After SIGTERM.
     """
     check_method(config.backbone, config.method, config.train_tower, config.baseline_model)
+    config = resolve_precision(config)
     run, fields = config.output_dir, config.model_dump(mode="json", exclude={"resume"})
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
@@ -183,7 +186,8 @@ def choose(config: TrainConfig, setup: Setup, progress: Progress, history: Histo
     mean_auc, threshold = select(scores, [domain.name for domain in setup.validation])
     record = {"step": progress.step, "epoch": progress.epoch, "validation_auc": mean_auc}
     if config.method == "gmdf":
-        record |= expert_state(cast(GMDFModel, setup.model), FrameReader(setup.validation, setup.processor))
+        with scoring_in(setup.model, setup.dtype):
+            record |= expert_state(cast(GMDFModel, setup.model), FrameReader(setup.validation, setup.processor))
     history.add(record)
     setup.accelerator.log({"validation_auc": mean_auc}, step=progress.step)
     if mean_auc > progress.best:
@@ -212,6 +216,7 @@ def evaluate(config: TrainConfig, setup: Setup, progress: Progress) -> dict[str,
         "revision": None,  # a new model has none before it is published
         "method": config.method,
         "seed": config.seed,
+        "dtype": name_of(setup.dtype),
         "steps": progress.step,
         "images": progress.step * len(setup.train) * config.batch_size * setup.accelerator.num_processes,
         "train_seconds": round(progress.seconds, 1),
@@ -225,7 +230,7 @@ def evaluate(config: TrainConfig, setup: Setup, progress: Progress) -> dict[str,
         "domains": domain_metrics(scores, progress.threshold),
     }
     if main:
-        about = {"model": str(run / "model"), "revision": None, "threshold": progress.threshold}
+        about = {name: results[name] for name in ("model", "revision", "threshold", "dtype")}
         write_scores(run / "scores.parquet", scores, about)
         write_skipped(run / "skipped.csv", skipped)
         plot_history(run / "history.jsonl", run / "history.png")

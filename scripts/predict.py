@@ -31,14 +31,14 @@ from pydantic import Field, model_validator
 
 from gmdf_hf.common.errors import EmptySourceError, exit_on_error
 from gmdf_hf.common.options import Argument, parse_options
-from gmdf_hf.serving.loading import ModelOptions
+from gmdf_hf.serving.loading import RuntimeOptions
 
 UNREADABLE = 3
 VERDICTS = ("fake", "uncertain", "real", "no face", "error")
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}  # text is shown as it is
 
 
-class PredictOptions(ModelOptions):
+class PredictOptions(RuntimeOptions):
     """What to score, and where the results go."""
 
     sources: Annotated[tuple[str, ...], Argument("FILE|FOLDER|URL", positional=True)] = Field(
@@ -87,6 +87,8 @@ class PredictOptions(ModelOptions):
             raise ValueError("take --json or --csv, not both")
         if self.output is not None and not (self.as_json or self.as_csv):
             raise ValueError("--output needs --json or --csv")
+        if self.heatmaps is not None and self.runtime != "torch":
+            raise ValueError(f"--heatmaps needs gradients: --runtime torch, found {self.runtime}")
         return self
 
     @property
@@ -119,7 +121,7 @@ def main(options: PredictOptions) -> int:
     from gmdf_hf.common.locks import locked_folder
     from gmdf_hf.evaluation.training_data import describe_training
     from gmdf_hf.serving.decisions import segment_lines
-    from gmdf_hf.serving.files import announce_slow, list_files
+    from gmdf_hf.serving.files import list_files
     from gmdf_hf.serving.loading import load_pipeline
     from gmdf_hf.serving.ray_workers import score_with_ray
     from gmdf_hf.serving.results import ResultFile, settings_of, verdict
@@ -144,6 +146,8 @@ def main(options: PredictOptions) -> int:
             "trust_remote_code": options.trust_remote_code,
             "fake_label": options.fake_label,
             "operating_point": options.operating_point,
+            "dtype": options.dtype,
+            "runtime": options.runtime,
         }
         detect = load_pipeline(**loading)
         console.print(f"Trained on: {printable(describe_training(detect.model.config))}.", **PLAIN)
@@ -151,7 +155,7 @@ def main(options: PredictOptions) -> int:
         if point is not None:
             console.print(f"Operating point: {printable(point.describe())}.", **PLAIN)
         threshold = detect.default_threshold if options.threshold is None else options.threshold
-        settings = settings_of(detect.model, threshold, options.detector, options.frames)
+        settings = settings_of(detect, options.runtime, threshold, options.detector, options.frames)
         settings |= {"uncertain_from": None if point is None else point.uncertain_from}
         settings |= {"person_score": options.person_score or (point.person_score if point else "mean")}
         results = ResultFile(options.output, options.form, settings, options.model, options.revision, listed)
@@ -176,8 +180,12 @@ def main(options: PredictOptions) -> int:
         if options.engine == "ray":
             found = score_with_ray(files, loading, call, options.processes)
         else:
-            read = announce_slow(files, lambda file: console.print(f"Still reading {printable(file)} ...", **PLAIN))
-            found = detect(read, on_error="return", **call)
+            found = detect(
+                (file for file in files),
+                on_error="return",
+                on_slow=lambda file: console.print(f"Still reading {printable(file)} ...", **PLAIN),
+                **call,
+            )
         for result in found:
             counts[verdict(result)] += 1
             if options.heatmaps is not None:

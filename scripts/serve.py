@@ -20,12 +20,12 @@ from pydantic import Field
 
 from gmdf_hf.common.errors import UserError, exit_on_error
 from gmdf_hf.common.options import parse_options
-from gmdf_hf.serving.loading import ModelOptions, load_pipeline
+from gmdf_hf.serving.loading import RuntimeOptions, load_pipeline
 
 KEYS = "GMDF_API_KEYS"
 
 
-class ServeOptions(ModelOptions):
+class ServeOptions(RuntimeOptions):
     """Which detector to serve, where, and its bounds."""
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
@@ -70,6 +70,8 @@ def main(options: ServeOptions) -> None:
         trust_remote_code=options.trust_remote_code,
         fake_label=options.fake_label,
         operating_point=options.operating_point,
+        dtype=options.dtype,
+        runtime=options.runtime,
     )
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("gmdf").setLevel(logging.INFO)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 
@@ -21,6 +21,19 @@ class Options(BaseModel):
     """Options of a command; immutable, unknown names are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class PrecisionOptions(Options):
+    """Precision of a command that scores images; see `gmdf_hf.evaluation.precision`."""
+
+    dtype: Precision = Field(
+        "float32",
+        description="Precision of the model's layers; auto: bfloat16 on a GPU or CPU with units for it, float16 on "
+        "older CUDA cards, else float32. Half precision changes scores by about 0.001.",
+    )
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,9 @@ def claim_folder(folder: Path, request: dict) -> None:
     Raises:
         UserError: If the folder holds another evaluation.
     """
-    # Evaluations of earlier versions do not say of which files their data were.
-    for each in begin(folder / "request.json", request, ["data"]):
+    # Evaluations of earlier versions do not say of which files their data were, and had one precision.
+    unknown = ["data"] + ["dtype"] * (request.get("dtype") == "float32")
+    for each in begin(folder / "request.json", request, unknown):
         raise UserError(
             f"{folder} holds an evaluation with another {each.name}: found {each.found!r}, expected "
             f"{each.expected!r}. Choose another output_dir, or delete that one."

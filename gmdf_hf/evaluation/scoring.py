@@ -31,6 +31,7 @@ from gmdf_hf.common.schema import FAKE, REAL
 from gmdf_hf.data.dataset import Domain
 from gmdf_hf.data.frames import Draw, Frame, Skipped, frame_of, read_frame
 from gmdf_hf.data.streams import Stream, stream_frames
+from gmdf_hf.evaluation.precision import scoring_in
 
 logger = logging.getLogger(__name__)
 
@@ -194,6 +195,7 @@ def score_batches(
     num_workers: int = 0,
     encode_captions: Encoder | None = None,
     fake: int = 1,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[ScoredBatch]:
     """Score some of a domain's batches, in their order.
 
@@ -206,6 +208,7 @@ def score_batches(
         num_workers: Processes that decode images.
         encode_captions: Captions to class sentences `(B, 2, length)`, for template P3.
         fake: The model's fake class.
+        dtype: Data type of the model's layers (see `scoring_in`).
     """
     model.eval()
     device = next(model.parameters()).device
@@ -219,7 +222,8 @@ def score_batches(
             if encode_captions is not None and source.has_captions:
                 captions = [frame.caption for frame in batch.frames] + [""] * (batch_size - len(batch.frames))
                 extra["prompt_ids"] = encode_captions(captions).to(device)
-            logits = model(pixel_values=pixel_values.to(device), **extra).logits
+            with scoring_in(model, dtype):
+                logits = model(pixel_values=pixel_values.to(device), **extra).logits
             # In double precision: in single, everything 17 above or below is a tie.
             probabilities = logits.double().softmax(-1)[:, fake].cpu().numpy()
             read = np.asarray([not reason for reason in reasons])
@@ -250,6 +254,7 @@ def score_domain(
     num_workers: int = 0,
     encode_captions: Encoder | None = None,
     fake: int = 1,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[pd.DataFrame, list[Skipped]]:
     """Score every readable frame of a domain, its own identity unknown to the model (the aggregated route).
 
@@ -263,6 +268,7 @@ def score_domain(
         num_workers: Processes that decode images.
         encode_captions: Captions to class sentences `(B, 2, length)`, for template P3.
         fake: The model's fake class.
+        dtype: Data type of the model's layers (see `scoring_in`).
 
     Returns:
         A row a frame, `domain, video_id, frame, label, score, face_found`, and `method` if the domain has it, sorted;
@@ -270,7 +276,7 @@ def score_domain(
     """
     source = batch_domain(domain, batch_size)
     mine = itertools.islice(map(Batch._make, enumerate(source.batches)), process_index(), None, num_processes())
-    parts = list(score_batches(model, source, mine, processor, batch_size, num_workers, encode_captions, fake))
+    parts = list(score_batches(model, source, mine, processor, batch_size, num_workers, encode_captions, fake, dtype))
     if num_processes() > 1:
         parts = sorted(gather_object(parts), key=lambda part: part.number)
     frames = [frame for part in parts for frame in part.frames]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -60,22 +61,22 @@ def _listed(source: str) -> Iterator[str]:
         ) from error
 
 
-def announce_slow(files: Iterable[str], say: Callable[[str], object], seconds: float = SLOW_SECONDS) -> Iterator[str]:
-    """Yield files; if the next one is not asked for within some seconds, say once which file is being read.
+@contextmanager
+def announcing(name: str, say: Callable[[str], object] | None, seconds: float = SLOW_SECONDS) -> Iterator[None]:
+    """Say once which file is being read, if the block takes longer than some seconds.
 
     Args:
-        files: Files that the consumer reads one by one.
-        say: Function that is called with the file, in another thread.
-        seconds: Time of a file before it is announced.
+        name: The file.
+        say: Function that is called with its name, in another thread; None to say nothing.
+        seconds: Time before it is called.
     """
-    timer: threading.Timer | None = None
+    if say is None:
+        yield
+        return
+    timer = threading.Timer(seconds, say, [name])
+    timer.daemon = True
+    timer.start()
     try:
-        for file in files:
-            timer = threading.Timer(seconds, say, [file])
-            timer.daemon = True
-            timer.start()
-            yield file
-            timer.cancel()
+        yield
     finally:
-        if timer is not None:
-            timer.cancel()
+        timer.cancel()

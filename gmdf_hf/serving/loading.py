@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from gmdf_hf.common.errors import UserError
-from gmdf_hf.common.options import Options
+from gmdf_hf.common.options import Options, Precision, PrecisionOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from gmdf_hf.evaluation.classifier import Classifier
     from gmdf_hf.evaluation.operating_point import OperatingPoint
+    from gmdf_hf.serving.onnx_export import OnnxDetector
     from gmdf_hf.serving.pipeline import DeepfakeDetectionPipeline
 
 
@@ -52,6 +53,24 @@ class ModelOptions(Options):
     )
 
 
+class ScoringOptions(PrecisionOptions, ModelOptions):
+    """Which detector a command scores with, and in which precision."""
+
+
+Runtime = Literal["torch", "onnx", "onnx-int8"]
+EXPORTS = {"onnx": "model.onnx", "onnx-int8": "model.int8.onnx"}  # files that `export` writes
+
+
+class RuntimeOptions(ScoringOptions):
+    """Which detector a command scores with, and which library runs it."""
+
+    runtime: Runtime = Field(
+        "torch",
+        description="What runs the model; onnx and onnx-int8: ONNX Runtime on a CPU, from the files that `gmdf export` "
+        "wrote into the model's folder.",
+    )
+
+
 def _quiet(*arguments: Any, **options: Any) -> Classifier:
     from transformers.utils import logging
 
@@ -73,6 +92,8 @@ def load_pipeline(
     fake_label: str | None = None,
     operating_point: Path | None = None,
     use_operating_point: bool = True,
+    dtype: Precision = "float32",
+    runtime: Runtime = "torch",
 ) -> DeepfakeDetectionPipeline:
     """Load a detector as a pipeline and check its face detector.
 
@@ -87,15 +108,21 @@ def load_pipeline(
         fake_label: See `load_model`.
         operating_point: File with the operating point; None for the one beside the model, if there is one.
         use_operating_point: Whether to use an operating point at all.
+        dtype: Precision of the model's layers.
+        runtime: What runs the model.
 
     Raises:
         UserError: If the model or the device cannot be used.
         gmdf_hf.common.errors.DetectorError: If the face detector's weights are missing.
     """
+    if runtime != "torch" and (device not in (None, "cpu") or dtype != "float32"):
+        raise UserError(f"The runtime {runtime} scores on a CPU in its own precision; found {device or dtype!r}.")
     loaded = _quiet(model, revision, trust_remote_code, fake_label)
     from gmdf_hf.evaluation.classifier import is_gmdf
+    from gmdf_hf.evaluation.precision import scoring_dtype
     from gmdf_hf.modeling.untrusted_gmdf import refusing_damage
-    from gmdf_hf.serving.pipeline import DeepfakeDetectionPipeline, crop_side, load_finder
+    from gmdf_hf.serving.faces import crop_side, load_finder
+    from gmdf_hf.serving.pipeline import DeepfakeDetectionPipeline
 
     try:
         with refusing_damage(model):
@@ -113,9 +140,11 @@ def load_pipeline(
             detector=detector,
             detector_weights=detector_weights,
             batch_size=batch_size,
-            device=device,
+            device=device if runtime == "torch" else "cpu",
             fake_label=fake_label,
         )
+        detect.scoring_dtype = scoring_dtype(dtype, detect.device)
+        detect.exported = None if runtime == "torch" else load_export(loaded.model, model, revision, runtime)
         detect.operating_point = (
             point_of(loaded.model, model, revision, operating_point) if use_operating_point else None
         )
@@ -124,6 +153,33 @@ def load_pipeline(
         if hasattr(error, "hint"):
             raise
         raise UserError(" ".join(str(error).split())) from error
+
+
+def load_export(model: PreTrainedModel, name: str, revision: str | None, runtime: Runtime) -> OnnxDetector:
+    """Load the export beside a model, in its folder or on the hub.
+
+    Raises:
+        UserError: If there is none, it is of other weights, or a package is missing.
+    """
+    from transformers.utils import cached_file
+
+    from gmdf_hf.evaluation.classifier import split_revision, weights_digest
+
+    try:
+        from gmdf_hf.serving.onnx_export import OnnxDetector
+    except ImportError as error:
+        raise UserError(f"The runtime {runtime} needs {error.name}: pip install 'gmdf-hf[export]'.") from error
+    folder, revision = split_revision(name, revision)
+    path = cached_file(
+        folder, EXPORTS[runtime], revision=revision or "main", _raise_exceptions_for_missing_entries=False
+    )
+    make = f"Run gmdf export --model {folder} --output {folder}{' --int8' if runtime == 'onnx-int8' else ''} first."
+    if path is None:
+        raise UserError(f"The model {name!r} has no {EXPORTS[runtime]}, which the runtime {runtime} needs.", make)
+    exported, weights = OnnxDetector(Path(path)), weights_digest(model)
+    if exported.weights != weights:
+        raise UserError(f"{path} is an export of other weights: {exported.weights}, expected {weights}.", make)
+    return exported
 
 
 def point_of(

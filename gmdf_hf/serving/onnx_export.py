@@ -15,6 +15,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 from torch.nn.functional import normalize
 
+from gmdf_hf.evaluation.classifier import weights_digest
 from gmdf_hf.modeling import GMDFImageProcessor, GMDFModel
 
 INPUT, OUTPUT = "pixel_values", "logits"
@@ -55,7 +56,7 @@ def export_program(model: GMDFModel) -> torch.export.ExportedProgram:
 
 
 def export_onnx(model: GMDFModel, processor: GMDFImageProcessor, path: Path) -> None:
-    """Write a detector as one ONNX file with threshold, domains and pixel normalisation as metadata.
+    """Write a detector as one ONNX file; metadata: threshold, domains, pixel normalisation, hash of the weights.
 
     Args:
         model: Detector in single precision.
@@ -77,6 +78,7 @@ def export_onnx(model: GMDFModel, processor: GMDFImageProcessor, path: Path) -> 
         "image_mean": list(processor.image_mean),
         "image_std": list(processor.image_std),
         "image_size": model.config.image_size,
+        "weights": weights_digest(model),
     }
     for name, value in facts.items():
         written.metadata_props.add(key=name, value=json.dumps(value))
@@ -113,6 +115,9 @@ class OnnxDetector(nn.Module):
     Args:
         path: File that `export_onnx` or `quantize` wrote.
         threads: CPU threads to use.
+
+    Attributes:
+        weights: Hash of the exported model's weights (`weights_digest`); None in files of earlier versions.
     """
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
@@ -120,6 +125,8 @@ class OnnxDetector(nn.Module):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        facts = self.session.get_modelmeta().custom_metadata_map
+        self.weights = json.loads(facts.get("weights", "null"))  # of the model that was exported
         self.register_parameter("place", nn.Parameter(torch.empty(0)))  # makes `device` return `cpu`
 
     @torch.no_grad()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -16,18 +16,19 @@ import gmdf_hf.modeling.auto_gmdf  # noqa: F401  registers the model with the au
 from gmdf_hf.evaluation.aggregation import PERSON_SCORES, PersonScore
 from gmdf_hf.evaluation.classifier import find_operating_point, is_gmdf
 from gmdf_hf.evaluation.operating_point import OperatingPoint
+from gmdf_hf.evaluation.precision import scoring_in
 from gmdf_hf.evaluation.scoring import class_names, fake_class
 from gmdf_hf.modeling import pipeline_gmdf
 from gmdf_hf.modeling.loading_gmdf import BrokenModelError
 from gmdf_hf.modeling.untrusted_gmdf import check_processor
 from gmdf_hf.preparation.media import Media, open_media
+from gmdf_hf.serving.ahead import read_ahead
 from gmdf_hf.serving.decisions import decide
+from gmdf_hf.serving.faces import FaceFinder, FoundFaces, crop_side, load_finder
+from gmdf_hf.serving.files import announcing
 from gmdf_hf.serving.heatmaps import evidence_map, heatmap
 from gmdf_hf.serving.inputs import INPUT_ERRORS, open_input
 from gmdf_hf.serving.verdict import scored_face, verdict
-
-# Maps an input to its faces and to further entries of the result.
-FaceFinder = Callable[[Media], tuple[list[dict[str, Any]], dict[str, Any]]]
 
 
 class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
@@ -73,6 +74,7 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         private_urls: Whether to fetch URLs with private IP addresses (loopback, private ranges); off.
         max_seconds: Maximum time for the frames of one video; unlimited by default.
         open_file: Function that opens files; a server with untrusted files passes `IsolatedReader.open`.
+        on_slow: Called with the name of an input that takes ten seconds to read.
         on_error: `raise`, or `return` the message and go on with the next input.
         batch_size: Faces per batch; 16.
 
@@ -81,6 +83,8 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
     calibrated `probability`.
 
     Attributes:
+        scoring_dtype: Data type of the model's layers; float32 unless another one is set.
+        exported: `OnnxDetector` to run instead of the model, which then gives heatmaps only.
         operating_point: Operating point in use, read from the model's folder when the pipeline is made, or None.
     """
 
@@ -89,7 +93,8 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         super().__init__(*args, **kwargs)
         check_processor(self.image_processor, str(self.model.config.name_or_path))
         self.fake = fake_class(class_names(self.model.config), fake_label)
-        self.is_gmdf = is_gmdf(self.model)
+        self.is_gmdf, self.scoring_dtype = is_gmdf(self.model), torch.float32
+        self.exported: Callable[[torch.Tensor], Any] | None = None
         name = str(self.model.config.name_or_path)
         # Another one may be set; None turns it off.
         self.operating_point: OperatingPoint | None = (
@@ -105,8 +110,13 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
 
     @property
     def expert_names(self) -> list[str]:
-        """Domain of each expert; empty for a model without experts."""
-        return self.model.config.domains if self.is_gmdf else []
+        """Domain of each expert; empty for a model without experts and for an export."""
+        return self.model.config.domains if self.gives_shares else []
+
+    @property
+    def gives_shares(self) -> bool:
+        """Whether the model gives each expert's share; an export has logits only."""
+        return self.is_gmdf and self.exported is None
 
     def _sanitize_parameters(  # type: ignore[override]  # further options, all by name
         self,
@@ -118,6 +128,7 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         on_error: str | None = None,
         person_score: PersonScore | None = None,
         open_file: Callable[..., Media] | None = None,
+        on_slow: Callable[[str], object] | None = None,
         **options: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if num_frames is not None and num_frames < 1:
@@ -134,13 +145,21 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
             "max_seconds": max_seconds,
             "on_error": on_error,
             "open_file": open_file,
+            "on_slow": on_slow,
         }
         before |= {name: value for name, value in reading.items() if value is not None}
         deciding = {"on_error": on_error, "person_score": person_score}
         after |= {name: value for name, value in deciding.items() if value is not None}
         return before, during if return_heatmap is None else {"return_heatmap": return_heatmap}, after
 
-    def preprocess(  # type: ignore[override]
+    def get_iterator(  # type: ignore[override]
+        self, inputs: Iterable[Any], num_workers: int, batch_size: int, preprocess_params: dict[str, Any], *params: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Results of several inputs; the faces of the next one are found while the model scores."""
+        found = read_ahead(partial(self.find_faces, **preprocess_params), inputs)
+        return super().get_iterator(found, num_workers, batch_size, {}, *params)
+
+    def find_faces(
         self,
         source: Any,
         detector: str | None = None,
@@ -150,17 +169,25 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         private_urls: bool = False,
         max_seconds: float | None = None,
         open_file: Callable[..., Media] = open_media,
-    ) -> Iterator[dict[str, Any]]:
-        """Yield the faces of one input, one at a time."""
-        finder = self._finder(detector or "yunet", detector_weights)
+        on_slow: Callable[[str], object] | None = None,
+    ) -> FoundFaces:
+        """Read one input and find its faces; the arguments are those of the pipeline."""
+        finder, name = self._finder(detector or "yunet", detector_weights), pipeline_gmdf.name_of(source)
         try:
-            with open_input(source, num_frames, private_urls, max_seconds, open_file) as media:
-                faces, found = finder(media)
+            with (
+                announcing(name, on_slow),
+                open_input(source, num_frames, private_urls, max_seconds, open_file) as media,
+            ):
+                faces, about = finder(media)
         except INPUT_ERRORS as error:
             if on_error == "raise":
                 raise
-            faces, found = [], {"frames_read": 0, "error": str(error)}
-        note = {"source": pipeline_gmdf.name_of(source)} | found
+            faces, about = [], {"frames_read": 0, "error": str(error)}
+        return FoundFaces(faces, {"source": name} | about)
+
+    def preprocess(self, source: Any, **options: Any) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        """Yield the faces of one input, one at a time."""
+        faces, note = source if isinstance(source, FoundFaces) else self.find_faces(source, **options)
         for position, face in enumerate(faces):
             pixels = self.pixels_of(face["crop"])
             yield {"pixel_values": pixels, "face": face, "note": note, "is_last": position == len(faces) - 1}
@@ -190,12 +217,14 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         return self._scores_of(output) | {"heatmap": heatmap(maps, self._side)} | model_inputs
 
     def _call(self, pixels: torch.Tensor, **options: bool) -> Any:
-        return (
-            self.model(pixels, output_expert_weights=True, **options) if self.is_gmdf else self.model(pixels, **options)
-        )
+        if self.exported is not None and not options:
+            return self.exported(pixels)
+        own = {"output_expert_weights": True} if self.is_gmdf else {}
+        with scoring_in(self.model, self.scoring_dtype):
+            return self.model(pixels, **own, **options)
 
     def _scores_of(self, output: Any) -> dict[str, torch.Tensor]:
-        if self.is_gmdf:
+        if self.gives_shares:
             return pipeline_gmdf.scores_of(output)
         scores = output.logits.detach().float().softmax(-1)[:, self.fake]
         return {"score": scores, "expert_weights": scores.new_zeros(len(scores), 0)}
@@ -228,66 +257,6 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         """Save model and image processor; the saved folder contains the pipeline for face crops."""
         self.model.save_pretrained(save_directory, **kwargs)
         cast(Any, self.image_processor).save_pretrained(save_directory)
-
-
-def crop_side(processor: Any) -> int:
-    """Side in pixels of the face crops for an image processor: what it resizes to, so that it need not enlarge."""
-    pixels = processor(images=Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"]
-    size = getattr(processor, "size", None)
-    return max([pixels.shape[-1], *(value for value in dict(size or {}).values() if isinstance(value, int))])
-
-
-def load_finder(detector: str, weights: str | None, size: int) -> FaceFinder:
-    """Return a function that detects faces, tracks people through the frames, and crops the faces.
-
-    Args:
-        detector: `yunet`, `retinaface` or `haar`; `none` treats every frame as a face crop.
-        weights: Local file with the detector's weights; None uses those on the hub.
-        size: Side of a crop in pixels.
-
-    Raises:
-        ImportError: If a detector is requested and OpenCV is not installed.
-        gmdf_hf.common.errors.DetectorError: If the detector's weights are missing; the message says what to do.
-        ValueError: If the detector is unknown.
-    """
-    if detector == "none":
-        return _whole_pictures
-    try:
-        from gmdf_hf.preparation import persons
-    except ImportError as error:
-        raise ImportError(pipeline_gmdf.NEEDS_PACKAGE) from error
-    finder = persons.load_finder(detector, weights)
-
-    def fields(face: persons.FoundFace) -> dict[str, Any]:
-        return {
-            "frame": face.frame,
-            "seconds": face.seconds,
-            "box": [float(value) for value in face.box],
-            "detection_score": face.detection_score,
-            "turned": face.turned,
-        }
-
-    def find_faces(media: Media) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        found = finder(media, size)
-        faces = [
-            fields(face) | {"person": face.person, "crop_box": list(face.crop_box), "crop": face.crop}
-            for face in found.faces
-        ]
-        unassigned = [fields(face) for face in found.unassigned]
-        return faces, {"frames_read": found.frames_read, "unassigned_faces": unassigned, "notes": found.notes}
-
-    return find_faces
-
-
-def _whole_pictures(media: Media) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Treat every frame as the crop of one face."""
-    faces = []
-    for frame in media.read(None):
-        height, width = frame.pixels.shape[:2]
-        place = {"box": [0.0, 0.0, float(width), float(height)], "crop_box": [0, 0, width, height]}
-        found = {"frame": frame.number, "seconds": frame.seconds, **place, "detection_score": 1.0, "turned": 0}
-        faces.append(found | {"person": 0, "crop": Image.fromarray(frame.pixels)})
-    return faces, {"frames_read": len(faces), "notes": media.report.notes}
 
 
 PIPELINE_REGISTRY.register_pipeline(

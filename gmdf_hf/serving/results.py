@@ -10,15 +10,17 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal
-
-import torch
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from gmdf_hf.common.errors import UserError
 from gmdf_hf.common.files import file_stamp, printable
 from gmdf_hf.common.resume import begin, write_whole
 from gmdf_hf.common.schema import SCHEMA_VERSION
 from gmdf_hf.evaluation.classifier import weights_digest
+from gmdf_hf.evaluation.precision import name_of
+
+if TYPE_CHECKING:
+    from gmdf_hf.serving.pipeline import DeepfakeDetectionPipeline
 
 COLUMNS = (
     *("source", "label", "score", "threshold", "face_found", "persons", "faces", "frames_read", "error"),
@@ -26,6 +28,7 @@ COLUMNS = (
     *("probability", "uncertain_from", "person_score"),
 )
 Form = Literal["json", "csv", "text"]
+EARLIER = {"dtype": "float32", "runtime": "torch"}  # of all results of earlier versions, which do not state them
 
 
 def csv_cell(text: str | None) -> str:
@@ -44,9 +47,12 @@ def verdict(result: dict[str, Any]) -> str:
     return "error" if result["error"] is not None else result["label"] or "no face"
 
 
-def settings_of(model: torch.nn.Module, threshold: float, detector: str, frames: int) -> dict[str, Any]:
-    """Settings that results depend on besides the files: hash of the weights, threshold, detector, frames."""
-    return {"weights": weights_digest(model), "threshold": threshold, "detector": detector, "frames": frames}
+def settings_of(
+    detect: DeepfakeDetectionPipeline, runtime: str, threshold: float, detector: str, frames: int
+) -> dict[str, Any]:
+    """Settings that results depend on besides the files: weights, precision, runtime, threshold, detector, frames."""
+    about = {"weights": weights_digest(detect.model), "dtype": name_of(detect.scoring_dtype), "runtime": runtime}
+    return about | {"threshold": threshold, "detector": detector, "frames": frames}
 
 
 class ResultFile:
@@ -91,7 +97,8 @@ class ResultFile:
                 f"{path} exists without {beside.name}, which would say how it was made.",
                 "Choose another --output, or delete the file.",
             )
-        for change in begin(beside, settings):
+        unknown = [name for name, value in EARLIER.items() if settings.get(name) == value]
+        for change in begin(beside, settings, unknown):
             raise UserError(
                 f"{path} holds results of other settings: {change.name} was {change.found}, now {change.expected}.",
                 "Choose another --output, or delete the file.",

@@ -127,7 +127,11 @@ class TrainConfig(BaseModel):
         description="Schedule of `learning_rate`, named as in transformers: `constant`, `linear`, `cosine` and so on.",
     )
     warmup_steps: int = Field(0, ge=0, description="Meta-iterations over which `learning_rate` rises from 0.")
-    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="`no`, `bf16` or `fp16`.")
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] = Field(
+        "no",
+        description="Precision of training, validation and test: `no`, `bf16`, `fp16`, or `auto`: bf16 on a GPU or CPU "
+        "with units for it, fp16 on older CUDA cards, else no.",
+    )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, more time."
     )

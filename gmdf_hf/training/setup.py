@@ -33,6 +33,7 @@ from gmdf_hf.training.classifiers import CLASSIFIER_METHODS, load_classifier, ne
 from gmdf_hf.training.config import MethodName, TrainConfig
 from gmdf_hf.training.methods import make_method
 from gmdf_hf.training.methods.method import Method
+from gmdf_hf.training.precision import MIXED_PRECISION, attention_by_tower
 from gmdf_hf.training.visual_codes import make_image_tokenizer
 
 
@@ -53,6 +54,7 @@ class Setup:
         processor: Its image processor.
         save_options: For the model's `save_pretrained`.
         episode_of: Makes an episode from a batch of the loader.
+        dtype: Data type of the model's layers when it scores.
         score: Scores of domains by a model, and the frames that could not be read.
         sampler: Sets the loader's epoch.
         loader: Batches of episodes.
@@ -70,6 +72,7 @@ class Setup:
     processor: BaseImageProcessor
     save_options: dict[str, Any]
     episode_of: Callable[[dict], Episode]
+    dtype: torch.dtype
     score: Callable[[torch.nn.Module, list[Domain]], tuple[pd.DataFrame, list[Skipped]]]
     sampler: EpisodeSampler | EpisodeStream
     loader: DataLoader
@@ -134,12 +137,14 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
         encode_captions=encode_captions,
         device=accelerator.device,
     )
+    dtype = MIXED_PRECISION[accelerator.mixed_precision]
     score = partial(
         score_domains,
         processor=processor,
         batch_size=2 * config.batch_size,
         num_workers=config.num_workers,
         encode_captions=encode_captions,
+        dtype=dtype,
     )
     # Template P3 needs the text tower if an image has a caption.
     save_options = {"slim": config.save_slim and encode_captions is None} if isinstance(model, GMDFModel) else {}
@@ -156,6 +161,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
         processor=processor,
         save_options=save_options,
         episode_of=episode_of,
+        dtype=dtype,
         score=score,
         sampler=sampler,
         loader=loader,
@@ -234,7 +240,7 @@ def make_model(config: TrainConfig, domains: Sequence[str]) -> tuple[PreTrainedM
     if config.method == "add_domain":
         model = grown_model(config.backbone, domains[0], attention)
     else:
-        fields = config.model | {"image_size": size, "attn_implementation": attention}
+        fields = config.model | {"image_size": size, "attn_implementation": attention_by_tower(attention, found)}
         model = start_model(config.backbone, domains, fields)
     return model, image_processor(config.backbone, found, model.config.image_size)
 

@@ -21,7 +21,7 @@ from gmdf_hf.data.dataset import load_domain
 from gmdf_hf.data.frames import caption_encoder
 from gmdf_hf.evaluation import score_parts
 from gmdf_hf.evaluation.intervals import measure
-from gmdf_hf.evaluation.score_table import SCORE_COLUMNS, read_scores
+from gmdf_hf.evaluation.score_table import SCORE_COLUMNS, read_about, read_scores
 from gmdf_hf.evaluation.scoring import score_domain
 from gmdf_hf.modeling import GMDFImageProcessor
 from gmdf_hf.scripts import evaluate
@@ -166,10 +166,19 @@ def test_a_killed_run_goes_on(folder, scored, tmp_path, monkeypatch):
 def test_another_evaluation_in_the_same_folder_is_refused(folder, scored):
     with pytest.raises(UserError, match="with another batch_size: found 3, expected 4"):
         evaluate.main(evaluation(folder, scored, batch_size=4))
+    with pytest.raises(UserError, match="with another dtype: found 'float32', expected 'bfloat16'"):
+        evaluate.main(evaluation(folder, scored, dtype="bfloat16"))
     part = next((scored / "parts" / "z").iterdir())
     shutil.copy(part, part.with_name("twice.parquet"))
     with pytest.raises(UserError, match="each of the 16 frames of domain 'z' once, found 32 rows of 16 frames"):
         evaluate.main(evaluation(folder, scored))
+
+
+def test_half_precision_is_recorded_and_agrees(folder, scored, tmp_path):
+    results = evaluate.main(evaluation(folder, tmp_path / "half", dtype="bfloat16"))
+    assert results["dtype"] == read_about(tmp_path / "half" / "scores.parquet")["dtype"] == "bfloat16"
+    half, single = (read_scores(path / "scores.parquet")["score"] for path in (tmp_path / "half", scored))
+    assert 0 < (half - single).abs().max() < 0.02
 
 
 def test_replaced_files_are_noticed(folder, tmp_path):

@@ -77,6 +77,7 @@ def test_a_run_leaves_all_that_is_needed_to_repeat_it(tmp_path):
     assert results == json.loads((run / "results.json").read_text())
     assert results["steps"] == 6
     about = {"schema_version": 1, "model": str(run / "model"), "revision": None, "threshold": results["threshold"]}
+    about |= {"dtype": "float32"}
     assert results.items() >= about.items() and read_about(run / "scores.parquet") == about
     assert list(results["domains"]) == ["x", "y", "z"]
     assert results["unseen_domains"] == ["z"]

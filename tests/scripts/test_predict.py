@@ -144,7 +144,9 @@ def test_two_runs_never_write_one_output(model, folder, tmp_path):
     assert not (tmp_path / "out.csv").exists()
 
 
-@pytest.mark.parametrize("change", [("--threshold", "0.9"), ("--frames", "3"), ("--model", "other")])
+@pytest.mark.parametrize(
+    "change", [("--threshold", "0.9"), ("--frames", "3"), ("--dtype", "bfloat16"), ("--model", "other")]
+)
 def test_results_of_other_settings_are_not_mixed(model, folder, tmp_path, change):
     output = tmp_path / "out.csv"
     options = {"--model": model, "--detector": "none", "--output": str(output)}

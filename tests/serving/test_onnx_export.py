@@ -1,14 +1,19 @@
 """An exported detector gives the same scores as the original."""
 
 import json
+import shutil
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from gmdf_hf import GMDFImageProcessor, GMDFModel
+from gmdf_hf.common.errors import UserError
 from gmdf_hf.common.images import open_image
+from gmdf_hf.serving.loading import load_pipeline
 from gmdf_hf.training.adapters import add_domain
 from gmdf_hf.training.checkpoint import save_model
 from tests.conftest import tiny_model
@@ -81,6 +86,32 @@ def test_parity_on_real_faces(exported, real_data):
     pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
     logits = onnx_export.OnnxDetector(exported / "model.onnx")(pixels).logits
     assert (logits - model(pixels).logits).abs().max() <= 1e-4
+
+
+def test_prediction_runs_the_export_beside_the_model(exported, tmp_path):
+    model = shutil.copytree(exported / "model", tmp_path / "model")
+    generator = np.random.default_rng(0)
+    faces = [Image.fromarray(generator.integers(0, 255, (40, 40, 3), dtype=np.uint8)) for _ in range(5)]
+    plain = load_pipeline(str(model), "none", device="cpu")(faces)
+    for runtime, file, tolerance in (("onnx", "model.onnx", 1e-4), ("onnx-int8", "model.int8.onnx", 0.05)):
+        with pytest.raises(UserError, match=f"has no {file}") as missing:
+            load_pipeline(str(model), "none", runtime=runtime)
+        assert f"gmdf export --model {model} --output {model}" in missing.value.hint
+        shutil.copy(exported / file, model)
+        results = load_pipeline(str(model), "none", runtime=runtime)(faces)
+        for result, expected in zip(results, plain, strict=True):
+            assert abs(result["score"] - expected["score"]) < tolerance
+            assert result["label"] == expected["label"] or abs(expected["score"] - expected["threshold"]) < tolerance
+            assert result["expert_weights"] == {}
+
+
+def test_an_export_of_other_weights_is_refused(exported, tmp_path):
+    save_model(tmp_path, tiny_model(logit_scale_init_value=4.0), GMDFImageProcessor.of_size(32))
+    shutil.copy(exported / "model.onnx", tmp_path)
+    with pytest.raises(UserError, match="is an export of other weights"):
+        load_pipeline(str(tmp_path), "none", runtime="onnx")
+    with pytest.raises(UserError, match="scores on a CPU in its own precision; found 'bfloat16'"):
+        load_pipeline(str(tmp_path), "none", runtime="onnx", dtype="bfloat16")
 
 
 def test_the_script_measures_what_it_writes(exported, tmp_path, capsys):
