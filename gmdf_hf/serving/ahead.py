@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 def read_ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yield `work(item)` for all items in their order, computed one item ahead in a thread.
+    """Yield `work(item)` for all items in their order, computed one item ahead in a thread from the second one on.
 
     At most one result waits, so the memory does not grow with the number of items. Decoders and detectors release
     Python's global lock; a decoder in a child process (`IsolatedReader`) stays there. The threads do not keep the
@@ -35,7 +35,9 @@ def read_ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
         threading.Thread(target=step, args=[answer], name="ahead", daemon=True).start()
         return answer
 
-    waiting = start()
-    while results := waiting.result():
+    # The first one in this thread, for which `IsolatedReader.ahead` may hold its frames.
+    results = [work(item) for item in itertools.islice(rest, 1)]
+    while results:
         waiting = start()
         yield from results
+        results = waiting.result()

@@ -33,3 +33,9 @@ def test_an_error_comes_where_the_result_would_have_been():
     assert next(results) == 1
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+def test_the_first_item_is_read_in_the_thread_that_asks():
+    """A server's reader holds the frames of a visitor's file for the visitor's thread."""
+    threads = list(read_ahead(lambda item: threading.current_thread().name, range(3)))
+    assert threads == [threading.current_thread().name, "ahead", "ahead"]
