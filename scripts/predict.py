@@ -136,7 +136,7 @@ def main(options: PredictOptions) -> int:
         if options.output is not None:
             options.output.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked_folder(options.output.parent, f"-{options.output.name}"))
-        loading = {
+        loading: dict[str, Any] = {
             "model": options.model,
             "detector": options.detector,
             "detector_weights": options.detector_weights,
@@ -171,7 +171,7 @@ def main(options: PredictOptions) -> int:
         stack.enter_context(results)
         bar = stack.enter_context(Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=True))
         task = bar.add_task("", total=len(listed), completed=len(listed) - len(files))
-        call = {
+        call: dict[str, Any] = {
             "num_frames": options.frames,
             "threshold": options.threshold,
             "person_score": options.person_score,

@@ -30,7 +30,7 @@ def scoring_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
 def has_bfloat16_units() -> bool:
     """Whether this processor multiplies matrices in bfloat16; false if this version of torch cannot tell."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name) for name in BFLOAT16_UNITS)
 
 

@@ -152,7 +152,7 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
         after |= {name: value for name, value in deciding.items() if value is not None}
         return before, during if return_heatmap is None else {"return_heatmap": return_heatmap}, after
 
-    def get_iterator(  # type: ignore[override]
+    def get_iterator(
         self, inputs: Iterable[Any], num_workers: int, batch_size: int, preprocess_params: dict[str, Any], *params: Any
     ) -> Iterator[dict[str, Any]]:
         """Results of several inputs; the faces of the next one are found while the model scores."""
