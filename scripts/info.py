@@ -29,8 +29,8 @@ class InfoOptions(ModelOptions):
 def main(options: InfoOptions) -> None:
     """Print training data, size, threshold and results of a detector."""
     from gmdf_hf.common.files import printable
+    from gmdf_hf.common.labels import class_names
     from gmdf_hf.evaluation.report import print_results
-    from gmdf_hf.evaluation.scoring import class_names
     from gmdf_hf.evaluation.training_data import describe_training
 
     detector = load_model(options.model, options.revision, options.trust_remote_code, options.fake_label)

@@ -32,7 +32,7 @@ from gmdf_hf.common.files import write_config, write_json
 from gmdf_hf.common.locks import locked_folder
 from gmdf_hf.common.processes import agree, average_over_processes, process_index, sum_gradients, wait_for_all
 from gmdf_hf.common.schema import SCHEMA_VERSION
-from gmdf_hf.data.dataset import DRAWN_PREFIX
+from gmdf_hf.data.drawn.domains import DRAWN_PREFIX
 from gmdf_hf.data.frames import FrameReader
 from gmdf_hf.evaluation.metrics import domain_metrics
 from gmdf_hf.evaluation.precision import name_of, scoring_in

@@ -12,10 +12,13 @@ import logging
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from gmdf_hf.common.errors import DomainError
 from gmdf_hf.common.schema import FAKE, REAL
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 logger = logging.getLogger(__name__)
 
@@ -162,3 +165,38 @@ class LabelReader:
             f"Domain {self.domain!r}: labels must be real and fake, or 0 and 1, found {found}. State what they are: "
             '--labels "name=fake" "other name=real", or in a recipe: labels: {"name": fake, "other name": real}.'
         )
+
+
+def class_names(config: PreTrainedConfig) -> dict[int, str]:
+    """Class names of a classifier by number."""
+    return {int(number): str(name) for number, name in (config.id2label or {}).items()}
+
+
+def fake_class(id2label: Mapping[int, str], fake_label: str | None = None) -> int:
+    """Which of a classifier's two classes is the fake one.
+
+    Args:
+        id2label: Names of the classes, from the model's configuration.
+        fake_label: Name of the fake class, where the names do not say it themselves.
+
+    Raises:
+        ValueError: If there are not two classes, or their names do not tell real from fake.
+    """
+    names = {int(number): str(name) for number, name in id2label.items()}
+    if len(names) != 2:
+        raise ValueError(
+            f"A detector needs two classes, real and fake, found {len(names)}: {list(names.values())[:5]}."
+        )
+    if fake_label is not None:
+        found = [number for number, name in names.items() if name == fake_label]
+        if len(found) != 1:
+            raise ValueError(f"The fake class must be one of the model's {list(names.values())}, found {fake_label!r}.")
+        return found[0]
+    read = {number: class_of(name) for number, name in names.items()}
+    classes = {number: label for number, label in read.items() if label is not None}
+    if sorted(classes.values()) != sorted((REAL, FAKE)):
+        raise ValueError(
+            f"The class names {list(names.values())} do not tell real from fake; name the fake one with `fake_label`."
+        )
+    logger.info(describe({name: classes[number] for number, name in names.items()}))
+    return next(number for number, label in classes.items() if label == FAKE)

@@ -24,7 +24,6 @@ from gmdf_hf.data.drawn import domains as drawings
 from gmdf_hf.data.drawn import forgeries, people, portraits
 from gmdf_hf.preparation.shards import ROW_GROUP
 
-DRAWN_PREFIX = "drawn:"
 DRAWN_VIDEOS = {"train": 300, "validation": 60, "test": 150}
 
 
@@ -94,8 +93,8 @@ def load_domain(
     Raises:
         DomainError: If the split, a column or a class is missing, or the class of a label is unknown.
     """
-    if path.startswith(DRAWN_PREFIX):
-        frames = _draw(name, path.removeprefix(DRAWN_PREFIX), split, max_videos)
+    if path.startswith(drawings.DRAWN_PREFIX):
+        frames = _draw(name, path.removeprefix(drawings.DRAWN_PREFIX), split, max_videos)
     else:
         frames = load_frames(name, path, subset, revision, (splits or {}).get(split, split))
     frames = rename_columns(name, frames, columns or {})

@@ -22,7 +22,6 @@ from gmdf_hf.common.images import ImageError
 from gmdf_hf.common.labels import CLASS_NAMES, LabelReader
 from gmdf_hf.common.random_numbers import random_numbers
 from gmdf_hf.data.dataset import (
-    DRAWN_PREFIX,
     Domain,
     label_reader,
     load_domain,
@@ -30,6 +29,7 @@ from gmdf_hf.data.dataset import (
     rename_columns,
     string,
 )
+from gmdf_hf.data.drawn.domains import DRAWN_PREFIX
 from gmdf_hf.data.episodes import held_out_domains
 from gmdf_hf.data.frames import Draw, Frame, Skipped, read_frame
 from gmdf_hf.data.transforms import Transform

@@ -18,9 +18,8 @@ from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME, find_adapte
 
 from gmdf_hf.common.errors import UserError
 from gmdf_hf.common.files import printable
-from gmdf_hf.common.labels import class_of
+from gmdf_hf.common.labels import class_names, class_of, fake_class
 from gmdf_hf.evaluation.operating_point import FILE_NAME, OperatingPoint, read_operating_point
-from gmdf_hf.evaluation.scoring import class_names, fake_class
 from gmdf_hf.modeling.auto_gmdf import GMDFConfig, GMDFModel
 from gmdf_hf.modeling.loading_gmdf import check_weights
 from gmdf_hf.modeling.untrusted_gmdf import check_config, check_files, check_processor, refusing_damage

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import beta
-from sklearn.linear_model import LogisticRegression
+from scipy.special import betaincinv
 
 from gmdf_hf.common.errors import UserError
 from gmdf_hf.common.files import write_json
@@ -90,8 +89,8 @@ class OperatingPoint:
 def clopper_pearson(count: int, total: int, coverage: float = 0.95) -> tuple[float, float]:
     """Exact interval of a proportion (Clopper and Pearson 1934)."""
     tail = (1 - coverage) / 2
-    low = 0.0 if count == 0 else float(beta.ppf(tail, count, total - count + 1))
-    return low, 1.0 if count == total else float(beta.ppf(1 - tail, count + 1, total - count))
+    low = 0.0 if count == 0 else float(betaincinv(count, total - count + 1, tail))
+    return low, 1.0 if count == total else float(betaincinv(count + 1, total - count, 1 - tail))
 
 
 def needed_reals(max_fpr: float, confidence: float = 0.95) -> int:
@@ -107,7 +106,7 @@ def allowed_alarms(reals: int, max_fpr: float, confidence: float = 0.95) -> int:
     exceed `max_fpr`.
     """
     counts = np.arange(reals)
-    limits = beta.ppf(confidence, counts + 1, reals - counts)
+    limits = betaincinv(counts + 1, reals - counts, confidence)
     return int(np.searchsorted(limits, max_fpr * (1 + 1e-9), side="right")) - 1
 
 
@@ -149,7 +148,7 @@ def band_start(
     covers all scores but the lowest, which at most that share of the fakes share: only below is a face called real.
     """
     counts = np.arange(1, len(reals))
-    compatible = beta.ppf(0.025, counts, len(reals) - counts + 1) <= max_fpr
+    compatible = betaincinv(counts, len(reals) - counts + 1, 0.025) <= max_fpr
     start = float(np.nextafter(np.sort(reals)[::-1][int(compatible.sum())], np.inf))
     if miss_rate is not None:
         start = min(start, float(np.quantile(fakes, miss_rate, method="lower")))
@@ -181,6 +180,8 @@ def fit_calibration(labels: np.ndarray, scores: np.ndarray, method: Method) -> t
     Raises:
         UserError: If the scores of fakes are not above those of reals.
     """
+    from sklearn.linear_model import LogisticRegression  # takes seconds, and predictions need the rest of this module
+
     fakes = int(labels.sum())
     target = np.where(labels == 1, (fakes + 1) / (fakes + 2), 1 / (len(labels) - fakes + 2))
     rows = np.tile(margins(scores), 2)[:, None]

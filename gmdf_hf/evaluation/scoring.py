@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,19 +20,14 @@ import torch
 from accelerate.utils import gather_object
 from PIL import Image
 from torch.utils.data import DataLoader
-from transformers import PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
 from gmdf_hf.common.images import ImageError, open_image
-from gmdf_hf.common.labels import class_of, describe
 from gmdf_hf.common.processes import num_processes, process_index
-from gmdf_hf.common.schema import FAKE, REAL
 from gmdf_hf.data.dataset import Domain
 from gmdf_hf.data.frames import Draw, Frame, Skipped, frame_of, read_frame
 from gmdf_hf.data.streams import Stream, stream_frames
 from gmdf_hf.evaluation.precision import scoring_in
-
-logger = logging.getLogger(__name__)
 
 Encoder = Callable[[list[str]], torch.Tensor]
 
@@ -82,41 +76,6 @@ def batch_stream(stream: Stream, batch_size: int) -> FrameBatches:
     frames = stream_frames(stream)
     batches = iter(lambda: list(itertools.islice(frames, batch_size)), [])
     return FrameBatches(stream.name, batches, None, "caption" in stream.frames.column_names)
-
-
-def class_names(config: PreTrainedConfig) -> dict[int, str]:
-    """Class names of a classifier by number."""
-    return {int(number): str(name) for number, name in (config.id2label or {}).items()}
-
-
-def fake_class(id2label: Mapping[int, str], fake_label: str | None = None) -> int:
-    """Which of a classifier's two classes is the fake one.
-
-    Args:
-        id2label: Names of the classes, from the model's configuration.
-        fake_label: Name of the fake class, where the names do not say it themselves.
-
-    Raises:
-        ValueError: If there are not two classes, or their names do not tell real from fake.
-    """
-    names = {int(number): str(name) for number, name in id2label.items()}
-    if len(names) != 2:
-        raise ValueError(
-            f"A detector needs two classes, real and fake, found {len(names)}: {list(names.values())[:5]}."
-        )
-    if fake_label is not None:
-        found = [number for number, name in names.items() if name == fake_label]
-        if len(found) != 1:
-            raise ValueError(f"The fake class must be one of the model's {list(names.values())}, found {fake_label!r}.")
-        return found[0]
-    read = {number: class_of(name) for number, name in names.items()}
-    classes = {number: label for number, label in read.items() if label is not None}
-    if sorted(classes.values()) != sorted((REAL, FAKE)):
-        raise ValueError(
-            f"The class names {list(names.values())} do not tell real from fake; name the fake one with `fake_label`."
-        )
-    logger.info(describe({name: classes[number] for number, name in names.items()}))
-    return next(number for number, label in classes.items() if label == FAKE)
 
 
 def fixed_batches(domain: Domain, batch_size: int) -> list[list[int]]:

@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gmdf_hf.data.dataset import DRAWN_PREFIX
-from gmdf_hf.data.drawn.domains import DRAWN_DOMAINS
+from gmdf_hf.data.drawn.domains import DRAWN_DOMAINS, DRAWN_PREFIX
 
 DRAWN, TEST_DATA, REAL = "drawn", "test data", "real"
 # How far results on this training data carry: not at all, to the trained domains, or to domains left out.

@@ -13,11 +13,11 @@ from transformers import AutoModelForImageClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import gmdf_hf.modeling.auto_gmdf  # noqa: F401  registers the model with the auto classes
+from gmdf_hf.common.labels import class_names, fake_class
 from gmdf_hf.evaluation.aggregation import PERSON_SCORES, PersonScore
 from gmdf_hf.evaluation.classifier import find_operating_point, is_gmdf
 from gmdf_hf.evaluation.operating_point import OperatingPoint
 from gmdf_hf.evaluation.precision import scoring_in
-from gmdf_hf.evaluation.scoring import class_names, fake_class
 from gmdf_hf.modeling import pipeline_gmdf
 from gmdf_hf.modeling.loading_gmdf import BrokenModelError
 from gmdf_hf.modeling.untrusted_gmdf import check_processor

@@ -19,8 +19,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gmdf_hf.common.errors import UserError
-from gmdf_hf.data.dataset import DRAWN_PREFIX
 from gmdf_hf.data.distortions import DISTORTIONS, LEVELS
+from gmdf_hf.data.drawn.domains import DRAWN_PREFIX
 from gmdf_hf.training.classifiers import missing_packages
 from gmdf_hf.training.config import DomainSource, TrainConfig
 

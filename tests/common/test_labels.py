@@ -8,10 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gmdf_hf.common.errors import DomainError
-from gmdf_hf.common.labels import FAKE_WORDS, REAL_WORDS, LabelReader, class_of, describe
+from gmdf_hf.common.labels import FAKE_WORDS, REAL_WORDS, LabelReader, class_of, describe, fake_class
 from gmdf_hf.data.dataset import load_domain
 from gmdf_hf.data.streams import load_stream, stream_frames
-from gmdf_hf.evaluation.scoring import fake_class
 from gmdf_hf.preparation.sources import folder
 from tests.domains import png
 

@@ -114,7 +114,7 @@ def recipe(tmp_path: Path, name: str, batch_size: int, **fields) -> Path:
     """Five meta-iterations with all three losses, on the same visual codes."""
     if not (tmp_path / "codes").exists():
         torch.manual_seed(0)
-        codes = GMDFImageTokenizerConfig(image_size=64, patch_size=8, hidden_size=16, codebook_size=16)
+        codes = GMDFImageTokenizerConfig(image_size=32, patch_size=8, hidden_size=16, codebook_size=16)
         GMDFImageTokenizer(codes).save_pretrained(tmp_path / "codes")
         for seed, domain in enumerate("xyz"):
             # Unreadable images leave the processes with different numbers of images.
@@ -124,8 +124,9 @@ def recipe(tmp_path: Path, name: str, batch_size: int, **fields) -> Path:
         "backbone": "tiny_clip",
         "model": {"codebook_size": 16, "expert_bottleneck_size": 4, "prompt_size": 4},
         "image_tokenizer": str(tmp_path / "codes"),
-        "epochs": 2,
-        "steps_per_epoch": 3,
+        "image_size": 32,
+        "epochs": 1,
+        "steps_per_epoch": 5,
         "max_steps": 5,
         "batch_size": batch_size,
         "learning_rate": 1e-5,

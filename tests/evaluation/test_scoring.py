@@ -4,8 +4,9 @@ import pandas as pd
 import pytest
 import torch
 
+from gmdf_hf.common.labels import fake_class
 from gmdf_hf.data.dataset import Domain, load_domain
-from gmdf_hf.evaluation.scoring import fake_class, fixed_batches, score_domain
+from gmdf_hf.evaluation.scoring import fixed_batches, score_domain
 from gmdf_hf.modeling import GMDFImageProcessor
 from tests.conftest import tiny_model
 from tests.domains import write_domain, write_methods

@@ -200,9 +200,9 @@ print("peak", re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text
 
 
 def peak_mib(tmp_path: Path, rows: int) -> float:
-    """Peak memory of scoring noise pictures of 27 KiB, with two videos per hundred frames and row groups of 100."""
+    """Peak memory of scoring noise pictures of 192 KiB, with two videos per hundred frames and row groups of 20."""
     image = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 96, 3), np.uint8)).save(image, "BMP")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (256, 256, 3), np.uint8)).save(image, "BMP")
     path = tmp_path / f"{rows}" / "test.parquet"
     path.parent.mkdir()
     with pq.ParquetWriter(path, FEATURES.arrow_schema) as writer:
@@ -216,7 +216,7 @@ def peak_mib(tmp_path: Path, rows: int) -> float:
                 "method": ["real", "swap"] * 50,
                 "group": [f"{n // 100}" for n in numbers],
             }
-            writer.write_table(pa.table(columns, schema=FEATURES.arrow_schema))
+            writer.write_table(pa.table(columns, schema=FEATURES.arrow_schema), row_group_size=20)
     command = [sys.executable, "-c", MEMORY, str(path.parent), str(tmp_path / f"scores-{rows}")]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -226,6 +226,6 @@ def peak_mib(tmp_path: Path, rows: int) -> float:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_data(tmp_path):
-    """8,000 more pictures are 211 MiB more data."""
-    many, few = peak_mib(tmp_path, 9_000), peak_mib(tmp_path, 1_000)
+    """1,100 more pictures are 206 MiB more data."""
+    many, few = peak_mib(tmp_path, 1_200), peak_mib(tmp_path, 100)
     assert many - few < 60

@@ -98,6 +98,7 @@ _WEB_LOOK = Look(
 )
 _ANONYMOUS = "blurred face"  # as newspapers and street views anonymise passers-by
 DRAWN_DOMAINS = tuple(_LOOKS)
+DRAWN_PREFIX = "drawn:"  # of a domain's path
 
 
 def draw_domain(name: str, split: str, num_videos: int, frames_per_video: int = 4, seed: int = 0) -> Iterator[dict]:
