@@ -126,7 +126,7 @@ from gmdf_hf.scripts import prepare
 def attempt(name, seconds=None):
     child = os.fork()
     if child == 0:
-        prepare.run([*sys.argv[2:], "--output", str(Path(sys.argv[1]) / name)])
+        prepare.run([*sys.argv[3:], "--output", str(Path(sys.argv[1]) / name)])
         os._exit(0)
     if seconds is not None:
         time.sleep(seconds)
@@ -138,10 +138,10 @@ if __name__ == "__main__":  # workers import this file
     assert attempt("whole") == 0
     whole = time.monotonic() - started
     chance = random.Random(0)
-    kills = runs = 0
-    while kills < 10:
+    kills, runs, wanted = 0, 0, int(sys.argv[2])
+    while kills < wanted:
         runs += 1
-        while status := attempt(f"killed{runs}", chance.uniform(0.1, 1) * whole if kills < 10 else None):
+        while status := attempt(f"killed{runs}", chance.uniform(0.1, 1) * whole if kills < wanted else None):
             assert status == signal.SIGKILL, status
             kills += 1
     print(runs)
@@ -149,8 +149,8 @@ if __name__ == "__main__":  # workers import this file
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("source", "processes"), [("folder", 2), ("faceforensics", 1)])
-def test_ten_kills_of_each_lose_and_double_nothing(tmp_path, source, processes):
+@pytest.mark.parametrize(("source", "processes", "kills"), [("folder", 2, 4), ("faceforensics", 1, 16)])
+def test_twenty_kills_lose_and_double_nothing(tmp_path, source, processes, kills):
     if source == "folder":
         data, options = build_folder(tmp_path / "mine", videos=30, frames=25), ()
     else:
@@ -158,7 +158,7 @@ def test_ten_kills_of_each_lose_and_double_nothing(tmp_path, source, processes):
     code = tmp_path / "killer.py"
     code.write_text(KILLER)
     arguments = ("--source", source, *options, "--root", data, *SMALL[:-1], processes)
-    command = [sys.executable, str(code), str(tmp_path), *map(str, arguments)]
+    command = [sys.executable, str(code), str(tmp_path), str(kills), *map(str, arguments)]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     for number in range(1, int(done.stdout.splitlines()[-1]) + 1):
