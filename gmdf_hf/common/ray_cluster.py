@@ -23,7 +23,7 @@ def start_ray(processes: int) -> None:
         import ray
         import ray.data
     except ImportError as error:
-        raise WorkError("--engine ray needs Ray.", "Install it: pip install 'gmdf-hf[ray]'.") from error
+        raise WorkError(f"--engine ray needs the package {error.name}.", "pip install 'gmdf-hf[ray]'.") from error
     if not ray.is_initialized():
         local = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": processes, "include_dashboard": False}
         ray.init(**local, logging_level="warning", log_to_driver=False)

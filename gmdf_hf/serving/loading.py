@@ -116,7 +116,10 @@ def load_pipeline(
         gmdf_hf.common.errors.DetectorError: If the face detector's weights are missing.
     """
     if runtime != "torch" and (device not in (None, "cpu") or dtype != "float32"):
-        raise UserError(f"The runtime {runtime} scores on a CPU in its own precision; found {device or dtype!r}.")
+        raise UserError(
+            f"The runtime {runtime} scores on a CPU in its own precision: expected neither --device nor --dtype, found "
+            f"{device or dtype!r}."
+        )
     loaded = _quiet(model, revision, trust_remote_code, fake_label)
     from gmdf_hf.evaluation.classifier import is_gmdf
     from gmdf_hf.evaluation.precision import scoring_dtype

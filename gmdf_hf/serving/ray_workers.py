@@ -68,4 +68,4 @@ def score_with_ray(
         for row in scored.iter_rows():
             yield row["result"]
     except ray.exceptions.RayError as error:
-        raise WorkError(f"A worker of Ray ended: {' '.join(str(error).split())[:500]}") from error
+        raise WorkError(f"A worker of Ray died: {' '.join(str(error).split())[:500]}") from error
