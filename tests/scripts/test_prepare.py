@@ -154,7 +154,7 @@ def test_twenty_kills_lose_and_double_nothing(tmp_path, source, processes, kills
     if source == "folder":
         data, options = build_folder(tmp_path / "mine", videos=30, frames=25), ()
     else:
-        data, options = build_masked(tmp_path / "mine", videos=60), ("--methods", "DeepFakeDetection")
+        data, options = build_masked(tmp_path / "mine", videos=30), ("--methods", "DeepFakeDetection")
     code = tmp_path / "killer.py"
     code.write_text(KILLER)
     arguments = ("--source", source, *options, "--root", data, *SMALL[:-1], processes)
