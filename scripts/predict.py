@@ -181,7 +181,7 @@ def main(options: PredictOptions) -> int:
             found = score_with_ray(files, loading, call, options.processes)
         else:
             found = detect(
-                (file for file in files),
+                (file for file in files),  # the results of a generator come one by one, those of a list all at the end
                 on_error="return",
                 on_slow=lambda file: console.print(f"Still reading {printable(file)} ...", **PLAIN),
                 **call,
