@@ -207,15 +207,37 @@ class DomainExperts(nn.Module):
             down_bias, down_weight, up_bias, up_weight = [weight.index_select(0, active) for weight in weights]
             answer = None if answer is None else answer.index_select(2, active)
             projection = None if projection is None else projection.index_select(0, active)
+        maps = (down_bias, down_weight, up_bias, up_weight, projection)
+        if _image_by_image(normed) and not output_shares:
+            # Views of one image at a time stay in the cache, and one buffer saves the pages of a new one.
+            autocast = torch.is_autocast_enabled("cpu")
+            buffer = None if autocast else normed.new_empty(len(up_weight), *normed.shape[1:])
+            answers = [None] * len(normed) if answer is None else answer.split(1)
+            pairs = zip(normed.split(1), answers, strict=True)
+            return torch.stack([self._aggregate(self._views(*pair, *maps, buffer))[0] for pair in pairs]), None
+        views = self._views(normed, answer, *maps)
+        part, weights_of_views = self._aggregate(views)
+        shares = self._shares(views, weights_of_views, len(normed), active) if output_shares else None
+        return part.view(normed.shape), shares
+
+    def _views(
+        self,
+        normed: torch.Tensor,
+        answer: torch.Tensor | None,
+        down_bias: torch.Tensor,
+        down_weight: torch.Tensor,
+        up_bias: torch.Tensor,
+        up_weight: torch.Tensor,
+        projection: torch.Tensor | None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Outputs V of the active experts, shape `(B T, E, D)`; `out` is a buffer of shape `(E, B T, D)` for them."""
         hidden = nn.functional.linear(normed, down_weight.flatten(0, 1), down_bias.flatten())
         hidden = hidden.unflatten(-1, down_weight.shape[:2])  # (B, T, E, R)
         if answer is not None and projection is not None:
             hidden = hidden + torch.einsum("btem,erm->bter", answer, projection)
         by_expert = self.activation_fn(hidden).flatten(0, 1).transpose(0, 1)  # (E, B T, R)
-        views = torch.baddbmm(up_bias, by_expert, up_weight.transpose(1, 2)).transpose(0, 1)  # (B T, E, D)
-        part, weights_of_views = self._aggregate(views)
-        shares = self._shares(views, weights_of_views, len(normed), active) if output_shares else None
-        return part.view(normed.shape), shares
+        return torch.baddbmm(up_bias, by_expert, up_weight.transpose(1, 2), out=out).transpose(0, 1)
 
     def _aggregate(self, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention of a token's views to each other, reduced over the experts (Eq. 5-6).
@@ -258,40 +280,6 @@ class DomainExperts(nn.Module):
         return shares.to(views.dtype)
 
 
-def check_routing(
-    domains: Sequence[str],
-    batch_size: int,
-    domain_ids: torch.Tensor | None,
-    active_experts: Sequence[int] | None,
-) -> None:
-    """Reject domain ids or experts that a model does not have.
-
-    Args:
-        domains: Names of the model's domains.
-        batch_size: Number of images B.
-        domain_ids: Expert of each image, or None.
-        active_experts: Experts of the aggregated route, or None for all.
-
-    Raises:
-        ValueError: If either is out of range or both are given.
-    """
-    if domain_ids is not None:
-        if tuple(domain_ids.shape) != (batch_size,):
-            raise ValueError(f"`domain_ids` must have shape ({batch_size},), found {tuple(domain_ids.shape)}.")
-        if active_experts is not None:
-            raise ValueError("`active_experts` restricts the aggregated route: leave out `domain_ids`.")
-        # Reading the values of a GPU tensor would stall the GPU; there a wrong index raises a device-side assertion.
-        if domain_ids.device.type == "cpu" and not torch.compiler.is_compiling():
-            low, high = int(domain_ids.min()), int(domain_ids.max())
-            if low < 0 or high >= len(domains):
-                raise ValueError(
-                    f"`domain_ids` must lie in [0, {len(domains)}) for the domains {list(domains)}, "
-                    f"found {low} to {high}."
-                )
-    elif active_experts is not None:
-        chosen = sorted(set(active_experts))
-        if not chosen or len(chosen) != len(active_experts) or chosen[0] < 0 or chosen[-1] >= len(domains):
-            raise ValueError(
-                f"`active_experts` must be distinct indices in [0, {len(domains)}), at least one, "
-                f"found {list(active_experts)}."
-            )
+def _image_by_image(normed: torch.Tensor) -> bool:
+    """Whether to form the views image by image: on a CPU, without gradient and without a graph of any batch size."""
+    return normed.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()

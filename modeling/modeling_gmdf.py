@@ -15,12 +15,11 @@ from transformers.models.clip.modeling_clip import CLIPPreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_gmdf import IN_PACKAGE, GMDFConfig
-from .experts_gmdf import check_routing
 from .loading_gmdf import check_weights
 from .mim_gmdf import MaskedImageHead
 from .outputs_gmdf import GMDFOutput
 from .text_gmdf import ClassSentencesMixin, DomainTextAffine, at_least_single, mark_stale
-from .vision_gmdf import GMDFVisionModel, expert_settings
+from .vision_gmdf import GMDFVisionModel, check_routing, expert_settings
 
 # theta_E of Algorithm 1, trained in the inner step. All other parameters are theta_O.
 EXPERT_PARAMETERS = (".experts.", "domain_prompts", "text_affine.")

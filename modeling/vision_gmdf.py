@@ -219,3 +219,42 @@ class GMDFVisionModel(CLIPPreTrainedModel):
         tokens = self.pre_layrnorm(self.embeddings(pixel_values, bool_masked_pos, mask_token))
         tokens = self.encoder(tokens, domain_prompts=domain_prompts, **kwargs)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=self.post_layernorm(tokens[:, 0]))
+
+
+def check_routing(
+    domains: Sequence[str],
+    batch_size: int,
+    domain_ids: torch.Tensor | None,
+    active_experts: Sequence[int] | None,
+) -> None:
+    """Reject domain ids or experts that a model does not have.
+
+    Args:
+        domains: Names of the model's domains.
+        batch_size: Number of images B.
+        domain_ids: Expert of each image, or None.
+        active_experts: Experts of the aggregated route, or None for all.
+
+    Raises:
+        ValueError: If either is out of range or both are given.
+    """
+    if domain_ids is not None:
+        if tuple(domain_ids.shape) != (batch_size,):
+            raise ValueError(f"`domain_ids` must have shape ({batch_size},), found {tuple(domain_ids.shape)}.")
+        if active_experts is not None:
+            raise ValueError("`active_experts` restricts the aggregated route: leave out `domain_ids`.")
+        # Reading the values of a GPU tensor would stall the GPU; there a wrong index raises a device-side assertion.
+        if domain_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = int(domain_ids.min()), int(domain_ids.max())
+            if low < 0 or high >= len(domains):
+                raise ValueError(
+                    f"`domain_ids` must lie in [0, {len(domains)}) for the domains {list(domains)}, "
+                    f"found {low} to {high}."
+                )
+    elif active_experts is not None:
+        chosen = sorted(set(active_experts))
+        if not chosen or len(chosen) != len(active_experts) or chosen[0] < 0 or chosen[-1] >= len(domains):
+            raise ValueError(
+                f"`active_experts` must be distinct indices in [0, {len(domains)}), at least one, "
+                f"found {list(active_experts)}."
+            )

@@ -73,7 +73,9 @@ def convert(weights: Path, output: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("output", type=Path, help="folder to write")
     parser.add_argument("--weights", type=Path, help="file of weights (default: that of the installed package)")
     options = parser.parse_args(arguments)

@@ -296,7 +296,9 @@ def parse_command_line(arguments: Sequence[str] | None, description: str, defaul
     Raises:
         UserError: As `load_recipe`.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--recipe", type=Path, default=default_recipe, help=f"YAML file (default: {default_recipe})")
     add_yaml_options(parser, TrainConfig, yaml.safe_load)
     overrides = vars(parser.parse_args(arguments))

@@ -66,6 +66,22 @@ def test_aggregated_route_equals_a_loop_over_tokens(setting, aggregation, active
     torch.testing.assert_close(shares.double(), norms / norms.sum(1, keepdim=True), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["single", "autocast"])
+@pytest.mark.parametrize("active", [None, [2, 0]])
+def test_without_gradient_images_are_aggregated_one_by_one_with_the_same_result(setting, active, dtype):
+    experts, x, _, beta, prompts = setting
+    arguments = [tensor.float() for tensor in (x, beta, prompts)]
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        expected, _ = experts.float()(*arguments, active_experts=active)
+        with torch.no_grad():
+            found, shares = experts(*arguments, active_experts=active)
+            with_shares, _ = experts(*arguments, active_experts=active, output_shares=True)
+    assert shares is None and found.dtype == expected.dtype
+    tolerance = {} if dtype is None else {"atol": 0.05, "rtol": 0.05}
+    torch.testing.assert_close(found, expected.detach(), **tolerance)
+    torch.testing.assert_close(with_shares, expected.detach(), **tolerance)
+
+
 def test_known_domains_use_their_own_expert_only(setting):
     experts, x, gamma, beta, prompts = setting
     ids = torch.tensor([2, 0, 1, 2])

@@ -25,6 +25,13 @@ def test_the_papers_settings_are_the_defaults():
     assert (config.alignment_weight, config.mim_weight) == (1, 1)
 
 
+def test_a_shortened_option_is_refused(tmp_path, capsys):
+    """Otherwise `--max_step` would set max_steps until an option of that name exists."""
+    with pytest.raises(SystemExit):
+        parse_command_line(["--recipe", str(write(tmp_path)), "--max_step", "3"], "", tmp_path)
+    assert "--max_step" in capsys.readouterr().err
+
+
 def test_the_command_line_wins_over_the_recipe(tmp_path):
     recipe = write(tmp_path, seed=3, epochs=7)
     arguments = ["--recipe", str(recipe), "--seed", "5", "--learning_rate", "1e-3", "--hold_out", "b"]
