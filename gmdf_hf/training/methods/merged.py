@@ -54,10 +54,11 @@ def merged_step(model: nn.Module, episode: Episode, accelerator: Accelerator, sh
     weights = episode.weights * shares.to(episode.weights)[episode.domain_ids]
     with accelerator.autocast():
         output = model(pixel_values=episode.pixel_values, **prompts)
-        of_images = {"classification": cross_entropy(output.logits.float(), episode.labels, reduction="none")}
         if isinstance(model, Detector):
-            inputs = episode.pixel_values, episode.labels, episode.domain_ids
-            of_images |= model.auxiliary_losses(output, *inputs)
+            inputs = episode.pixel_values, episode.labels, episode.domain_ids, episode.forged
+            of_images = model.losses(output, *inputs)
+        else:
+            of_images = {"classification": cross_entropy(output.logits.float(), episode.labels, reduction="none")}
         losses = {name: (loss.float() * weights).sum() for name, loss in of_images.items()}
     accelerator.backward(torch.stack([*losses.values()]).sum())
     return {name: loss.detach() for name, loss in losses.items()}
