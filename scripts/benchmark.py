@@ -93,7 +93,8 @@ class Bench(Workloads):
             load = Workloads(self.vision, size, self.accelerator.mixed_precision, domains)
             ours, plain = self.fastest(load.meta_iteration(), load.fine_tuning())
             details = {"images": size * domains, "ours_s": ours, "peer_s": plain}
-            self.emit(f"meta-iteration with {domains} domains / fine-tuning step", ours / plain, f"<= {goal}", **details)
+            name = f"meta-iteration with {domains} domains / fine-tuning step"
+            self.emit(name, ours / plain, f"<= {goal}", **details)
 
     def against_literal(self) -> None:
         """Time of a meta-iteration divided by that of the literal Algorithm 1."""
