@@ -86,7 +86,7 @@ class Bench(Workloads):
             torch.cuda.synchronize()
 
     def iteration(self) -> None:
-        """Time of a meta-iteration with 3 and 12 domains divided by that of a plain fine-tuning step on as many images."""
+        """Time of a meta-iteration with 3 and 12 domains divided by that of a fine-tuning step on as many images."""
         for domains, goal in DOMAIN_GOALS.items():
             # About as many images for every number of domains; a domain's batch has both classes.
             size = max(self.batch_size * len(self.domains) // domains // 2 * 2, 2)
