@@ -12,6 +12,8 @@ from transformers import AutoTokenizer
 from transformers.image_processing_utils import BaseImageProcessor
 
 from gmdf_hf.common.images import ImageError, open_image
+from gmdf_hf.common.random_numbers import random_numbers
+from gmdf_hf.data.blending import blended
 from gmdf_hf.data.dataset import Domain
 from gmdf_hf.data.transforms import Transform, apply
 from gmdf_hf.modeling.construction_gmdf import PROMPT_TEMPLATES
@@ -94,6 +96,7 @@ def read_frame(
     processor: BaseImageProcessor,
     transforms: Sequence[Transform] = (),
     masks: bool = False,
+    source: Frame | None = None,
 ) -> dict:
     """Decode and process one image.
 
@@ -103,14 +106,16 @@ def read_frame(
         processor: Image processor of the model.
         transforms: Random transforms of the picture, for training.
         masks: Whether to decode what was forged as well.
+        source: Another frame, with its image loaded, whose face is blended into this one, which makes it a fake.
 
     Raises:
         ImageError: If it cannot be read.
     """
-    stored = frame.image
-    if stored is None or (stored["bytes"] is None and not stored["path"]):
-        raise ImageError(f"{frame}: no image is stored.")
-    image = open_image(stored["bytes"] if stored["bytes"] is not None else stored["path"], name=str(frame))
+    image, mask = _picture(frame.image, str(frame)), None
+    if source is not None:
+        rng = random_numbers("blend", draw.chance)
+        image, mask = blended(image, _picture(source.image, str(source)), rng)
+        frame = frame._replace(label=1)
     image = apply(transforms, image, draw.chance)
     pixel_values = processor(images=image, return_tensors="pt")["pixel_values"][0]
     item = {
@@ -123,23 +128,33 @@ def read_frame(
         "captions": frame.caption,
     }
     if masks:
-        mask = read_mask(frame, pixel_values.shape[-1])
-        item["forged"] = mask.flip(-1) if draw.chance % 2 else mask
+        forged = forged_pixels(frame, mask, pixel_values.shape[-1])
+        item["forged"] = forged.flip(-1) if draw.chance % 2 else forged
     return item
 
 
-def read_mask(frame: Frame, side: int) -> torch.Tensor:
+def _picture(stored: dict | None, name: str) -> Image.Image:
+    if stored is None or (stored["bytes"] is None and not stored["path"]):
+        raise ImageError(f"{name}: no image is stored.")
+    return open_image(stored["bytes"] if stored["bytes"] is not None else stored["path"], name=name)
+
+
+def forged_pixels(frame: Frame, mask: Image.Image | None, side: int) -> torch.Tensor:
     """Share of each pixel that was forged, shape `(side, side)`.
 
     Nothing is forged in a real image: its mask is 0. A fake without a mask has -1 everywhere, which is unknown.
 
+    Args:
+        frame: The frame, with its mask loaded.
+        mask: Mask to use instead of the stored one.
+        side: Side of the result in pixels.
+
     Raises:
         ImageError: If the mask cannot be read.
     """
-    stored = frame.mask
-    if stored is None or (stored["bytes"] is None and not stored["path"]):
+    if mask is None and (frame.mask is None or not any(frame.mask.values())):
         return torch.full((side, side), -1.0 if frame.label else 0.0)
-    picture = open_image(stored["bytes"] if stored["bytes"] is not None else stored["path"], name=f"mask of {frame}")
+    picture = mask or _picture(frame.mask, f"mask of {frame}")
     grey = picture.convert("L").resize((side, side), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.asarray(grey, dtype=np.float32) / 255)
 
@@ -154,6 +169,7 @@ class FrameReader(torch.utils.data.Dataset):
         processor: Image processor of the model.
         transforms: Random transforms of the pictures, for training.
         masks: Whether to read what was forged as well.
+        blends: Whether blends of two random reals replace the fakes.
     """
 
     def __init__(
@@ -162,20 +178,27 @@ class FrameReader(torch.utils.data.Dataset):
         processor: BaseImageProcessor,
         transforms: Sequence[Transform] = (),
         masks: bool = False,
+        blends: bool = False,
     ):
         self.domains = domains
         self.processor = processor
         self.transforms = transforms
         self.masks = masks
+        self.reals = [np.flatnonzero(domain.labels == 0) for domain in domains] if blends else None
 
     def __getitem__(self, index: tuple[int, ...]) -> dict | Skipped:
         draw = Draw(*index)
         domain = self.domains[draw.domain]
-        frame = frame_of(domain, draw.row)._replace(image=domain.frames[draw.row]["image"])
+        frame, source = frame_of(domain, draw.row), None
+        if self.reals is not None and frame.label:
+            rows = random_numbers("pair of reals", draw.chance).choice(self.reals[draw.domain], 2).tolist()
+            frame, source = (frame_of(domain, row)._replace(image=domain.frames[row]["image"]) for row in rows)
+        else:
+            frame = frame._replace(image=domain.frames[draw.row]["image"])
         if self.masks and domain.masks is not None:
             frame = frame._replace(mask=domain.masks[draw.row]["mask"])
         try:
-            return read_frame(frame, draw, self.processor, self.transforms, self.masks)
+            return read_frame(frame, draw, self.processor, self.transforms, self.masks, source)
         except ImageError as error:
             return Skipped(domain.name, draw.row, str(error))
 

@@ -58,6 +58,7 @@ def make_loader(
     pin_memory: bool = False,
     transforms: Sequence[Transform] = (),
     masks: bool = False,
+    blends: bool = False,
 ) -> tuple[EpisodeSampler | EpisodeStream, DataLoader]:
     """Return the loader of a run's episodes, and the object that sets its epoch.
 
@@ -71,6 +72,7 @@ def make_loader(
         pin_memory: Whether batches go to a GPU.
         transforms: Random transforms of the pictures.
         masks: Whether to read what was forged as well.
+        blends: Whether blends of reals replace the fakes.
     """
     place = (process_index(), num_processes())
     streams, domains = [s for s in train if isinstance(s, Stream)], [d for d in train if isinstance(d, Domain)]
@@ -79,13 +81,13 @@ def make_loader(
     if streams:
         if length is None:
             raise ValueError("Streams have no known length: state the iterations of an epoch (`steps_per_epoch`).")
-        sampler = EpisodeStream(streams, processor, batch_size, seed, length, *place, transforms, masks)
+        sampler = EpisodeStream(streams, processor, batch_size, seed, length, *place, transforms, masks, blends)
         num_workers = sampler.useful_workers(num_workers)
         arguments = {"dataset": sampler, "batch_size": None}
     else:
         labels, videos = [domain.labels for domain in domains], [domain.videos for domain in domains]
         sampler = EpisodeSampler(labels, videos, batch_size, seed, *place, length)
-        arguments = {"dataset": FrameReader(domains, processor, transforms, masks), "batch_sampler": sampler}
+        arguments = {"dataset": FrameReader(domains, processor, transforms, masks, blends), "batch_sampler": sampler}
     loader = DataLoader(
         **arguments,
         collate_fn=collate,
@@ -96,8 +98,15 @@ def make_loader(
     return sampler, loader
 
 
-def missing_masks(train: Sequence[Domain] | Sequence[Stream]) -> str | None:
-    """Note for a run whose model uses masks: the domains without the column `mask`; None if all have it."""
+def missing_masks(train: Sequence[Domain] | Sequence[Stream], blends: bool = False) -> str | None:
+    """Note for a run whose model uses masks: the domains without the column `mask`; None if all have it.
+
+    Args:
+        train: Training splits of the source domains.
+        blends: Whether blends of reals, whose masks are known, replace the fakes.
+    """
+    if blends:
+        return "this detector trains on reals and on blends of reals: the fakes of the training splits are not used."
     lacking = [
         each.name
         for each in train

@@ -166,6 +166,7 @@ class EpisodeStream(torch.utils.data.IterableDataset):
         num_processes: Number of processes.
         transforms: Random transforms of the pictures.
         masks: Whether to read what was forged as well.
+        blends: Whether blends of two reals replace the fakes.
     """
 
     def __init__(
@@ -179,8 +180,10 @@ class EpisodeStream(torch.utils.data.IterableDataset):
         num_processes: int = 1,
         transforms: Sequence[Transform] = (),
         masks: bool = False,
+        blends: bool = False,
     ):
-        self.streams, self.processor, self.transforms, self.masks = streams, processor, transforms, masks
+        self.streams, self.processor, self.transforms = streams, processor, transforms
+        self.masks, self.blends = masks, blends
         self.batch_size, self.seed, self.length = batch_size, seed, length
         self.process_index, self.num_processes = process_index, num_processes
         # Shared with the worker processes, which persist as long as the loader.
@@ -212,11 +215,16 @@ class EpisodeStream(torch.utils.data.IterableDataset):
             order = [index for index in range(len(self.streams)) if index != meta_test] + [meta_test]
             rows = [(index, label) for index in order for label in (0, 1) for _ in range(self.batch_size // 2)]
             chances = rng.integers(2**62, size=len(rows)).tolist()
-            drawn = [next(classes[index][label]) for index, label in rows]
+            drawn = [
+                [next(classes[index][0]), next(classes[index][0])]
+                if self.blends and label
+                else [next(classes[index][label]), None]
+                for index, label in rows
+            ]
             if iteration >= start:
                 yield [
-                    self._read(frame, Draw(index, -1, chance))
-                    for frame, (index, _), chance in zip(drawn, rows, chances, strict=True)
+                    self._read(*frames, Draw(index, -1, chance))
+                    for frames, (index, _), chance in zip(drawn, rows, chances, strict=True)
                 ]
 
     def _part(self, frames: datasets.IterableDataset) -> datasets.IterableDataset:
@@ -243,9 +251,9 @@ class EpisodeStream(torch.utils.data.IterableDataset):
                     "larger shares."
                 )
 
-    def _read(self, frame: Frame, draw: Draw) -> dict | Skipped:
+    def _read(self, frame: Frame, source: Frame | None, draw: Draw) -> dict | Skipped:
         try:
-            return read_frame(frame, draw, self.processor, self.transforms, self.masks)
+            return read_frame(frame, draw, self.processor, self.transforms, self.masks, source)
         except ImageError as error:
             return Skipped(frame.domain, draw.row, str(error))
 

@@ -118,9 +118,10 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
         num_workers=config.num_workers,
         pin_memory=accelerator.device.type == "cuda",
         transforms=TRANSFORMS[config.augment],
-        masks=(masks := bool(getattr(model, "needs_masks", False))),
+        masks=(masks := getattr(model, "needs_masks", False)),
+        blends=(blends := getattr(model, "trains_on_blends", False)),
     )
-    if masks and (note := missing_masks(train)):
+    if masks and (note := missing_masks(train, blends)):
         accelerator.print(note)
     if method.needs_codes:
         with accelerator.main_process_first():  # the main process trains the tokenizer, the others load it

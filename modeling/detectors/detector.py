@@ -69,11 +69,13 @@ class Detector(PreTrainedModel):
 
     Attributes:
         needs_masks: Whether its losses use what was forged in each image.
+        trains_on_blends: Whether training replaces fakes by blends of reals.
     """
 
     config_class = DetectorConfig
     main_input_name = "pixel_values"
     needs_masks: ClassVar[bool] = False
+    trains_on_blends: ClassVar[bool] = False
 
     def classify(self, pixel_values: torch.Tensor) -> Any:
         """Return a `DetectorOutput` without loss for images of shape `(B, 3, image_size, image_size)`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
@@ -10,7 +12,7 @@ from torch.nn.functional import conv2d, pad
 from .detector import Detector, DetectorConfig, DetectorOutput
 from .xception import Xception
 
-SHARES = (0.0, 1 / 16, 1 / 8, 1.0)  # limits of the three bands of the decomposition, as shares of the spectrum
+SHARES = (1 / 16, 1 / 8)  # ends of the low and middle bands of the decomposition, as shares of all frequencies
 WINDOW, STRIDE, STATISTICS = 10, 2, 6  # side and step of the windows, and number M of their bands
 PADDING = 4  # makes the map of windows as large as the first feature map of the other stream
 FUSED = (7, 12)  # blocks with cross-attention behind them
@@ -25,21 +27,19 @@ def dct_matrix(size: int) -> torch.Tensor:
     return matrix.float()
 
 
-def band_filters(size: int, shares: tuple[float, ...]) -> torch.Tensor:
+def band_filters(size: int, ends: Sequence[float]) -> torch.Tensor:
     """Binary filters of neighbouring bands of a DCT, which together pass all of it.
 
-    A frequency (u, v) lies on the antidiagonal u + v, one of 2 size - 1.
-
     Args:
-        size: Side of the spectrum.
-        shares: Limits of the bands, as shares of the antidiagonals.
+        size: Side of the spectrum. A frequency (u, v) lies on the antidiagonal u + v, one of 2 size - 1.
+        ends: Antidiagonal at which each band but the last ends.
 
     Returns:
-        Shape `(len(shares) - 1, size, size)`.
+        Shape `(len(ends) + 1, size, size)`.
     """
-    place = (torch.arange(size)[:, None] + torch.arange(size)) / (2 * size - 1)
-    low, high = (torch.tensor(ends)[:, None, None] for ends in (shares[:-1], shares[1:]))
-    return ((low <= place) & (place < high)).float()
+    place = torch.arange(size)[:, None] + torch.arange(size)
+    limits = torch.tensor([0, *ends, 2 * size])[:, None, None]
+    return ((limits[:-1] <= place) & (place < limits[1:])).float()
 
 
 def squashed(x: torch.Tensor) -> torch.Tensor:
@@ -50,6 +50,9 @@ def squashed(x: torch.Tensor) -> torch.Tensor:
 class FrequencyAwareDecomposition(nn.Module):
     """Image components of the bands: ``y_i = D^-1(D(x) * (f_base_i + sigma(f_w_i)))`` (Eq. 1).
 
+    The lowest 1/16 of all frequencies, the next 1/16, and the others: below the antidiagonal ``size sqrt(2 s)`` lies a
+    share s of them.
+
     Args:
         size: Side of the images.
     """
@@ -57,8 +60,8 @@ class FrequencyAwareDecomposition(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.dct = nn.Buffer(dct_matrix(size))
-        self.base = nn.Buffer(band_filters(size, SHARES))
-        self.learned = nn.Parameter(0.1 * torch.randn(len(SHARES) - 1, size, size))
+        self.base = nn.Buffer(band_filters(size, [size * (2 * share) ** 0.5 for share in SHARES]))
+        self.learned = nn.Parameter(0.1 * torch.randn(len(SHARES) + 1, size, size))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images `(B, 3, size, size)` to their components, band by band, `(B, 9, size, size)`."""
@@ -77,8 +80,8 @@ class LocalFrequencyStatistics(nn.Module):
         super().__init__()
         dct = dct_matrix(WINDOW)
         self.basis = nn.Buffer(torch.einsum("ui,vj->uvij", dct, dct).reshape(-1, 1, WINDOW, WINDOW))
-        shares = tuple(number / STATISTICS for number in range(STATISTICS + 1))
-        self.base = nn.Buffer(band_filters(WINDOW, shares))
+        ends = [(2 * WINDOW - 1) * number / STATISTICS for number in range(1, STATISTICS)]
+        self.base = nn.Buffer(band_filters(WINDOW, ends))
         self.learned = nn.Parameter(0.1 * torch.randn(STATISTICS, WINDOW, WINDOW))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -141,7 +144,7 @@ class F3Net(Detector):
         super().__init__(config)
         self.decomposition = FrequencyAwareDecomposition(config.image_size)
         self.statistics = LocalFrequencyStatistics()
-        components = 3 * (len(SHARES) - 1)
+        components = 3 * (len(SHARES) + 1)
         self.first, self.second = Xception(config.width, components), Xception(config.width, STATISTICS, stride=1)
         channels = (self.first.middle_channels, self.first.exit_channels)
         self.attentions = nn.ModuleList(CrossAttention(number) for number in channels)
@@ -166,7 +169,7 @@ class F3Net(Detector):
         The components of an image sum to it, so repeated weights of the first convolution give the response to the
         image. The statistics are no colours: their first convolution keeps its random weights.
         """
-        key, bands = "conv1.weight", len(SHARES) - 1
+        key, bands = "conv1.weight", len(SHARES) + 1
         first = {key: tensors[key].repeat(1, bands, 1, 1)} if key in tensors else {}
         self.first.load_timm(tensors | first)
         self.second.load_timm(tensors | {key: self.second.conv1.weight.detach()})

@@ -17,10 +17,10 @@ KERNELS = (
     (((0, 0, 0, 0, 0), (0, 0, 0, 0, 0), (0, 1, -2, 1, 0), (0, 0, 0, 0, 0), (0, 0, 0, 0, 0)), 2),
 )
 LIMIT = 3.0  # residuals are cut off at -3 and 3
-ENTRY, MIDDLE = 3, 11  # blocks with guidance behind each of them; block with attention behind it
+ENTRY, ATTENTION = 3, (3, 7)  # blocks with guidance behind each of them; blocks with attention of both streams
 REDUCTION = 8  # factor between the channels and those of the keys
-FUSED = 1024  # channels of the fused features
-SCALE, MARGIN = 30.0, 0.35  # of the additive-margin softmax
+FUSED = 2048  # channels of the fused features
+SCALE, MARGIN = 30.0, 0.45  # of the additive-margin softmax
 
 
 class Residuals(nn.Module):
@@ -105,12 +105,12 @@ class SRMDetector(Detector):
     """Two-stream network on high-frequency features (Luo et al. 2021, "Generalizing Face Forgery Detection").
 
     An Xception on colours and one on SRM residuals. In the entry flow the residuals of the colours' features join the
-    second stream on several scales, and guide the first one by spatial attention; behind the middle flow both attend to
+    second stream on several scales, and guide the first one by spatial attention; behind blocks 3 and 7 both attend to
     each other; the last features are fused by a convolution and channel attention. The loss is the additive-margin
-    softmax, ``-log softmax(s (cos_y - m))``: here its difference from the cross-entropy of the logits ``s cos`` is a
-    loss of its own. Scale, margin and the forms of the small layers are ours.
+    softmax, ``-log softmax(s (cos_y - m))`` with the logits ``s cos``. Scale, margin, the places of the attention and
+    the width of the fusion are those of the authors' code; the forms of the small layers are ours.
 
-    47,405,012 parameters; no published count is known to us; two Xceptions without classifier have 41,613,904.
+    53,199,919 parameters; no published count is known to us; two Xceptions without classifier have 41,613,904.
     """
 
     config_class = SRMConfig
@@ -122,7 +122,7 @@ class SRMDetector(Detector):
         self.residuals = Residuals()
         self.feature_residuals = nn.ModuleList(Residuals(channels) for channels in network.entry_channels[:-1])
         self.guides = nn.ModuleList(ResidualGuidedAttention() for _ in range(ENTRY))
-        self.attention = DualCrossModalityAttention(network.middle_channels)
+        self.attentions = nn.ModuleList(DualCrossModalityAttention(network.middle_channels) for _ in ATTENTION)
         fused = scaled(FUSED, config.width)
         self.fusion, self.fusion_norm = nn.Conv2d(2 * network.out_channels, fused, 1, bias=False), nn.BatchNorm2d(fused)
         self.squeeze, self.excite = nn.Linear(fused, max(fused // 16, 1)), nn.Linear(max(fused // 16, 1), fused)
@@ -132,14 +132,15 @@ class SRMDetector(Detector):
     def classify(self, pixel_values: torch.Tensor) -> DetectorOutput:
         """Both streams, their fusion, and scaled cosines with the two class vectors."""
         colours, high = self.colours.stem(pixel_values), self.high.stem(self.residuals(pixel_values))
+        attentions = dict(zip(ATTENTION, self.attentions, strict=True))
         for number, blocks in enumerate(zip(self.colours.blocks, self.high.blocks, strict=True)):
             if number < len(self.feature_residuals):
                 high = high + self.feature_residuals[number](colours)
             colours, high = blocks[0](colours), blocks[1](high)
             if number < ENTRY:
                 colours = self.guides[number](colours, high)
-            if number + 1 == MIDDLE:
-                colours, high = self.attention(colours, high)
+            if number + 1 in attentions:
+                colours, high = attentions[number + 1](colours, high)
         fused = relu(
             self.fusion_norm(self.fusion(torch.cat([self.colours.tail(colours), self.high.tail(high)], dim=1)))
         )
@@ -148,19 +149,9 @@ class SRMDetector(Detector):
         cosines = normalize(features.float(), dim=-1) @ normalize(self.classifier.weight.float(), dim=-1).T
         return DetectorOutput(logits=SCALE * cosines)
 
-    def auxiliary_losses(
-        self,
-        output: DetectorOutput,
-        pixel_values: torch.Tensor,
-        labels: torch.Tensor,
-        domain_ids: torch.Tensor,
-        forged: torch.Tensor | None = None,
-    ) -> dict[str, torch.Tensor]:
-        """What the margin adds to the cross-entropy."""
-        assert output.logits is not None
-        shifted = output.logits - SCALE * MARGIN * one_hot(labels, 2)
-        with_margin, without = (cross_entropy(x, labels, reduction="none") for x in (shifted, output.logits))
-        return {"margin": with_margin - without}
+    def classification_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Additive-margin softmax of each image."""
+        return cross_entropy(logits - SCALE * MARGIN * one_hot(labels, 2), labels, reduction="none")
 
     def load_backbone(self, tensors: dict[str, torch.Tensor]) -> None:
         """Load timm's `legacy_xception` into both streams."""

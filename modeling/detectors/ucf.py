@@ -122,8 +122,11 @@ class UCF(Detector):
     common one decides real or fake, the specific one the method. The loss is ``L_ce + 0.1 L_specific + 0.3 L_rec +
     0.05 L_con`` (section 3.3). In training each image has a partner of the other class of its own data set:
 
-    - L_rec: L1 distance of the image to the decoder's from its own c and f, and from its own c and its partner's f.
+    - L_rec: L1 distance of the image to the decoder's from its own c and f, and from its own c and its partner's f; f
+      is its two halves side by side.
     - L_con: ``[margin + |a - p| - |a - n|]_+`` for the pooled halves, with p of the same and n of another class.
+
+    Both are sums over a pair, so twice the mean over images.
 
     A data set counts as one method, as FF++'s manipulations do when each is a domain. The layers of heads and decoder
     are ours.
@@ -166,18 +169,19 @@ class UCF(Detector):
         """Losses of the methods, the reconstruction and the contrast."""
         if output.content is None:  # no training
             return {}
-        assert output.fingerprint is not None and output.specific is not None and output.common is not None
+        assert output.specific is not None and output.common is not None
         kinds = labels * (1 + domain_ids)  # 0 real, then the method
         specific, common = output.specific.mean((2, 3)), output.common.mean((2, 3))
         partners = partners_of(labels, domain_ids)
         side = pixel_values.shape[-1]
-        fingerprints = output.fingerprint, output.fingerprint[partners]
+        halves = torch.cat([output.specific, output.common], dim=1)
+        fingerprints = halves, halves[partners]
         own, other = (self.decoder(output.content, fingerprint, side) for fingerprint in fingerprints)
         missed = sum((image - pixel_values).abs().mean((1, 2, 3)) for image in (own, other))
         return {
             "specific": SPECIFIC * cross_entropy(self.methods(specific).float(), kinds, reduction="none"),
-            "reconstruction": RECONSTRUCTION * missed,
-            "contrast": CONTRAST * (contrast(specific, kinds) + contrast(common, labels)),
+            "reconstruction": 2 * RECONSTRUCTION * missed,
+            "contrast": 2 * CONTRAST * (contrast(specific, kinds) + contrast(common, labels)),
         }
 
     def check_domains(self, count: int) -> None:

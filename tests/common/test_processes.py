@@ -44,7 +44,10 @@ CHECK = """
 import json
 import torch
 from accelerate import Accelerator
+from gmdf_hf.data.episodes import Episode
+from gmdf_hf.modeling.detectors import DETECTORS
 from gmdf_hf.training.losses import alignment_loss
+from gmdf_hf.training.methods.merged import equal_shares, merged_step
 from gmdf_hf.common.processes import *
 
 accelerator = Accelerator(cpu=True)
@@ -79,6 +82,21 @@ weights = torch.full((3,), float(rank))
 same_on_all([weights])
 means = [torch.full((2,), 1.0 + rank), torch.full((1,), 3.0 * rank)]
 average_over_processes(means)
+
+# The losses of a detector: each process has some of the images.
+images, forged = torch.randn(8, 3, 32, 32), torch.rand(8, 32, 32)
+labels, ids = torch.tensor([0, 1, 0, 1, 1, 0, 1, 0]), torch.tensor([0] * 5 + [1] * 3)
+detector = DETECTORS["multi_task"](image_size=32, width=0.25).eval()  # eval: batch statistics would differ
+losses = detector.losses(detector.classify(images), images, labels, ids, forged)
+shares = torch.tensor([0.1] * 5 + [1 / 6] * 3)  # the mean of both domains' means
+sum((loss * shares).sum() for loss in losses.values()).backward()
+whole = [parameter.grad.clone() for parameter in detector.parameters()]
+detector.zero_grad()
+part = [[0, 1, 5], [2, 3, 4, 6, 7]][rank]
+episode = Episode.of(images[part], labels[part], ids[part], forged=forged[part])
+merged_step(detector, episode, accelerator, equal_shares(2))
+sum_gradients(detector.parameters())
+of_losses = max(float((p.grad - g).abs().max() / g.abs().max()) for p, g in zip(detector.parameters(), whole))
 wait_for_all()
 if rank == 0:
     print(json.dumps({
@@ -90,6 +108,8 @@ if rank == 0:
         "stopped": stopped,
         "weights": weights.tolist(),
         "means": [mean.tolist() for mean in means],
+        "losses": sorted(losses),
+        "of_losses": of_losses,
     }))
 accelerator.end_training()
 """
@@ -108,6 +128,8 @@ def test_sums_and_gathers_with_their_gradients(tmp_path):
     assert found["stopped"] is True
     assert found["weights"] == [0.0, 0.0, 0.0]
     assert found["means"] == [[1.5, 1.5], [1.5]]
+    assert found["losses"] == ["classification", "reconstruction", "segmentation"]
+    assert found["of_losses"] < 1e-4
 
 
 def recipe(tmp_path: Path, name: str, batch_size: int, **fields) -> Path:

@@ -29,11 +29,14 @@ ROOT = Path(__file__).parents[3]
 SIDE = 64
 PARAMETERS = {
     "efficientnet_b4": 17_552_202,
+    "face_xray": 65_325_845,
     "f3net": 42_686_277,
+    "m2tr": 18_615_035,
+    "mat": 18_332_882,
     "meso_inception4": 28_615,
     "multi_task": 304_949,
     "recce": 22_225_001,
-    "srm": 47_405_012,
+    "srm": 53_199_919,
     "ucf": 46_528_791,  # with one method
     "xception": 20_811_050,
 }
@@ -41,6 +44,12 @@ TINY = {
     name: {"image_size": SIDE, "width": {"meso_inception4": 1.0, "multi_task": 0.5}.get(name, 0.0625)}
     for name in DETECTORS
 }
+RUNS = [
+    "meso_inception4",
+    "multi_task",
+    "ucf",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("face_xray", "m2tr", "mat")),
+]
 
 
 def tiny(name: str) -> torch.nn.Module:
@@ -96,7 +105,7 @@ def test_thirty_two_faces_are_learned_by_heart(name, faces):
             module.momentum = 0.5  # the running statistics follow so few steps
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     forged = torch.zeros(32, SIDE, SIDE)
-    forged[labels == 1, 16:48, 16:48] = 1.0
+    forged[labels == 1, 16:48, 16:48] = 0.6  # forged, and on the boundary
     for step in range(200):
         output = model(inputs, labels=labels, **({"forged": forged} if getattr(model, "needs_masks", False) else {}))
         assert output.loss.isfinite()
@@ -114,9 +123,7 @@ def test_thirty_two_faces_are_learned_by_heart(name, faces):
     pytest.fail(f"{name} did not learn 32 faces in 200 steps: the loss is {output.loss:.3f}")
 
 
-@pytest.mark.parametrize(
-    "name", ["meso_inception4", "multi_task", "ucf"]
-)  # the protocols of the tables train all of them
+@pytest.mark.parametrize("name", RUNS)  # the protocols of the tables train all of them
 def test_a_run_trains_saves_and_scores(name, tmp_path, capsys):
     for seed, domain in enumerate("xy"):
         write_domain(tmp_path / domain, seed)
@@ -136,8 +143,11 @@ def test_a_run_trains_saves_and_scores(name, tmp_path, capsys):
     logged = json.loads((tmp_path / "run" / "history.jsonl").read_text().splitlines()[0])
     assert ({"specific", "reconstruction", "contrast"} <= logged.keys()) is (name == "ucf")
     assert ({"segmentation", "reconstruction"} <= logged.keys()) is (name == "multi_task")
+    assert ({"segmentation", "contrast"} <= logged.keys()) is (name == "m2tr")
+    assert ({"independence", "augmented"} <= logged.keys()) is (name == "mat")
+    assert ("boundary" in logged) is (name == "face_xray")
     note = "no column `mask` in x, y: the loss of the segmentation is left out for their fakes"
-    assert capsys.readouterr().out.count(note) == (name == "multi_task")
+    assert capsys.readouterr().out.count(note) == (name in ("m2tr", "multi_task"))
     found = load_classifier(str(tmp_path / "run" / "model"))
     assert found.fake == 1 and found.model.config.domains == ["x", "y"]
     assert image_side(found.processor) == SIDE

@@ -52,11 +52,14 @@ def test_components_are_those_of_equation_1():
 
 @torch.no_grad()
 def test_bands_are_the_first_sixteenth_the_second_and_the_rest():
-    bands = band_filters(64, (0.0, 1 / 16, 1 / 8, 1.0))
-    for u, v in ((0, 0), (3, 4), (4, 4), (0, 15), (8, 8), (63, 63)):
-        share = (u + v) / 127
-        expected = [share < 1 / 16, 1 / 16 <= share < 1 / 8, share >= 1 / 8]
-        assert bands[:, u, v].bool().tolist() == expected
+    """Of all frequencies, not of the antidiagonals."""
+    bands = FrequencyAwareDecomposition(256).base
+    assert bands.mean((1, 2)).tolist() == pytest.approx([1 / 16, 1 / 16, 7 / 8], abs=0.002)
+    assert torch.equal(bands.sum(0), torch.ones(256, 256))
+    bands = band_filters(4, [2.5, 4])
+    for u in range(4):
+        for v in range(4):
+            assert bands[:, u, v].bool().tolist() == [u + v <= 2, u + v == 3, u + v >= 4]
     module = FrequencyAwareDecomposition(16)
     module.learned.zero_()
     image = torch.randn(2, 3, 16, 16)

@@ -98,5 +98,5 @@ def test_the_loss_is_the_additive_margin_softmax():
     assert cosines.abs().max() <= 1 + 1e-5
     for image, label in enumerate(labels.tolist()):
         own, other = float(cosines[image, label]), float(cosines[image, 1 - label])
-        losses.append(-math.log(math.exp(30 * (own - 0.35)) / (math.exp(30 * (own - 0.35)) + math.exp(30 * other))))
+        losses.append(-math.log(math.exp(30 * (own - 0.45)) / (math.exp(30 * (own - 0.45)) + math.exp(30 * other))))
     assert float(output.loss) == pytest.approx(sum(losses) / 3, rel=1e-4)

@@ -60,12 +60,13 @@ def test_losses_are_the_weighted_sums_of_the_paper():
     detector = model()
     output = detector.classify(IMAGES)
     losses = detector.auxiliary_losses(output, IMAGES, LABELS, DOMAINS)
-    own = detector.decoder(output.content, output.fingerprint, 64)
+    halves = torch.cat([output.specific, output.common], dim=1)
+    own = detector.decoder(output.content, halves, 64)
     for image, partner in enumerate([2, 3, 0, 1, 5, 4]):
-        crossed = detector.decoder(output.content, output.fingerprint[[2, 3, 0, 1, 5, 4]], 64)[image]
+        crossed = detector.decoder(output.content, halves[[2, 3, 0, 1, 5, 4]], 64)[image]
         missed = (own[image] - IMAGES[image]).abs().mean() + (crossed - IMAGES[image]).abs().mean()
-        torch.testing.assert_close(losses["reconstruction"][image], 0.3 * missed, rtol=1e-4, atol=1e-5)
-        alone = detector.decoder(output.content[[image]], output.fingerprint[[partner]], 64)[0]
+        torch.testing.assert_close(losses["reconstruction"][image], 0.6 * missed, rtol=1e-4, atol=1e-5)
+        alone = detector.decoder(output.content[[image]], halves[[partner]], 64)[0]
         torch.testing.assert_close(alone, crossed, rtol=1e-4, atol=1e-4)
     kinds = [0, 0, 1, 1, 0, 2]
     logits = detector.methods(output.specific.mean((2, 3)))
