@@ -57,6 +57,7 @@ def make_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
     transforms: Sequence[Transform] = (),
+    pairs: bool = False,
 ) -> tuple[EpisodeSampler | EpisodeStream, DataLoader]:
     """Return the loader of a run's episodes, and the object that sets its epoch.
 
@@ -69,6 +70,7 @@ def make_loader(
         num_workers: Number of processes that decode images.
         pin_memory: Whether batches go to a GPU.
         transforms: Random transforms of the pictures.
+        pairs: Whether the fakes of a batch are of the groups of its reals (not available for streams).
     """
     place = (process_index(), num_processes())
     streams, domains = [s for s in train if isinstance(s, Stream)], [d for d in train if isinstance(d, Domain)]
@@ -82,7 +84,8 @@ def make_loader(
         arguments = {"dataset": sampler, "batch_size": None}
     else:
         labels, videos = [domain.labels for domain in domains], [domain.videos for domain in domains]
-        sampler = EpisodeSampler(labels, videos, batch_size, seed, *place, length)
+        groups = [domain.groups for domain in domains] if pairs else None
+        sampler = EpisodeSampler(labels, videos, batch_size, seed, *place, length, groups)
         arguments = {"dataset": FrameReader(domains, processor, transforms), "batch_sampler": sampler}
     loader = DataLoader(
         **arguments,

@@ -15,7 +15,10 @@ from gmdf_hf.common.options import add_yaml_options, first_problem
 from gmdf_hf.common.schema import check_name
 from gmdf_hf.training.domain_source import DomainSource
 
-MethodName = Literal["gmdf", "direct_merge", "balanced_erm", "merged_losses", "mldg", "linear_probe", "add_domain"]
+MethodName = Literal[
+    "gmdf", "direct_merge", "balanced_erm", "merged_losses", "mldg", "linear_probe", "gend", "add_domain"
+]
+HEAD_METHODS = ("linear_probe", "gend")  # their own choice of what trains in the tower
 # Fields of GMDFConfig that a recipe may set; the others are derived from backbone and domains.
 MODEL_FIELDS = (
     "dil",
@@ -59,14 +62,14 @@ class TrainConfig(BaseModel):
     method: MethodName = Field(
         "gmdf",
         description="`gmdf`; a baseline on the same CLIP (see `gmdf_hf/training/methods/`): `direct_merge`, "
-        "`balanced_erm`, `merged_losses`, `mldg`, `linear_probe`, of which another image classifier can have the first "
-        "two and the last; or `add_domain`: the backbone is a trained detector, which learns one more domain, all it "
-        "knew being untouched.",
+        "`balanced_erm`, `merged_losses`, `mldg`, `linear_probe`, `gend`, of which another image classifier can have "
+        "all but `merged_losses` and `mldg`; or `add_domain`: the backbone is a trained detector, which learns one "
+        "more domain, all it knew being untouched.",
     )
     baseline_model: Literal["classifier", "gmdf"] = Field(
         "classifier",
-        description="What `direct_merge`, `balanced_erm` and `linear_probe` train on a backbone other than CLIP: its "
-        "own image `classifier`, or a `gmdf` whose experts stay at zero effect, as on CLIP.",
+        description="What methods of an image classifier train on a backbone other than CLIP: its own image "
+        "`classifier`, or a `gmdf` whose experts stay at zero effect, as on CLIP.",
     )
     epochs: int = Field(40, ge=1, description="Passes over the videos of the largest domain.")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many meta-iterations.")
@@ -227,8 +230,10 @@ class TrainConfig(BaseModel):
     def _check_what_excludes_each_other(self) -> TrainConfig:
         if self.warmup_steps and self.lr_scheduler == "constant":
             raise ValueError("warmup_steps needs another lr_scheduler than constant: constant_with_warmup, for example")
-        if self.train_tower != "all" and self.method in ("linear_probe", "add_domain"):
-            raise ValueError(f"train_tower has no effect with {self.method}, which trains no part of the tower")
+        if self.train_tower != "all" and self.method in (*HEAD_METHODS, "add_domain"):
+            raise ValueError(f"train_tower has no effect with {self.method}, which has its own choice of what trains")
+        if self.streaming and self.method == "gend":
+            raise ValueError("gend trains on pairs of one group, which a stream cannot look up: leave streaming out")
         if self.streaming and self.steps_per_epoch is None:
             raise ValueError("streaming needs steps_per_epoch, because the length of a stream is unknown")
         if self.meta_gradient == "second_order":

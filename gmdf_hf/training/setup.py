@@ -118,6 +118,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
         num_workers=config.num_workers,
         pin_memory=accelerator.device.type == "cuda",
         transforms=TRANSFORMS[config.augment],
+        pairs=method.pairs,
     )
     if method.needs_codes:
         with accelerator.main_process_first():  # the main process trains the tokenizer, the others load it

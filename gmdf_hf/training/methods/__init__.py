@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from gmdf_hf.training.config import TrainConfig
 from gmdf_hf.training.inner_optimizer import ExpertAdam, ExpertSGD
 from gmdf_hf.training.methods.add_domain import AddDomain
+from gmdf_hf.training.methods.gend import GenD
 from gmdf_hf.training.methods.gmdf import GMDF, MetaOptions
 from gmdf_hf.training.methods.merged import LinearProbe, Merged, equal_shares, size_shares
 from gmdf_hf.training.methods.merged_losses import MergedLosses
@@ -33,6 +34,8 @@ def make_method(
             return Merged(equal, tower)
         case "linear_probe":
             return LinearProbe(equal)
+        case "gend":
+            return GenD(equal)
         case "merged_losses":
             weights = config.alignment_weight, config.mim_weight
             return MergedLosses(*weights, config.alignment_queue, batch_size, tower)

@@ -22,12 +22,14 @@ class Method:
 
     Attributes:
         needs_codes: Whether the method uses L_mim, which needs visual codes.
+        pairs: Whether a batch has pairs of real and fake images of one group.
         trains_model: Whether the model is in training mode (a linear probe's features are frozen).
         image_tokenizer: Visual codes of patches; set by `set_up` if `needs_codes`.
         train_tower: Part of CLIP's vision tower that trains: `all`, `layer_norms` or `none`.
     """
 
     needs_codes: bool = False
+    pairs: bool = False
     trains_model: bool = True
     image_tokenizer: ImageTokenizer | None = None
 
