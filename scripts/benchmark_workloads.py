@@ -16,7 +16,6 @@ from gmdf_hf.training.image_tokenizer import GMDFImageTokenizer, GMDFImageTokeni
 from gmdf_hf.training.inner_optimizer import ExpertAdam
 from gmdf_hf.training.methods.gmdf import GMDF, MetaOptions
 
-DOMAINS = ("a", "b", "c")
 LEARNING_RATE, INNER_LEARNING_RATE, QUEUE = 3e-6, 3e-4, 512
 
 
@@ -27,9 +26,11 @@ class Workloads:
         vision: Sizes of the vision tower.
         batch_size: Images of each domain.
         precision: Mixed precision of accelerate.
+        num_domains: Number of domains.
     """
 
-    def __init__(self, vision: CLIPVisionConfig, batch_size: int, precision: str):
+    def __init__(self, vision: CLIPVisionConfig, batch_size: int, precision: str, num_domains: int = 3):
+        self.domains = [f"d{number}" for number in range(num_domains)]
         self.accelerator = Accelerator(mixed_precision=precision)
         self.vision, self.batch_size, self.device = vision, batch_size, self.accelerator.device
 
@@ -37,7 +38,7 @@ class Workloads:
         """A detector of the paper's recipe, with non-zero experts."""
         torch.manual_seed(0)
         config = GMDFConfig(
-            vision_config=self.vision, text_config=CLIPTextConfig(), domains=DOMAINS, codebook_size=8192
+            vision_config=self.vision, text_config=CLIPTextConfig(), domains=self.domains, codebook_size=8192
         )
         model = GMDFModel(config).to(self.device).train()
         with torch.no_grad():
@@ -65,10 +66,10 @@ class Workloads:
         method.image_tokenizer = tokenizer
         self.fill_queue(method)
         optimizer = torch.optim.Adam(shared, lr=LEARNING_RATE)
-        count, half = self.batch_size * len(DOMAINS), self.batch_size // 2
+        count, half = self.batch_size * len(self.domains), self.batch_size // 2
         pixel_values = self.images(count).cpu()
-        labels = torch.tensor(([0] * half + [1] * half) * len(DOMAINS))
-        domain_ids = torch.arange(len(DOMAINS)).repeat_interleave(self.batch_size)
+        labels = torch.tensor(([0] * half + [1] * half) * len(self.domains))
+        domain_ids = torch.arange(len(self.domains)).repeat_interleave(self.batch_size)
 
         def iteration() -> None:
             mask = hidden_patches(range(self.batch_size), model.config)
@@ -84,7 +85,7 @@ class Workloads:
     def fill_queue(self, method: GMDF) -> None:
         """Fill the queue of L_sis, as after the first iterations of a run."""
         for queue in (method.alignment and method.alignment.queues) or ():
-            for domain in range(len(DOMAINS)):
+            for domain in range(len(self.domains)):
                 for _ in range(queue.batches):
                     features = torch.randn(self.batch_size, queue.features.shape[-1], device=self.device)
                     queue.push(domain, torch.nn.functional.normalize(features, dim=-1))
@@ -93,7 +94,7 @@ class Workloads:
         """One iteration of the literal Algorithm 1."""
         model, tokenizer = self.detector(), self.image_tokenizer()
         optimizer = torch.optim.Adam(model.shared_parameters().values(), lr=LEARNING_RATE)
-        batches = [self.images(self.batch_size).cpu() for _ in DOMAINS]
+        batches = [self.images(self.batch_size).cpu() for _ in self.domains]
         labels = torch.tensor([0, 1] * (self.batch_size // 2))
         return lambda: literal_iteration(
             model, tokenizer, optimizer, batches, labels, INNER_LEARNING_RATE, self.accelerator
@@ -106,7 +107,7 @@ class Workloads:
         clip.num_labels = 2
         model = CLIPForImageClassification(clip).to(self.device).train()
         optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-        count = self.batch_size * len(DOMAINS)
+        count = self.batch_size * len(self.domains)
         pixel_values, labels = self.images(count).cpu(), torch.arange(count) % 2
 
         def step() -> None:

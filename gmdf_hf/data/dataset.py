@@ -41,6 +41,7 @@ class Domain:
         groups: Leak unit of each frame: frames of one group must not be in two splits.
         captions: Description of each image, for prompt P3; None if the data set has none.
         methods: Forgery method of each frame, empty if unknown; None if the data set has no methods.
+        masks: Data set with the column `mask`, what was forged, not decoded; None if the data set has no masks.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Domain:
     groups: Sequence[str]
     captions: Sequence[str] | None
     methods: Sequence[str] | None = None
+    masks: datasets.Dataset | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -75,9 +77,9 @@ def load_domain(
 ) -> Domain:
     """Load one split of a domain.
 
-    Columns are `image` and `label`, and optionally `video_id`, `frame`, `method`, `group`, `caption`. Videos of the
-    same name but different methods are distinct. Without `video_id`, frames of the same group, label and method are one
-    video; without `group` too, each image is a video.
+    Columns are `image` and `label`, and optionally `video_id`, `frame`, `method`, `group`, `caption`, `mask`. Videos of
+    the same name but different methods are distinct. Without `video_id`, frames of the same group, label and method are
+    one video; without `group` too, each image is a video.
 
     Args:
         name: Name of the domain.
@@ -127,6 +129,7 @@ def load_domain(
         groups=groups,
         captions=_strings(frames, "caption"),
         methods=methods,
+        masks=frames.select_columns("mask") if isinstance(frames.features.get("mask"), datasets.Image) else None,
     )
 
 

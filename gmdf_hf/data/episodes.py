@@ -183,6 +183,7 @@ class Episode:
         weights: Reciprocal of the number of images of each image's domain in all processes, shape `(B,)`.
         mask: Patches of the meta-test images that L_mim masks, shape `(m, patches)`, on the CPU; None without L_mim.
         prompt_ids: Class sentences of each image, shape `(B, 2, length)`, for template P3; None otherwise.
+        forged: Share of each pixel that was forged, -1 if unknown, shape `(B, H, W)`; None if the model needs it not.
     """
 
     pixel_values: torch.Tensor
@@ -193,6 +194,7 @@ class Episode:
     weights: torch.Tensor
     mask: torch.Tensor | None = None
     prompt_ids: torch.Tensor | None = None
+    forged: torch.Tensor | None = None
 
     @classmethod
     def of(
@@ -203,6 +205,7 @@ class Episode:
         mask: torch.Tensor | None = None,
         prompt_ids: torch.Tensor | None = None,
         device: torch.device | str = "cpu",
+        forged: torch.Tensor | None = None,
     ) -> Episode:
         """Make an episode from a batch on the CPU, and move its images to a device.
 
@@ -212,7 +215,8 @@ class Episode:
         counts = gather_counts(ours.tolist(), torch.device(device))
         everyones = torch.tensor(counts).sum(0)
         weights = (1 / everyones).to(pixel_values.dtype).repeat_interleave(ours)
-        episode = cls(pixel_values, labels, domain_ids, tuple(domains.tolist()), counts, weights, mask, prompt_ids)
+        places = tuple(domains.tolist()), counts
+        episode = cls(pixel_values, labels, domain_ids, *places, weights, mask, prompt_ids, forged)
         moved: dict[str, Any] = {
             field.name: value.to(device, non_blocking=True)
             for field in fields(cls)
@@ -266,7 +270,7 @@ def episode_of_batch(
         mask = hidden_patches(list(itertools.compress(batch["chances"], meta_test)), config)
     if encode_captions is not None:
         prompt_ids = encode_captions(batch["captions"])
-    return Episode.of(batch["pixel_values"], batch["labels"], domain_ids, mask, prompt_ids, device)
+    return Episode.of(batch["pixel_values"], batch["labels"], domain_ids, mask, prompt_ids, device, batch.get("forged"))
 
 
 def hidden_patches(chances: Sequence[int], config: GMDFConfig) -> torch.Tensor:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from transformers import AutoTokenizer
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -42,6 +44,7 @@ class Frame(NamedTuple):
         label: 0 real, 1 fake.
         caption: Description of the image, for prompt P3.
         image: Encoded image in the form of `datasets`, `{"bytes", "path"}`; None if not loaded yet or not stored.
+        mask: What was forged, white on black, encoded in the same form; None if not loaded or not stored.
     """
 
     domain: str
@@ -52,6 +55,7 @@ class Frame(NamedTuple):
     label: int
     caption: str = ""
     image: dict | None = None
+    mask: dict | None = None
 
     def __str__(self) -> str:
         return f"{self.domain}, video {self.video_id}, frame {self.number}"
@@ -84,7 +88,13 @@ def frame_of(domain: Domain, row: int) -> Frame:
     )
 
 
-def read_frame(frame: Frame, draw: Draw, processor: BaseImageProcessor, transforms: Sequence[Transform] = ()) -> dict:
+def read_frame(
+    frame: Frame,
+    draw: Draw,
+    processor: BaseImageProcessor,
+    transforms: Sequence[Transform] = (),
+    masks: bool = False,
+) -> dict:
     """Decode and process one image.
 
     Args:
@@ -92,6 +102,7 @@ def read_frame(frame: Frame, draw: Draw, processor: BaseImageProcessor, transfor
         draw: Index of its domain, and its random number.
         processor: Image processor of the model.
         transforms: Random transforms of the picture, for training.
+        masks: Whether to decode what was forged as well.
 
     Raises:
         ImageError: If it cannot be read.
@@ -102,7 +113,7 @@ def read_frame(frame: Frame, draw: Draw, processor: BaseImageProcessor, transfor
     image = open_image(stored["bytes"] if stored["bytes"] is not None else stored["path"], name=str(frame))
     image = apply(transforms, image, draw.chance)
     pixel_values = processor(images=image, return_tensors="pt")["pixel_values"][0]
-    return {
+    item = {
         "pixel_values": pixel_values.flip(-1) if draw.chance % 2 else pixel_values,
         "labels": frame.label,
         "domain_ids": draw.domain,
@@ -111,6 +122,26 @@ def read_frame(frame: Frame, draw: Draw, processor: BaseImageProcessor, transfor
         "names": str(frame),
         "captions": frame.caption,
     }
+    if masks:
+        mask = read_mask(frame, pixel_values.shape[-1])
+        item["forged"] = mask.flip(-1) if draw.chance % 2 else mask
+    return item
+
+
+def read_mask(frame: Frame, side: int) -> torch.Tensor:
+    """Share of each pixel that was forged, shape `(side, side)`.
+
+    Nothing is forged in a real image: its mask is 0. A fake without a mask has -1 everywhere, which is unknown.
+
+    Raises:
+        ImageError: If the mask cannot be read.
+    """
+    stored = frame.mask
+    if stored is None or (stored["bytes"] is None and not stored["path"]):
+        return torch.full((side, side), -1.0 if frame.label else 0.0)
+    picture = open_image(stored["bytes"] if stored["bytes"] is not None else stored["path"], name=f"mask of {frame}")
+    grey = picture.convert("L").resize((side, side), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.asarray(grey, dtype=np.float32) / 255)
 
 
 class FrameReader(torch.utils.data.Dataset):
@@ -122,19 +153,29 @@ class FrameReader(torch.utils.data.Dataset):
         domains: Domains in the order of their indices.
         processor: Image processor of the model.
         transforms: Random transforms of the pictures, for training.
+        masks: Whether to read what was forged as well.
     """
 
-    def __init__(self, domains: Sequence[Domain], processor: BaseImageProcessor, transforms: Sequence[Transform] = ()):
+    def __init__(
+        self,
+        domains: Sequence[Domain],
+        processor: BaseImageProcessor,
+        transforms: Sequence[Transform] = (),
+        masks: bool = False,
+    ):
         self.domains = domains
         self.processor = processor
         self.transforms = transforms
+        self.masks = masks
 
     def __getitem__(self, index: tuple[int, ...]) -> dict | Skipped:
         draw = Draw(*index)
         domain = self.domains[draw.domain]
         frame = frame_of(domain, draw.row)._replace(image=domain.frames[draw.row]["image"])
+        if self.masks and domain.masks is not None:
+            frame = frame._replace(mask=domain.masks[draw.row]["mask"])
         try:
-            return read_frame(frame, draw, self.processor, self.transforms)
+            return read_frame(frame, draw, self.processor, self.transforms, self.masks)
         except ImageError as error:
             return Skipped(domain.name, draw.row, str(error))
 
@@ -149,6 +190,8 @@ def collate(items: Sequence[dict | Skipped]) -> dict:
             batch[key] = torch.tensor([frame[key] for frame in frames])
         for key in ("chances", "names", "captions"):
             batch[key] = [frame[key] for frame in frames]
+        if "forged" in frames[0]:
+            batch["forged"] = torch.stack([frame["forged"] for frame in frames])
     return batch
 
 

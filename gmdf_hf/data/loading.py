@@ -58,6 +58,7 @@ def make_loader(
     pin_memory: bool = False,
     transforms: Sequence[Transform] = (),
     pairs: bool = False,
+    masks: bool = False,
 ) -> tuple[EpisodeSampler | EpisodeStream, DataLoader]:
     """Return the loader of a run's episodes, and the object that sets its epoch.
 
@@ -71,6 +72,7 @@ def make_loader(
         pin_memory: Whether batches go to a GPU.
         transforms: Random transforms of the pictures.
         pairs: Whether the fakes of a batch are of the groups of its reals (not available for streams).
+        masks: Whether to read what was forged as well.
     """
     place = (process_index(), num_processes())
     streams, domains = [s for s in train if isinstance(s, Stream)], [d for d in train if isinstance(d, Domain)]
@@ -79,14 +81,14 @@ def make_loader(
     if streams:
         if length is None:
             raise ValueError("Streams have no known length: state the iterations of an epoch (`steps_per_epoch`).")
-        sampler = EpisodeStream(streams, processor, batch_size, seed, length, *place, transforms)
+        sampler = EpisodeStream(streams, processor, batch_size, seed, length, *place, transforms, masks)
         num_workers = sampler.useful_workers(num_workers)
         arguments = {"dataset": sampler, "batch_size": None}
     else:
         labels, videos = [domain.labels for domain in domains], [domain.videos for domain in domains]
         groups = [domain.groups for domain in domains] if pairs else None
         sampler = EpisodeSampler(labels, videos, batch_size, seed, *place, length, groups)
-        arguments = {"dataset": FrameReader(domains, processor, transforms), "batch_sampler": sampler}
+        arguments = {"dataset": FrameReader(domains, processor, transforms, masks), "batch_sampler": sampler}
     loader = DataLoader(
         **arguments,
         collate_fn=collate,
@@ -95,6 +97,21 @@ def make_loader(
         persistent_workers=num_workers > 0,
     )
     return sampler, loader
+
+
+def missing_masks(train: Sequence[Domain] | Sequence[Stream]) -> str | None:
+    """Note for a run whose model uses masks: the domains without the column `mask`; None if all have it."""
+    lacking = [
+        each.name
+        for each in train
+        if (each.masks is None if isinstance(each, Domain) else "mask" not in each.frames.column_names)
+    ]
+    if not lacking:
+        return None
+    return (
+        f"no column `mask` in {', '.join(lacking)}: the loss of the segmentation is left out for their fakes. `gmdf "
+        "prepare` writes it for data sets with masks."
+    )
 
 
 def training_crops(

@@ -86,6 +86,7 @@ class Stream:
                 label=label,
                 caption=string(row.get("caption")),
                 image=row["image"],
+                mask=row.get("mask"),
             )
 
 
@@ -164,6 +165,7 @@ class EpisodeStream(torch.utils.data.IterableDataset):
         process_index: Index of this process.
         num_processes: Number of processes.
         transforms: Random transforms of the pictures.
+        masks: Whether to read what was forged as well.
     """
 
     def __init__(
@@ -176,8 +178,9 @@ class EpisodeStream(torch.utils.data.IterableDataset):
         process_index: int = 0,
         num_processes: int = 1,
         transforms: Sequence[Transform] = (),
+        masks: bool = False,
     ):
-        self.streams, self.processor, self.transforms = streams, processor, transforms
+        self.streams, self.processor, self.transforms, self.masks = streams, processor, transforms, masks
         self.batch_size, self.seed, self.length = batch_size, seed, length
         self.process_index, self.num_processes = process_index, num_processes
         # Shared with the worker processes, which persist as long as the loader.
@@ -242,7 +245,7 @@ class EpisodeStream(torch.utils.data.IterableDataset):
 
     def _read(self, frame: Frame, draw: Draw) -> dict | Skipped:
         try:
-            return read_frame(frame, draw, self.processor, self.transforms)
+            return read_frame(frame, draw, self.processor, self.transforms, self.masks)
         except ImageError as error:
             return Skipped(frame.domain, draw.row, str(error))
 

@@ -73,6 +73,8 @@ def load_classifier(
         if image_size is not None:
             processor = resized(processor, image_size)
         check_size(model, image_side(processor))
+        if isinstance(model, Detector):
+            model.check_domains(len(domains))
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"The backbone {backbone!r} cannot be used: {' '.join(str(error).split())}") from error
     for name, module in model.named_modules():
@@ -108,6 +110,8 @@ def new_detector(
             file = cached_file(str(pretrained), "model.safetensors")
             assert file is not None  # otherwise it raises
             model.load_backbone(load_file(file))
+        if isinstance(model, Detector):
+            model.check_domains(len(domains))
         check_size(model, model.config.image_size)
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         raise UserError(f"The detector {name!r} cannot be made: {' '.join(str(error).split())}") from error

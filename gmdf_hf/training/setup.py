@@ -21,7 +21,7 @@ from gmdf_hf.common.processes import same_on_all
 from gmdf_hf.data.dataset import Domain
 from gmdf_hf.data.episodes import Episode, EpisodeSampler, episode_of_batch
 from gmdf_hf.data.frames import Skipped, caption_encoder
-from gmdf_hf.data.loading import load_domains, make_loader, training_crops
+from gmdf_hf.data.loading import load_domains, make_loader, missing_masks, training_crops
 from gmdf_hf.data.streams import EpisodeStream, Stream
 from gmdf_hf.data.transforms import TRANSFORMS
 from gmdf_hf.evaluation.scoring import score_domains
@@ -119,7 +119,10 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
         pin_memory=accelerator.device.type == "cuda",
         transforms=TRANSFORMS[config.augment],
         pairs=method.pairs,
+        masks=(masks := bool(getattr(model, "needs_masks", False))),
     )
+    if masks and (note := missing_masks(train)):
+        accelerator.print(note)
     if method.needs_codes:
         with accelerator.main_process_first():  # the main process trains the tokenizer, the others load it
             method.image_tokenizer = make_image_tokenizer(

@@ -18,12 +18,13 @@ from .detector import Detector, DetectorConfig, DetectorOutput
 from .efficientnet_b4 import efficientnet_b4
 from .f3net import F3Net
 from .meso_inception4 import MesoInception4
+from .multi_task import MultiTask
 from .recce import RECCE
 from .srm import SRMDetector
 from .ucf import UCF
 from .xception import XceptionDetector
 
-CLASSES: tuple[type[Detector], ...] = (F3Net, MesoInception4, RECCE, SRMDetector, UCF, XceptionDetector)
+CLASSES: tuple[type[Detector], ...] = (F3Net, MesoInception4, MultiTask, RECCE, SRMDetector, UCF, XceptionDetector)
 for detector in CLASSES:
     AutoConfig.register(detector.config_class.model_type, detector.config_class)
     AutoModelForImageClassification.register(detector.config_class, detector)

@@ -56,7 +56,7 @@ class DetectorOutput(ModelOutput):
     """Output of a detector.
 
     Attributes:
-        loss: Cross-entropy and the means of the detector's own losses, a scalar; when `labels` are given.
+        loss: Sum of the means of all losses, a scalar; when `labels` are given.
         logits: Logits of real and fake, shape `(B, 2)`.
     """
 
@@ -65,30 +65,64 @@ class DetectorOutput(ModelOutput):
 
 
 class Detector(PreTrainedModel):
-    """A detector: a subclass implements `classify` and, if it has losses of its own, `auxiliary_losses`."""
+    """A detector: a subclass implements `classify` and, if it has losses of its own, `auxiliary_losses`.
+
+    Attributes:
+        needs_masks: Whether its losses use what was forged in each image.
+    """
 
     config_class = DetectorConfig
     main_input_name = "pixel_values"
+    needs_masks: ClassVar[bool] = False
 
     def classify(self, pixel_values: torch.Tensor) -> Any:
         """Return a `DetectorOutput` without loss for images of shape `(B, 3, image_size, image_size)`."""
         raise NotImplementedError
 
+    def classification_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of each image, shape `(B,)`, unless the paper has another loss."""
+        return cross_entropy(logits, labels, reduction="none")
+
     def auxiliary_losses(
-        self, output: Any, pixel_values: torch.Tensor, labels: torch.Tensor, domain_ids: torch.Tensor
+        self,
+        output: Any,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor,
+        domain_ids: torch.Tensor,
+        forged: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Weighted losses of training besides the cross-entropy of the logits, by name.
+        """Weighted losses of training besides `classification_loss`, by name.
 
         Args:
             output: Result of `classify`.
             pixel_values: The images.
             labels: 0 real, 1 fake, shape `(B,)`.
             domain_ids: Data set of each image, shape `(B,)`.
+            forged: Share of each pixel that was forged, -1 if unknown, shape `(B, H, W)`; for `needs_masks`.
 
         Returns:
             Each image's share, shape `(B,)`: the loss is their mean.
         """
         return {}
+
+    def losses(
+        self,
+        output: Any,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor,
+        domain_ids: torch.Tensor,
+        forged: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """All losses of training, `classification` first; arguments and result are those of `auxiliary_losses`."""
+        own = self.auxiliary_losses(output, pixel_values, labels, domain_ids, forged)
+        return {"classification": self.classification_loss(output.logits.float(), labels), **own}
+
+    def check_domains(self, count: int) -> None:
+        """Check that the detector can be trained on a number of data sets.
+
+        Raises:
+            ValueError: If it was made for fewer.
+        """
 
     def load_backbone(self, tensors: dict[str, torch.Tensor]) -> None:
         """Load pre-trained weights of the network inside the detector.
@@ -101,23 +135,30 @@ class Detector(PreTrainedModel):
         """
         raise ValueError(f"{type(self).__name__} has no network inside with pre-trained weights.")
 
-    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **_: Any) -> Any:
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        forged: torch.Tensor | None = None,
+        **_: Any,
+    ) -> Any:
         """Classify images of shape `(B, 3, image_size, image_size)`.
 
         Args:
             pixel_values: Images, normalised by the image processor.
             labels: 0 real, 1 fake, shape `(B,)`, for the loss.
+            forged: As in `auxiliary_losses`.
         """
         output = self.classify(pixel_values)
         if labels is not None:
-            own = self.auxiliary_losses(output, pixel_values, labels, torch.zeros_like(labels))
-            output.loss = cross_entropy(output.logits.float(), labels) + sum(term.mean() for term in own.values())
+            losses = self.losses(output, pixel_values, labels, torch.zeros_like(labels), forged)
+            output.loss = torch.stack([loss.mean() for loss in losses.values()]).sum()
         return output
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.Linear):
             init.kaiming_uniform_(module.weight, a=5**0.5)

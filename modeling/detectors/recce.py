@@ -148,7 +148,12 @@ class RECCE(Detector):
         )
 
     def auxiliary_losses(
-        self, output: RECCEOutput, pixel_values: torch.Tensor, labels: torch.Tensor, domain_ids: torch.Tensor
+        self,
+        output: RECCEOutput,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor,
+        domain_ids: torch.Tensor,
+        forged: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Losses of the reconstruction and the metric; fakes have 0, and the mean is that over reals."""
         assert output.reconstruction is not None and output.features is not None

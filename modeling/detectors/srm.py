@@ -149,7 +149,12 @@ class SRMDetector(Detector):
         return DetectorOutput(logits=SCALE * cosines)
 
     def auxiliary_losses(
-        self, output: DetectorOutput, pixel_values: torch.Tensor, labels: torch.Tensor, domain_ids: torch.Tensor
+        self,
+        output: DetectorOutput,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor,
+        domain_ids: torch.Tensor,
+        forged: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """What the margin adds to the cross-entropy."""
         assert output.logits is not None

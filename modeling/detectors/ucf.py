@@ -156,21 +156,17 @@ class UCF(Detector):
         )
 
     def auxiliary_losses(
-        self, output: UCFOutput, pixel_values: torch.Tensor, labels: torch.Tensor, domain_ids: torch.Tensor
+        self,
+        output: UCFOutput,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor,
+        domain_ids: torch.Tensor,
+        forged: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Losses of the methods, the reconstruction and the contrast.
-
-        Raises:
-            ValueError: If there are more data sets than methods.
-        """
+        """Losses of the methods, the reconstruction and the contrast."""
         if output.content is None:  # no training
             return {}
         assert output.fingerprint is not None and output.specific is not None and output.common is not None
-        if int(domain_ids.max()) >= self.methods.out_features - 1:
-            raise ValueError(
-                f"This UCF was made for {self.methods.out_features - 1} methods, found the data set "
-                f"{int(domain_ids.max())}: start a new one with --backbone ucf."
-            )
         kinds = labels * (1 + domain_ids)  # 0 real, then the method
         specific, common = output.specific.mean((2, 3)), output.common.mean((2, 3))
         partners = partners_of(labels, domain_ids)
@@ -183,6 +179,18 @@ class UCF(Detector):
             "reconstruction": RECONSTRUCTION * missed,
             "contrast": CONTRAST * (contrast(specific, kinds) + contrast(common, labels)),
         }
+
+    def check_domains(self, count: int) -> None:
+        """Check that there is a method for each data set.
+
+        Raises:
+            ValueError: If not.
+        """
+        if count > (methods := self.methods.out_features - 1):
+            raise ValueError(
+                f"this UCF tells {methods} methods apart, found {count} data sets, each of which counts as one: start "
+                "a new one with --backbone ucf."
+            )
 
     def load_backbone(self, tensors: dict[str, torch.Tensor]) -> None:
         """Load timm's `legacy_xception` into both encoders."""

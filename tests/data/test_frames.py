@@ -4,8 +4,11 @@ import torch
 from transformers import AutoTokenizer
 
 from gmdf_hf import TINY_CLIP, GMDFImageProcessor
+from gmdf_hf.common.columns import FEATURES, MASK
 from gmdf_hf.data.dataset import load_domain
 from gmdf_hf.data.frames import Draw, FrameReader, Skipped, caption_encoder, collate
+from gmdf_hf.data.loading import missing_masks
+from gmdf_hf.data.streams import load_stream, stream_frames
 from gmdf_hf.data.transforms import TRANSFORMS
 from tests.domains import png, write_parquet
 
@@ -39,6 +42,33 @@ def test_odd_random_numbers_mirror_the_picture(tmp_path):
     assert torch.equal(plain["pixel_values"], odd["pixel_values"].flip(-1))
     assert not torch.equal(plain["pixel_values"], odd["pixel_values"])
     assert collate([even, odd])["chances"] == [10, 11]
+
+
+def test_masks_are_read_where_a_model_needs_them(tmp_path):
+    mask = {"bytes": png([[0, 0, 0, 255]] * 4), "path": None}
+    masks = [None, mask, None, None, None, {"bytes": b"no image", "path": None}]
+    features = FEATURES | MASK
+    data = {"image": [{"bytes": png(9), "path": None}] * 6, "label": [0, 1] * 3, "mask": masks}
+    (tmp_path / "d").mkdir()
+    features = datasets.Features({name: features[name] for name in data})
+    datasets.Dataset.from_dict(data, features=features).to_parquet(tmp_path / "d" / "train.parquet")
+    domain, processor = load_domain("d", "train", str(tmp_path / "d")), GMDFImageProcessor.of_size(8)
+    assert "forged" not in FrameReader([domain], processor)[0, 1]
+    reader = FrameReader([domain], processor, masks=True)
+    items = [reader[Draw(0, row, chance)] for row, chance in ((0, 0), (1, 0), (1, 1), (3, 0))]
+    assert not items[0]["forged"].any()  # nothing is forged in a real image
+    assert items[1]["forged"].max() == 1 and items[1]["forged"][:, :4].max() == 0
+    assert torch.equal(items[2]["forged"], items[1]["forged"].flip(-1))
+    assert (items[3]["forged"] == -1).all()
+    assert collate(items)["forged"].shape == (4, 8, 8)
+    assert "mask of d, video" in reader[0, 5].reason
+    stream = load_stream("d", "train", str(tmp_path / "d"))
+    assert [frame.mask is None for frame in stream_frames(stream)] == [True, False, True, True, True, False]
+    write_parquet(tmp_path / "e")
+    lacking = load_domain("e", "train", str(tmp_path / "e"))
+    assert (FrameReader([lacking], processor, masks=True)[0, 1]["forged"] == -1).all()
+    assert missing_masks([domain]) is missing_masks([stream]) is None
+    assert missing_masks([domain, lacking]).startswith("no column `mask` in e:")
 
 
 def test_real_faces_are_read(real_data):

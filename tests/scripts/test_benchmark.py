@@ -35,5 +35,5 @@ def test_every_figure_is_a_line_of_json():
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     figures = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(figures) == 9
+    assert len(figures) == 10
     assert all(figure["value"] > 0 and figure["backbone"] == "tiny" and figure["goal"] for figure in figures)

@@ -61,10 +61,11 @@ def merged_losses(model: nn.Module, episode: Episode, shares: torch.Tensor) -> t
     prompts = {} if episode.prompt_ids is None else {"prompt_ids": episode.prompt_ids}
     weights = episode.weights * shares.to(episode.weights)[episode.domain_ids]
     output = model(pixel_values=episode.pixel_values, **prompts)
-    of_images = {"classification": cross_entropy(output.logits.float(), episode.labels, reduction="none")}
     if isinstance(model, Detector):
-        inputs = episode.pixel_values, episode.labels, episode.domain_ids
-        of_images |= model.auxiliary_losses(output, *inputs)
+        inputs = episode.pixel_values, episode.labels, episode.domain_ids, episode.forged
+        of_images = model.losses(output, *inputs)
+    else:
+        of_images = {"classification": cross_entropy(output.logits.float(), episode.labels, reduction="none")}
     return {name: (loss.float() * weights).sum() for name, loss in of_images.items()}, output
 
 

@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from gmdf_hf.common.errors import UserError
+from gmdf_hf.modeling.detectors import image_processor_of
 from gmdf_hf.modeling.detectors.ucf import UCF, AdaptiveNorm, UCFConfig, contrast, partners_of
+from gmdf_hf.training.classifiers import load_classifier, new_detector
 
 LABELS = torch.tensor([0, 0, 1, 1, 0, 1])
 DOMAINS = torch.tensor([0, 0, 0, 0, 1, 1])
@@ -73,10 +76,20 @@ def test_losses_are_the_weighted_sums_of_the_paper():
     assert total.isfinite() and total > cross_entropy(output.logits, LABELS)
 
 
-def test_more_domains_than_methods_are_refused():
+def test_more_domains_than_methods_are_refused_before_training(tmp_path):
     detector = model()
-    with pytest.raises(ValueError, match="made for 2 methods, found the data set 2"):
-        detector.auxiliary_losses(detector.classify(IMAGES), IMAGES, LABELS, DOMAINS + 1)
+    with pytest.raises(ValueError, match="tells 2 methods apart, found 3 data sets"):
+        detector.check_domains(3)
+    detector.save_pretrained(tmp_path)
+    image_processor_of(detector.config).save_pretrained(tmp_path)
+    for make in (
+        lambda: load_classifier(str(tmp_path), ["x", "y", "z"]),
+        lambda: new_detector("ucf", ["x", "y"], fields={"image_size": 64, "width": 0.0625, "num_methods": 1}),
+    ):
+        with pytest.raises(UserError, match=r"methods apart, found . data sets.*--backbone ucf") as caught:
+            make()
+        assert "\n" not in str(caught.value)
+    assert load_classifier(str(tmp_path), ["x", "y"])[0].config.domains == ["x", "y"]
 
 
 def test_inference_needs_the_fingerprint_alone():
