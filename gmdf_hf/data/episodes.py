@@ -106,6 +106,7 @@ class EpisodeSampler(Sampler):
         num_processes: Number of processes.
         length: Number of iterations in an epoch; None for the largest domain's number of batches.
         groups: Groups of each domain's frames, for batches of pairs; None for batches without.
+        self_blended: Whether the k-th fake of a batch is the self-blended image of its k-th real.
 
     Raises:
         ValueError: If there is no domain.
@@ -121,10 +122,11 @@ class EpisodeSampler(Sampler):
         num_processes: int = 1,
         length: int | None = None,
         groups: Sequence[Sequence[str]] | None = None,
+        self_blended: bool = False,
     ):
         if not labels:
             raise ValueError("An episode needs a domain, found none.")
-        self.labels, self.videos, self.groups = labels, videos, groups
+        self.labels, self.videos, self.groups, self.self_blended = labels, videos, groups, self_blended
         self.joined_size, self.seed = batch_size * num_processes, seed
         half = batch_size // 2
         places = np.arange(process_index * half, (process_index + 1) * half)
@@ -151,10 +153,16 @@ class EpisodeSampler(Sampler):
                 continue
             order = [domain for domain in range(domains) if domain != meta_test] + [meta_test]
             yield [
-                Draw(domain, batches[domain][place], int(chances[domain, place]))
+                self._draw(domain, batches[domain], place, int(chances[domain, place]))
                 for domain in order
                 for place in self._places
             ]
+
+    def _draw(self, domain: int, batch: Sequence[int], place: int, chance: int) -> Draw:
+        """The frame at a place of a batch, whose second half is the fakes."""
+        half = self.joined_size // 2
+        blended = self.self_blended and place >= half
+        return Draw(domain, batch[place - half if blended else place], chance, blended)
 
     def _batches(self, domain: int, visit: int) -> list[list[int]]:
         seed = (self.seed, self.epoch, domain, visit)

@@ -13,6 +13,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from gmdf_hf.common.images import ImageError, open_image
 from gmdf_hf.data.dataset import Domain
+from gmdf_hf.data.self_blended import SelfBlend
 from gmdf_hf.data.transforms import Transform, apply
 from gmdf_hf.modeling.construction_gmdf import PROMPT_TEMPLATES
 
@@ -25,11 +26,13 @@ class Draw(NamedTuple):
         row: Its row number in that domain.
         chance: Random number that determines all randomness of this use of the frame: mirroring (odd numbers, the
             paper's only augmentation) and masked patches.
+        blended: Whether to make a self-blended image of it, which is a fake.
     """
 
     domain: int
     row: int
     chance: int = 0
+    blended: bool = False
 
 
 class Frame(NamedTuple):
@@ -111,6 +114,8 @@ def read_frame(
     if stored is None or (stored["bytes"] is None and not stored["path"]):
         raise ImageError(f"{frame}: no image is stored.")
     image = open_image(stored["bytes"] if stored["bytes"] is not None else stored["path"], name=str(frame))
+    if draw.blended:
+        frame, transforms = frame._replace(label=1, mask=None), (SelfBlend(), *transforms)
     image = apply(transforms, image, draw.chance)
     pixel_values = processor(images=image, return_tensors="pt")["pixel_values"][0]
     item = {
@@ -119,7 +124,7 @@ def read_frame(
         "domain_ids": draw.domain,
         "rows": draw.row,
         "chances": draw.chance,
-        "names": str(frame),
+        "names": f"{frame}, self-blended" if draw.blended else str(frame),
         "captions": frame.caption,
     }
     if masks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -25,7 +26,14 @@ from gmdf_hf.common.errors import UserError
 from gmdf_hf.modeling import GMDFModel
 from gmdf_hf.modeling.detectors import DETECTORS, Detector, image_processor_of
 
-CLASSIFIER_METHODS = ("direct_merge", "balanced_erm", "linear_probe", "gend")  # the other methods need a GM-DF
+CLASSIFIER_METHODS = (
+    "direct_merge",
+    "balanced_erm",
+    "linear_probe",
+    "gend",
+    "effort",
+    "lora",
+)  # the other methods need a GM-DF
 # `num_labels` as well: the number of classes in a timm configuration takes precedence over the names.
 NORMS = (torch.nn.LayerNorm, torch.nn.modules.batchnorm._BatchNorm)
 CLASSES = {"id2label": {0: "real", 1: "fake"}, "label2id": {"real": 0, "fake": 1}, "num_labels": 2}
@@ -219,6 +227,27 @@ def norm_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     apart = {id(parameter) for parameter in experts.values()}
     norms = (module for module in vision_tower(model).modules() if isinstance(module, NORMS))
     return [parameter for norm in norms for parameter in norm.parameters() if id(parameter) not in apart]
+
+
+def attention_maps(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
+    """Linear maps in the attention of the vision tower by name: query, key, value and output.
+
+    Raises:
+        UserError: If there are none, as in a convolutional network.
+    """
+    experts = model.expert_parameters() if isinstance(model, GMDFModel) else {}
+    inside = "vision_model." if isinstance(model, GMDFModel) else ""
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and name.startswith(inside)
+        and re.search(r"(^|\.)(\w*attn|attention)(\.|$)", name)
+        and f"{name}.weight" not in experts
+    }
+    if not found:
+        raise UserError(f"{type(model).__name__} has no attention with linear maps; choose another method or backbone.")
+    return found
 
 
 def freeze_tower(model: GMDFModel, but_layer_norms: bool) -> None:

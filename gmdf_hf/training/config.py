@@ -16,9 +16,18 @@ from gmdf_hf.common.schema import check_name
 from gmdf_hf.training.domain_source import DomainSource
 
 MethodName = Literal[
-    "gmdf", "direct_merge", "balanced_erm", "merged_losses", "mldg", "linear_probe", "gend", "add_domain"
+    "gmdf",
+    "direct_merge",
+    "balanced_erm",
+    "merged_losses",
+    "mldg",
+    "linear_probe",
+    "gend",
+    "effort",
+    "lora",
+    "add_domain",
 ]
-HEAD_METHODS = ("linear_probe", "gend")  # their own choice of what trains in the tower
+HEAD_METHODS = ("linear_probe", "gend", "effort", "lora")  # their own choice of what trains in the tower
 # Fields of GMDFConfig that a recipe may set; the others are derived from backbone and domains.
 MODEL_FIELDS = (
     "dil",
@@ -62,14 +71,17 @@ class TrainConfig(BaseModel):
     method: MethodName = Field(
         "gmdf",
         description="`gmdf`; a baseline on the same CLIP (see `gmdf_hf/training/methods/`): `direct_merge`, "
-        "`balanced_erm`, `merged_losses`, `mldg`, `linear_probe`, `gend`, of which another image classifier can have "
-        "all but `merged_losses` and `mldg`; or `add_domain`: the backbone is a trained detector, which learns one "
-        "more domain, all it knew being untouched.",
+        "`balanced_erm`, `merged_losses`, `mldg`, `linear_probe`, or a system of today, `gend`, `effort`, `lora`, of "
+        "all of which another image classifier can have those but `merged_losses` and `mldg`; or `add_domain`: the "
+        "backbone is a trained detector, which learns one more domain, all it knew being untouched.",
     )
     baseline_model: Literal["classifier", "gmdf"] = Field(
         "classifier",
         description="What methods of an image classifier train on a backbone other than CLIP: its own image "
         "`classifier`, or a `gmdf` whose experts stay at zero effect, as on CLIP.",
+    )
+    lora: dict[str, Any] = Field(
+        {}, description="Fields of PEFT's `LoraConfig` for the method `lora`, such as `{r: 8, lora_alpha: 16}`."
     )
     epochs: int = Field(40, ge=1, description="Passes over the videos of the largest domain.")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many meta-iterations.")
@@ -154,6 +166,11 @@ class TrainConfig(BaseModel):
         "none",
         description="Random changes of training pictures besides mirroring: `none`, as in the paper, or `standard`: "
         "light, blur, scale, noise and JPEG (`gmdf_hf/data/transforms.py`).",
+    )
+    self_blended: bool = Field(
+        False,
+        description="Replace every fake of a training batch by the self-blended image of a real of the batch (SBI); "
+        "validation and test keep their fakes.",
     )
     seed: int = Field(0, ge=0, description="Random seed of initialisation, order, masks and flips.")
     num_workers: int = Field(0, ge=0, description="Processes that decode images.")

@@ -119,6 +119,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
         pin_memory=accelerator.device.type == "cuda",
         transforms=TRANSFORMS[config.augment],
         pairs=method.pairs,
+        self_blended=config.self_blended,
         masks=(masks := bool(getattr(model, "needs_masks", False))),
     )
     if masks and (note := missing_masks(train)):

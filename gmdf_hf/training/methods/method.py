@@ -74,6 +74,10 @@ class Method:
         """Model for scoring images; by default their domain is unknown, as for an unseen domain."""
         return model
 
+    def saved_state(self, model: nn.Module) -> dict[str, torch.Tensor] | None:
+        """State of the model to save, if `prepare` changed its architecture; None for its own."""
+        return None
+
     def changed_tensors(self, model: nn.Module) -> Sequence[torch.Tensor]:
         """Tensors that `step` changes in place, to be restored if the iteration fails."""
         return list(self.state().values())

@@ -22,8 +22,11 @@ from gmdf_hf.training.methods import make_method
 from tests.domains import write_domain
 from tests.training.test_classifiers import save_backbone
 
-LOSSES = {"gend": {"classification", "alignment", "uniformity"}}
-STEP_SIZES = {"gend": 3e-3}
+LOSSES = {
+    "gend": {"classification", "alignment", "uniformity"},
+    "effort": {"classification", "orthogonality", "norm_change"},
+    "lora": {"classification"},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +74,7 @@ def test_thirty_two_faces_are_learned_by_heart(name, faces, tmp_path):
     assert len(faces.labels) == 2 * faces.labels.sum() == 32
     model = GMDFModel.from_clip(TINY_CLIP, domains=["a", "b"]).train()
     method = make_method(config_of(name, "tiny_clip", tmp_path), ["a", "b"], None, 1)
-    optimizer = torch.optim.Adam(method.prepare(model), lr=STEP_SIZES[name])
+    optimizer = torch.optim.Adam(method.prepare(model), lr=3e-3)
     for step in range(150):
         losses = method.step(model, faces, Accelerator())
         assert set(losses) == LOSSES[name] and all(loss.isfinite() for loss in losses.values())
