@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -25,17 +25,11 @@ from transformers.utils import cached_file
 from gmdf_hf.common.errors import UserError
 from gmdf_hf.modeling import GMDFModel
 from gmdf_hf.modeling.detectors import DETECTORS, Detector, image_processor_of
+from gmdf_hf.training.config import ClassifierMethod
 
-CLASSIFIER_METHODS = (
-    "direct_merge",
-    "balanced_erm",
-    "linear_probe",
-    "gend",
-    "effort",
-    "lora",
-)  # the other methods need a GM-DF
-# `num_labels` as well: the number of classes in a timm configuration takes precedence over the names.
+CLASSIFIER_METHODS = get_args(ClassifierMethod)  # the other methods need a GM-DF
 NORMS = (torch.nn.LayerNorm, torch.nn.modules.batchnorm._BatchNorm)
+# `num_labels` as well: the number of classes in a timm configuration takes precedence over the names.
 CLASSES = {"id2label": {0: "real", 1: "fake"}, "label2id": {"real": 0, "fake": 1}, "num_labels": 2}
 
 

@@ -15,18 +15,9 @@ from gmdf_hf.common.options import add_yaml_options, first_problem
 from gmdf_hf.common.schema import check_name
 from gmdf_hf.training.domain_source import DomainSource
 
-MethodName = Literal[
-    "gmdf",
-    "direct_merge",
-    "balanced_erm",
-    "merged_losses",
-    "mldg",
-    "linear_probe",
-    "gend",
-    "effort",
-    "lora",
-    "add_domain",
-]
+# Methods that train an image classifier or a GM-DF, and those that need a GM-DF.
+ClassifierMethod = Literal["direct_merge", "balanced_erm", "linear_probe", "gend", "effort", "lora"]
+MethodName = Literal["gmdf", "merged_losses", "mldg", "add_domain", ClassifierMethod]
 HEAD_METHODS = ("linear_probe", "gend", "effort", "lora")  # their own choice of what trains in the tower
 # Fields of GMDFConfig that a recipe may set; the others are derived from backbone and domains.
 MODEL_FIELDS = (
@@ -70,15 +61,14 @@ class TrainConfig(BaseModel):
     )
     method: MethodName = Field(
         "gmdf",
-        description="`gmdf`; a baseline on the same CLIP (see `gmdf_hf/training/methods/`): `direct_merge`, "
-        "`balanced_erm`, `merged_losses`, `mldg`, `linear_probe`, or a system of today, `gend`, `effort`, `lora`, of "
-        "all of which another image classifier can have those but `merged_losses` and `mldg`; or `add_domain`: the "
-        "backbone is a trained detector, which learns one more domain, all it knew being untouched.",
+        description="`gmdf`; a baseline on the same CLIP, `merged_losses` or `mldg`; what an image classifier can have "
+        "too: `direct_merge`, `balanced_erm`, `linear_probe`, `gend`, `effort`, `lora` (docs/detectors.md); or "
+        "`add_domain`: the backbone is a trained detector, which learns one more domain, all it knew being untouched.",
     )
     baseline_model: Literal["classifier", "gmdf"] = Field(
         "classifier",
-        description="What methods of an image classifier train on a backbone other than CLIP: its own image "
-        "`classifier`, or a `gmdf` whose experts stay at zero effect, as on CLIP.",
+        description="What the methods of an image classifier train on a backbone other than CLIP: its own `classifier`, "
+        "or a `gmdf` whose experts stay at zero effect, as on CLIP.",
     )
     lora: dict[str, Any] = Field(
         {}, description="Fields of PEFT's `LoraConfig` for the method `lora`, such as `{r: 8, lora_alpha: 16}`."
@@ -169,8 +159,7 @@ class TrainConfig(BaseModel):
     )
     self_blended: bool = Field(
         False,
-        description="Replace every fake of a training batch by the self-blended image of a real of the batch (SBI); "
-        "validation and test keep their fakes.",
+        description="Train on self-blended images of the reals (SBI) in place of the fakes; not in validation and test.",
     )
     seed: int = Field(0, ge=0, description="Random seed of initialisation, order, masks and flips.")
     num_workers: int = Field(0, ge=0, description="Processes that decode images.")
