@@ -67,7 +67,7 @@ class TrainConfig(BaseModel):
     )
     baseline_model: Literal["classifier", "gmdf"] = Field(
         "classifier",
-        description="What the methods of an image classifier train on a backbone other than CLIP: its own `classifier`, "
+        description="What the methods of any classifier train on a backbone other than CLIP: its own `classifier`, "
         "or a `gmdf` whose experts stay at zero effect, as on CLIP.",
     )
     lora: dict[str, Any] = Field(
@@ -159,7 +159,7 @@ class TrainConfig(BaseModel):
     )
     self_blended: bool = Field(
         False,
-        description="Train on self-blended images of the reals (SBI) in place of the fakes; not in validation and test.",
+        description="Train on self-blended images of the reals (SBI) in place of fakes; not in validation and test.",
     )
     seed: int = Field(0, ge=0, description="Random seed of initialisation, order, masks and flips.")
     num_workers: int = Field(0, ge=0, description="Processes that decode images.")

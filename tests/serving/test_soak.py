@@ -235,6 +235,6 @@ def test_hostile_visitors_delay_nobody_and_leave_nothing(server, real_data, tmp_
         "\n".join(f"{when:.0f} {server:.0f} {children:.0f}" for when, server, children in samples) + "\n"
     )
     assert not town.errors and not kept()
-    # A minute has thirty visits; the slowest decides. Without deadlines a hostile file takes more than a minute.
+    # A minute has thirty visits: the slowest decides. Without deadlines a hostile file takes more than a minute.
     assert np.quantile(waits, 0.95) < (10 if SECONDS >= 600 else 30)
     assert fourth[:, 0].mean() - third[:, 0].mean() < 50
