@@ -259,26 +259,31 @@ def freeze_tower(model: GMDFModel, but_layer_norms: bool) -> None:
             parameter.requires_grad_(False)
 
 
+def head_map(model: torch.nn.Module) -> torch.nn.Linear:
+    """Last linear map of a classifier's head.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    head = head_parameters(model)
+    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    maps = [module for name, module in linear if f"{name}.weight" in head]
+    if not maps:
+        raise ValueError(f"{type(model).__name__} has no linear map among its head: {', '.join(head)}.")
+    return maps[-1]
+
+
 @contextmanager
 def features_of(model: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
     """Collect the features that a model's decision is made from, one tensor `(B, D)` for each forward pass inside.
 
     Those of a GM-DF are its `image_embeds`, of unit length; those of another classifier the inputs of its head.
-
-    Raises:
-        ValueError: If the classifier's head has no linear map.
     """
     found: list[torch.Tensor] = []
     if isinstance(model, GMDFModel):
         hook = model.register_forward_hook(lambda module, inputs, output: found.append(output.image_embeds))
     else:
-        head = head_parameters(model)
-        maps = [
-            each for name, each in model.named_modules() if f"{name}.weight" in head and hasattr(each, "in_features")
-        ]
-        if not maps:
-            raise ValueError(f"{type(model).__name__} has no linear map among its head: {', '.join(head)}.")
-        hook = maps[-1].register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
+        hook = head_map(model).register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
     try:
         yield found
     finally:

@@ -9,6 +9,7 @@ from gmdf_hf.training.methods.effort import Effort
 from gmdf_hf.training.methods.gend import GenD
 from gmdf_hf.training.methods.gmdf import GMDF, MetaOptions
 from gmdf_hf.training.methods.lora import LoRA
+from gmdf_hf.training.methods.ltw import LTW
 from gmdf_hf.training.methods.merged import LinearProbe, Merged, equal_shares, size_shares
 from gmdf_hf.training.methods.merged_losses import MergedLosses
 from gmdf_hf.training.methods.method import Method
@@ -42,6 +43,8 @@ def make_method(
             return Effort(equal)
         case "lora":
             return LoRA(equal, config.lora)
+        case "ltw":
+            return LTW(config.mldg_learning_rate, tower)
         case "merged_losses":
             weights = config.alignment_weight, config.mim_weight
             return MergedLosses(*weights, config.alignment_queue, batch_size, tower)
