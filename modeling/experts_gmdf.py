@@ -7,6 +7,7 @@ for an image of an unknown domain, is then one matrix product instead of a loop.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -204,37 +205,27 @@ class DomainExperts(nn.Module):
 
         active = None if active_experts is None else torch.as_tensor(active_experts, device=normed.device)
         if active is not None:
-            down_bias, down_weight, up_bias, up_weight = [weight.index_select(0, active) for weight in weights]
+            weights = [weight.index_select(0, active) for weight in weights]
             answer = None if answer is None else answer.index_select(2, active)
             projection = None if projection is None else projection.index_select(0, active)
-        maps = (down_bias, down_weight, up_bias, up_weight, projection)
-        if _image_by_image(normed) and not output_shares:
-            # Views of one image at a time stay in the cache, and one buffer saves the pages of a new one.
-            autocast = torch.is_autocast_enabled("cpu")
-            buffer = None if autocast else normed.new_empty(len(up_weight), *normed.shape[1:])
-            answers = [None] * len(normed) if answer is None else answer.split(1)
-            pairs = zip(normed.split(1), answers, strict=True)
-            return torch.stack([self._aggregate(self._views(*pair, *maps, buffer))[0] for pair in pairs]), None
-        views = self._views(normed, answer, *maps)
-        part, weights_of_views = self._aggregate(views)
-        shares = self._shares(views, weights_of_views, len(normed), active) if output_shares else None
-        return part.view(normed.shape), shares
+        maps = (*weights, projection)
+        graph = output_shares or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if normed.device.type == "cpu" and not graph:
+            # One image's views stay in the cache, and a buffer saves new pages of memory; autocast accepts no `out`.
+            buffer = None if torch.is_autocast_enabled("cpu") else normed.new_empty(len(weights[0]), *normed.shape[1:])
+            pairs = zip(normed.split(1), answer.split(1) if answer is not None else [None] * len(normed), strict=True)
+            return torch.stack([self._aggregate(self._views(*pair, maps, buffer))[0] for pair in pairs]), None
+        part, shares = self._aggregate(views := self._views(normed, answer, maps))
+        return part.view(normed.shape), self._shares(views, shares, len(normed), active) if output_shares else None
 
     def _views(
-        self,
-        normed: torch.Tensor,
-        answer: torch.Tensor | None,
-        down_bias: torch.Tensor,
-        down_weight: torch.Tensor,
-        up_bias: torch.Tensor,
-        up_weight: torch.Tensor,
-        projection: torch.Tensor | None,
-        out: torch.Tensor | None = None,
+        self, normed: torch.Tensor, answer: torch.Tensor | None, maps: Sequence[Any], out: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Outputs V of the active experts, shape `(B T, E, D)`; `out` is a buffer of shape `(E, B T, D)` for them."""
+        down_bias, down_weight, up_bias, up_weight, projection = maps
         hidden = nn.functional.linear(normed, down_weight.flatten(0, 1), down_bias.flatten())
         hidden = hidden.unflatten(-1, down_weight.shape[:2])  # (B, T, E, R)
-        if answer is not None and projection is not None:
+        if answer is not None:
             hidden = hidden + torch.einsum("btem,erm->bter", answer, projection)
         by_expert = self.activation_fn(hidden).flatten(0, 1).transpose(0, 1)  # (E, B T, R)
         return torch.baddbmm(up_bias, by_expert, up_weight.transpose(1, 2), out=out).transpose(0, 1)
@@ -278,8 +269,3 @@ class DomainExperts(nn.Module):
         if active is not None:
             shares = shares.new_zeros(len(shares), len(self.alpha)).index_copy(1, active, shares)
         return shares.to(views.dtype)
-
-
-def _image_by_image(normed: torch.Tensor) -> bool:
-    """Whether to form the views image by image: on a CPU, without gradient and without a graph of any batch size."""
-    return normed.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()

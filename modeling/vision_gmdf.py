@@ -247,10 +247,8 @@ def check_routing(
         if domain_ids.device.type == "cpu" and not torch.compiler.is_compiling():
             low, high = int(domain_ids.min()), int(domain_ids.max())
             if low < 0 or high >= len(domains):
-                raise ValueError(
-                    f"`domain_ids` must lie in [0, {len(domains)}) for the domains {list(domains)}, "
-                    f"found {low} to {high}."
-                )
+                known = f"[0, {len(domains)}) for the domains {list(domains)}"
+                raise ValueError(f"`domain_ids` must lie in {known}, found {low} to {high}.")
     elif active_experts is not None:
         chosen = sorted(set(active_experts))
         if not chosen or len(chosen) != len(active_experts) or chosen[0] < 0 or chosen[-1] >= len(domains):

@@ -198,7 +198,9 @@ def choose(config: TrainConfig, setup: Setup, progress: Progress, history: Histo
             setup.model.config.threshold = min(threshold, 1.0)
             setup.model.config.training_data = training_data(config.model_dump(mode="json"))
         if setup.accelerator.is_main_process:
-            save_model(config.output_dir / "model", setup.model, setup.processor, **setup.save_options)
+            state = setup.method.saved_state(setup.model)
+            place = config.output_dir / "model"
+            save_model(place, setup.model, setup.processor, state_dict=state, **setup.save_options)
             if config.method == "add_domain":
                 save_expert(cast(GMDFModel, setup.model), setup.train[0].name, config.output_dir / "expert")
 

@@ -1,40 +1,14 @@
 """Blends of two real faces, with the mask of what was pasted: forgeries for detectors that learn from reals.
 
-The faces are crops, in which a face has its usual place. So the mask starts as an ellipse there instead of the convex
-hull of landmarks, which the data sets do not have.
+The mask is that of self-blended images without its ratio: the data sets have no landmarks for the paper's convex hull.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
-GRID = 4  # points a side of the random deformation, as in Li et al. (2020), section 3.2
-DEFORMATION = 0.15  # standard deviation of its shifts, in half sides of the picture
-CENTRE = 0.1  # largest shift of the ellipse's centre from the picture's, in half sides
-RADII = ((0.35, 0.6), (0.45, 0.75))  # ranges of its half axes to the right and downwards, in half sides
-BLUR = (0.01, 0.06)  # range of the standard deviation of the mask's blur, in sides
-
-
-def face_mask(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Draw the mask of a face: an ellipse, randomly deformed on a 4 x 4 grid, with a soft edge.
-
-    Args:
-        size: Width and height in pixels.
-        rng: Random numbers.
-
-    Returns:
-        Values in [0, 1], shape `(height, width)`.
-    """
-    width, height = size
-    shifts = DEFORMATION * rng.standard_normal((2, GRID, GRID)).astype(np.float32)
-    du, dv = (np.asarray(Image.fromarray(shift).resize(size, Image.Resampling.BICUBIC)) for shift in shifts)
-    u, v = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height))
-    (cu, cv), (ru, rv) = rng.uniform(-CENTRE, CENTRE, 2), (rng.uniform(*axis) for axis in RADII)
-    inside = ((u + du - cu) / ru) ** 2 + ((v + dv - cv) / rv) ** 2 <= 1
-    blur = rng.uniform(*BLUR) * min(size)
-    picture = Image.fromarray((255 * inside).astype(np.uint8)).filter(ImageFilter.GaussianBlur(blur))
-    return np.asarray(picture, dtype=np.float32) / 255
+from gmdf_hf.data.self_blended import SelfBlend
 
 
 def with_colours_of(picture: np.ndarray, other: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -65,7 +39,9 @@ def blended(target: Image.Image, source: Image.Image, rng: np.random.Generator) 
         The blend, and the mask M as a grey picture.
     """
     background = np.asarray(target, dtype=np.float32)
-    mask = face_mask(target.size, rng)
+    share = SelfBlend().mask(rng)
+    levels = Image.fromarray((255 * share / share.max()).round().astype(np.uint8))
+    mask = np.asarray(levels.resize(target.size, Image.Resampling.BILINEAR), dtype=np.float32) / 255
     face = np.asarray(source.resize(target.size, Image.Resampling.BICUBIC), dtype=np.float32)
     face = with_colours_of(face, background, mask)
     pixels = mask[..., None] * face + (1 - mask[..., None]) * background

@@ -28,7 +28,11 @@ def held_out_domains(domains: int, seed: Sequence[int]) -> Iterator[int]:
 
 
 def balanced_batches(
-    labels: np.ndarray, videos: Sequence[Hashable], batch_size: int, seed: Sequence[int]
+    labels: np.ndarray,
+    videos: Sequence[Hashable],
+    batch_size: int,
+    seed: Sequence[int],
+    groups: Sequence[str] | None = None,
 ) -> list[list[int]]:
     """Return the row numbers of one epoch's batches of one domain.
 
@@ -40,6 +44,8 @@ def balanced_batches(
         videos: Video of each frame.
         batch_size: Even number of frames in a batch.
         seed: Numbers that fix the order.
+        groups: Group of each frame, for pairs: the k-th fake of a batch is a random fake frame of the group of its k-th
+            real; a real whose group has no fake keeps the fake in the usual order.
 
     Raises:
         ValueError: If `batch_size` is odd or a class is missing.
@@ -61,7 +67,24 @@ def balanced_batches(
         order = np.concatenate([rng.permutation(len(frames)) for _ in range(visits)])[: batches * half]
         rows.append([frames[video][rng.integers(len(frames[video]))] for video in order])
     real, fake = rows
+    if groups is not None:
+        fake = _partners(labels, groups, real, fake, seed)
     return [real[i : i + half] + fake[i : i + half] for i in range(0, batches * half, half)]
+
+
+def _partners(
+    labels: np.ndarray, groups: Sequence[str], real: Sequence[int], fake: Sequence[int], seed: Sequence[int]
+) -> list[int]:
+    """A random fake frame of each real's group; the given one if the group has none."""
+    rng = random_numbers("pairs", *seed)
+    fakes_of: dict[str, list[int]] = {}
+    for row in np.flatnonzero(labels).tolist():
+        fakes_of.setdefault(groups[row], []).append(row)
+    chosen = []
+    for of_real, usual in zip(real, fake, strict=True):
+        known = fakes_of.get(groups[of_real])
+        chosen.append(known[rng.integers(len(known))] if known else usual)
+    return chosen
 
 
 class EpisodeSampler(Sampler):
@@ -82,6 +105,8 @@ class EpisodeSampler(Sampler):
         process_index: Index of this process.
         num_processes: Number of processes.
         length: Number of iterations in an epoch; None for the largest domain's number of batches.
+        groups: Groups of each domain's frames, for batches of pairs; None for batches without.
+        self_blended: Whether the k-th fake of a batch is the self-blended image of its k-th real.
 
     Raises:
         ValueError: If there is no domain.
@@ -96,10 +121,12 @@ class EpisodeSampler(Sampler):
         process_index: int = 0,
         num_processes: int = 1,
         length: int | None = None,
+        groups: Sequence[Sequence[str]] | None = None,
+        self_blended: bool = False,
     ):
         if not labels:
             raise ValueError("An episode needs a domain, found none.")
-        self.labels, self.videos = labels, videos
+        self.labels, self.videos, self.groups, self.self_blended = labels, videos, groups, self_blended
         self.joined_size, self.seed = batch_size * num_processes, seed
         half = batch_size // 2
         places = np.arange(process_index * half, (process_index + 1) * half)
@@ -126,14 +153,21 @@ class EpisodeSampler(Sampler):
                 continue
             order = [domain for domain in range(domains) if domain != meta_test] + [meta_test]
             yield [
-                Draw(domain, batches[domain][place], int(chances[domain, place]))
+                self._draw(domain, batches[domain], place, int(chances[domain, place]))
                 for domain in order
                 for place in self._places
             ]
 
+    def _draw(self, domain: int, batch: Sequence[int], place: int, chance: int) -> Draw:
+        """The frame at a place of a batch, whose second half is the fakes."""
+        half = self.joined_size // 2
+        blended = self.self_blended and place >= half
+        return Draw(domain, batch[place - half if blended else place], chance, blended)
+
     def _batches(self, domain: int, visit: int) -> list[list[int]]:
         seed = (self.seed, self.epoch, domain, visit)
-        return balanced_batches(self.labels[domain], self.videos[domain], self.joined_size, seed)
+        groups = None if self.groups is None else self.groups[domain]
+        return balanced_batches(self.labels[domain], self.videos[domain], self.joined_size, seed, groups)
 
     def _endless(self, domain: int) -> Iterator[list[int]]:
         visit = 0

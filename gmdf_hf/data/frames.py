@@ -15,6 +15,7 @@ from gmdf_hf.common.images import ImageError, open_image
 from gmdf_hf.common.random_numbers import random_numbers
 from gmdf_hf.data.blending import blended
 from gmdf_hf.data.dataset import Domain
+from gmdf_hf.data.self_blended import SelfBlend
 from gmdf_hf.data.transforms import Transform, apply
 from gmdf_hf.modeling.construction_gmdf import PROMPT_TEMPLATES
 
@@ -27,11 +28,13 @@ class Draw(NamedTuple):
         row: Its row number in that domain.
         chance: Random number that determines all randomness of this use of the frame: mirroring (odd numbers, the
             paper's only augmentation) and masked patches.
+        blended: Whether to make a self-blended image of it, which is a fake.
     """
 
     domain: int
     row: int
     chance: int = 0
+    blended: bool = False
 
 
 class Frame(NamedTuple):
@@ -113,9 +116,10 @@ def read_frame(
     """
     image, mask = _picture(frame.image, str(frame)), None
     if source is not None:
-        rng = random_numbers("blend", draw.chance)
-        image, mask = blended(image, _picture(source.image, str(source)), rng)
+        image, mask = blended(image, _picture(source.image, str(source)), random_numbers("blend", draw.chance))
         frame = frame._replace(label=1)
+    if draw.blended:
+        frame, transforms = frame._replace(label=1, mask=None), (SelfBlend(), *transforms)
     image = apply(transforms, image, draw.chance)
     pixel_values = processor(images=image, return_tensors="pt")["pixel_values"][0]
     item = {
@@ -124,7 +128,7 @@ def read_frame(
         "domain_ids": draw.domain,
         "rows": draw.row,
         "chances": draw.chance,
-        "names": str(frame),
+        "names": f"{frame}, self-blended" if draw.blended else str(frame),
         "captions": frame.caption,
     }
     if masks:

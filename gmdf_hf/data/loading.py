@@ -57,6 +57,8 @@ def make_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
     transforms: Sequence[Transform] = (),
+    pairs: bool = False,
+    self_blended: bool = False,
     masks: bool = False,
     blends: bool = False,
 ) -> tuple[EpisodeSampler | EpisodeStream, DataLoader]:
@@ -71,6 +73,8 @@ def make_loader(
         num_workers: Number of processes that decode images.
         pin_memory: Whether batches go to a GPU.
         transforms: Random transforms of the pictures.
+        self_blended: Whether the fakes of a batch are self-blended images of its reals.
+        pairs: Whether the fakes of a batch are of the groups of its reals (not available for streams).
         masks: Whether to read what was forged as well.
         blends: Whether blends of reals replace the fakes.
     """
@@ -81,12 +85,14 @@ def make_loader(
     if streams:
         if length is None:
             raise ValueError("Streams have no known length: state the iterations of an epoch (`steps_per_epoch`).")
-        sampler = EpisodeStream(streams, processor, batch_size, seed, length, *place, transforms, masks, blends)
+        given = transforms, masks, self_blended, blends
+        sampler = EpisodeStream(streams, processor, batch_size, seed, length, *place, *given)
         num_workers = sampler.useful_workers(num_workers)
         arguments = {"dataset": sampler, "batch_size": None}
     else:
         labels, videos = [domain.labels for domain in domains], [domain.videos for domain in domains]
-        sampler = EpisodeSampler(labels, videos, batch_size, seed, *place, length)
+        groups = [domain.groups for domain in domains] if pairs else None
+        sampler = EpisodeSampler(labels, videos, batch_size, seed, *place, length, groups, self_blended)
         arguments = {"dataset": FrameReader(domains, processor, transforms, masks, blends), "batch_sampler": sampler}
     loader = DataLoader(
         **arguments,

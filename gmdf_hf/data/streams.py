@@ -166,6 +166,7 @@ class EpisodeStream(torch.utils.data.IterableDataset):
         num_processes: Number of processes.
         transforms: Random transforms of the pictures.
         masks: Whether to read what was forged as well.
+        self_blended: Whether the k-th fake of a batch is the self-blended image of its k-th real.
         blends: Whether blends of two reals replace the fakes.
     """
 
@@ -180,11 +181,13 @@ class EpisodeStream(torch.utils.data.IterableDataset):
         num_processes: int = 1,
         transforms: Sequence[Transform] = (),
         masks: bool = False,
+        self_blended: bool = False,
         blends: bool = False,
     ):
         self.streams, self.processor, self.transforms = streams, processor, transforms
         self.masks, self.blends = masks, blends
         self.batch_size, self.seed, self.length = batch_size, seed, length
+        self.self_blended = self_blended
         self.process_index, self.num_processes = process_index, num_processes
         # Shared with the worker processes, which persist as long as the loader.
         self._epoch_and_start = torch.zeros(2, dtype=torch.int64).share_memory_()
@@ -215,16 +218,18 @@ class EpisodeStream(torch.utils.data.IterableDataset):
             order = [index for index in range(len(self.streams)) if index != meta_test] + [meta_test]
             rows = [(index, label) for index in order for label in (0, 1) for _ in range(self.batch_size // 2)]
             chances = rng.integers(2**62, size=len(rows)).tolist()
-            drawn = [
-                [next(classes[index][0]), next(classes[index][0])]
-                if self.blends and label
-                else [next(classes[index][label]), None]
-                for index, label in rows
-            ]
+            drawn: list[tuple[Frame, Frame | None]] = []
+            for index, label in rows:
+                if self.blends and label:
+                    drawn.append((next(classes[index][0]), next(classes[index][0])))
+                elif self.self_blended and label:
+                    drawn.append(drawn[-(self.batch_size // 2)])
+                else:
+                    drawn.append((next(classes[index][label]), None))
             if iteration >= start:
                 yield [
-                    self._read(*frames, Draw(index, -1, chance))
-                    for frames, (index, _), chance in zip(drawn, rows, chances, strict=True)
+                    self._read(*frames, Draw(index, -1, chance, self.self_blended and label == 1))
+                    for frames, (index, label), chance in zip(drawn, rows, chances, strict=True)
                 ]
 
     def _part(self, frames: datasets.IterableDataset) -> datasets.IterableDataset:

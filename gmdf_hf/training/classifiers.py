@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -23,10 +25,11 @@ from transformers.utils import cached_file
 from gmdf_hf.common.errors import UserError
 from gmdf_hf.modeling import GMDFModel
 from gmdf_hf.modeling.detectors import DETECTORS, Detector, image_processor_of
+from gmdf_hf.training.config import ClassifierMethod
 
-CLASSIFIER_METHODS = ("direct_merge", "balanced_erm", "linear_probe")  # the other methods need a GM-DF
-# `num_labels` as well: the number of classes in a timm configuration takes precedence over the names.
+CLASSIFIER_METHODS = get_args(ClassifierMethod)  # the other methods need a GM-DF
 NORMS = (torch.nn.LayerNorm, torch.nn.modules.batchnorm._BatchNorm)
+# `num_labels` as well: the number of classes in a timm configuration takes precedence over the names.
 CLASSES = {"id2label": {0: "real", 1: "fake"}, "label2id": {"real": 0, "fake": 1}, "num_labels": 2}
 
 
@@ -191,11 +194,54 @@ def head_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return found
 
 
+def freeze_all_but(model: torch.nn.Module, trained: Iterable[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
+    """Set `requires_grad` of the parameters in `trained` only, and return them in the model's order.
+
+    Frozen weights of a text tower stay frozen.
+    """
+    kept = {id(parameter) for parameter in trained if parameter.requires_grad}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in kept)
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def freeze_all_but_the_head(model: torch.nn.Module) -> None:
     """Make a model a linear probe: `requires_grad` is True only for `head_parameters`."""
-    head = head_parameters(model)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in head)
+    freeze_all_but(model, head_parameters(model).values())
+
+
+def vision_tower(model: torch.nn.Module) -> torch.nn.Module:
+    """The part of a model that computes image features; all of an image classifier."""
+    return model.vision_model if isinstance(model, GMDFModel) else model
+
+
+def norm_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """Gains and biases of the normalisations in the vision tower, without those of GM-DF's experts."""
+    experts = model.expert_parameters() if isinstance(model, GMDFModel) else {}
+    apart = {id(parameter) for parameter in experts.values()}
+    norms = (module for module in vision_tower(model).modules() if isinstance(module, NORMS))
+    return [parameter for norm in norms for parameter in norm.parameters() if id(parameter) not in apart]
+
+
+def attention_maps(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
+    """Linear maps in the attention of the vision tower by name: query, key, value and output.
+
+    Raises:
+        UserError: If there are none, as in a convolutional network.
+    """
+    experts = model.expert_parameters() if isinstance(model, GMDFModel) else {}
+    inside = "vision_model." if isinstance(model, GMDFModel) else ""
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and name.startswith(inside)
+        and re.search(r"(^|\.)(\w*attn|attention)(\.|$)", name)
+        and f"{name}.weight" not in experts
+    }
+    if not found:
+        raise UserError(f"{type(model).__name__} has no attention with linear maps; choose another method or backbone.")
+    return found
 
 
 def freeze_tower(model: GMDFModel, but_layer_norms: bool) -> None:
@@ -207,11 +253,41 @@ def freeze_tower(model: GMDFModel, but_layer_norms: bool) -> None:
         model: The detector.
         but_layer_norms: Keep the gains and biases of the tower's layer normalisations trainable, as GenD does.
     """
-    norms = (module for module in model.vision_model.modules() if isinstance(module, NORMS))
-    spared = {id(parameter) for norm in norms for parameter in norm.parameters()} if but_layer_norms else set()
+    spared = {id(parameter) for parameter in norm_parameters(model)} if but_layer_norms else set()
     for name, parameter in model.shared_parameters().items():
         if name.startswith("vision_model.") and id(parameter) not in spared:
             parameter.requires_grad_(False)
+
+
+def head_map(model: torch.nn.Module) -> torch.nn.Linear:
+    """Last linear map of a classifier's head.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    head = head_parameters(model)
+    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    maps = [module for name, module in linear if f"{name}.weight" in head]
+    if not maps:
+        raise ValueError(f"{type(model).__name__} has no linear map among its head: {', '.join(head)}.")
+    return maps[-1]
+
+
+@contextmanager
+def features_of(model: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Collect the features that a model's decision is made from, one tensor `(B, D)` for each forward pass inside.
+
+    Those of a GM-DF are its `image_embeds`, of unit length; those of another classifier the inputs of its head.
+    """
+    found: list[torch.Tensor] = []
+    if isinstance(model, GMDFModel):
+        hook = model.register_forward_hook(lambda module, inputs, output: found.append(output.image_embeds))
+    else:
+        hook = head_map(model).register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
+    try:
+        yield found
+    finally:
+        hook.remove()
 
 
 def running_statistics(model: torch.nn.Module) -> list[torch.Tensor]:

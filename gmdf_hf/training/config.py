@@ -15,7 +15,10 @@ from gmdf_hf.common.options import add_yaml_options, first_problem
 from gmdf_hf.common.schema import check_name
 from gmdf_hf.training.domain_source import DomainSource
 
-MethodName = Literal["gmdf", "direct_merge", "balanced_erm", "merged_losses", "mldg", "linear_probe", "add_domain"]
+# Methods that train an image classifier or a GM-DF, and those that need a GM-DF.
+ClassifierMethod = Literal["direct_merge", "balanced_erm", "linear_probe", "gend", "effort", "lora", "ltw"]
+MethodName = Literal["gmdf", "merged_losses", "mldg", "add_domain", ClassifierMethod]
+HEAD_METHODS = ("linear_probe", "gend", "effort", "lora")  # their own choice of what trains in the tower
 # Fields of GMDFConfig that a recipe may set; the others are derived from backbone and domains.
 MODEL_FIELDS = (
     "dil",
@@ -58,15 +61,17 @@ class TrainConfig(BaseModel):
     )
     method: MethodName = Field(
         "gmdf",
-        description="`gmdf`; a baseline on the same CLIP (see `gmdf_hf/training/methods/`): `direct_merge`, "
-        "`balanced_erm`, `merged_losses`, `mldg`, `linear_probe`, of which another image classifier can have the first "
-        "two and the last; or `add_domain`: the backbone is a trained detector, which learns one more domain, all it "
-        "knew being untouched.",
+        description="`gmdf`; a baseline on the same CLIP, `merged_losses` or `mldg`; what an image classifier can have "
+        "too: `direct_merge`, `balanced_erm`, `linear_probe`, `gend`, `effort`, `lora`, `ltw` (docs/detectors.md); or "
+        "`add_domain`: the backbone is a trained detector, which learns one more domain, all it knew being untouched.",
     )
     baseline_model: Literal["classifier", "gmdf"] = Field(
         "classifier",
-        description="What `direct_merge`, `balanced_erm` and `linear_probe` train on a backbone other than CLIP: its "
-        "own image `classifier`, or a `gmdf` whose experts stay at zero effect, as on CLIP.",
+        description="What the methods of any classifier train on a backbone other than CLIP: its own `classifier`, "
+        "or a `gmdf` whose experts stay at zero effect, as on CLIP.",
+    )
+    lora: dict[str, Any] = Field(
+        {}, description="Fields of PEFT's `LoraConfig` for the method `lora`, such as `{r: 8, lora_alpha: 16}`."
     )
     epochs: int = Field(40, ge=1, description="Passes over the videos of the largest domain.")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many meta-iterations.")
@@ -84,7 +89,9 @@ class TrainConfig(BaseModel):
         1.0, gt=0, description="Shrink each domain's gradient of theta_E to at most this norm."
     )
     mldg_learning_rate: float = Field(
-        1e-2, gt=0, description="Step size alpha of `mldg`'s step on the meta-train domains (plain gradient descent)."
+        1e-2,
+        gt=0,
+        description="Step size alpha of `mldg`'s and `ltw`'s step on the meta-train domains (plain descent).",
     )
     train_tower: Literal["all", "layer_norms", "none"] = Field(
         "all",
@@ -151,6 +158,10 @@ class TrainConfig(BaseModel):
         "none",
         description="Random changes of training pictures besides mirroring: `none`, as in the paper, or `standard`: "
         "light, blur, scale, noise and JPEG (`gmdf_hf/data/transforms.py`).",
+    )
+    self_blended: bool = Field(
+        False,
+        description="Train on self-blended images of the reals (SBI) in place of fakes; not in validation and test.",
     )
     seed: int = Field(0, ge=0, description="Random seed of initialisation, order, masks and flips.")
     num_workers: int = Field(0, ge=0, description="Processes that decode images.")
@@ -219,7 +230,7 @@ class TrainConfig(BaseModel):
         if self.method == "add_domain":
             if len(self.train_domains) != 1:
                 raise ValueError(f"add_domain trains exactly one source domain, {found}")
-        elif len(self.train_domains) < (2 if self.method in ("gmdf", "merged_losses", "mldg") else 1):
+        elif len(self.train_domains) < (2 if self.method in ("gmdf", "merged_losses", "mldg", "ltw") else 1):
             raise ValueError(f"training needs at least two source domains, {found}")
         return self
 
@@ -227,25 +238,26 @@ class TrainConfig(BaseModel):
     def _check_what_excludes_each_other(self) -> TrainConfig:
         if self.warmup_steps and self.lr_scheduler == "constant":
             raise ValueError("warmup_steps needs another lr_scheduler than constant: constant_with_warmup, for example")
-        if self.train_tower != "all" and self.method in ("linear_probe", "add_domain"):
-            raise ValueError(f"train_tower has no effect with {self.method}, which trains no part of the tower")
+        if self.train_tower != "all" and self.method in (*HEAD_METHODS, "add_domain"):
+            raise ValueError(f"train_tower has no effect with {self.method}, which has its own choice of what trains")
+        if self.streaming and self.method == "gend":
+            raise ValueError("gend trains on pairs of one group, which a stream cannot look up: leave streaming out")
         if self.streaming and self.steps_per_epoch is None:
             raise ValueError("streaming needs steps_per_epoch, because the length of a stream is unknown")
-        if self.meta_gradient == "second_order":
-            if self.inner_optimizer != "sgd":
-                raise ValueError(
-                    f"second_order differentiates Eq. 10 as it is written: it needs inner_optimizer sgd, found "
-                    f"{self.inner_optimizer!r}"
-                )
+        if self.meta_gradient == "second_order" and self.inner_optimizer != "sgd":
+            raise ValueError(
+                f"second_order differentiates Eq. 10 as it is written: it needs inner_optimizer sgd, found "
+                f"{self.inner_optimizer!r}"
+            )
+        if (twice := self.method if self.method == "ltw" else self.meta_gradient) != "first_order":
             # Each of these silently gives a wrong gradient, or has no second derivative.
             if self.gradient_checkpointing:
-                raise ValueError("second_order does not work with gradient_checkpointing: the gradient would be wrong")
+                raise ValueError(f"{twice} does not work with gradient_checkpointing: the gradient would be wrong")
             if self.torch_compile:
-                raise ValueError("second_order does not work with torch_compile, which has no double backward")
-            if self.attn_implementation not in ("sdpa", "eager"):
+                raise ValueError(f"{twice} does not work with torch_compile, which has no double backward")
+            if (attention := self.attn_implementation) not in ("sdpa", "eager"):
                 raise ValueError(
-                    f"second_order needs attn_implementation sdpa or eager, found {self.attn_implementation!r}, which "
-                    "has no double backward"
+                    f"{twice} needs attn_implementation sdpa or eager, found {attention!r} without double backward"
                 )
         return self
 

@@ -163,8 +163,9 @@ def _merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
 def _identity(config: TrainConfig) -> str:
     """Hash of a configuration without the seed and the fields in `NO_PART_OF_A_RUN`."""
     fields = {key: value for key, value in config.model_dump(mode="json").items() if key not in NO_PART_OF_A_RUN}
-    if not fields["detector"]:  # as in runs from before this field
-        del fields["detector"]
+    for name in ("detector", "lora", "self_blended"):  # as in runs from before these fields
+        if not fields[name]:
+            del fields[name]
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -109,6 +109,9 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
     # A detector with an added domain keeps its saved class sentences.
     captions = getattr(model.config, "prompt", None) == "P3" and config.method != "add_domain"
     encode_captions = caption_encoder(backbone_path(config.backbone)) if captions else None
+    blends = getattr(model, "trains_on_blends", False)
+    if blends and config.self_blended:
+        raise UserError("self_blended: this detector makes its own blends of reals, leave the option out.")
     sampler, loader = make_loader(
         train,
         processor,
@@ -118,8 +121,10 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
         num_workers=config.num_workers,
         pin_memory=accelerator.device.type == "cuda",
         transforms=TRANSFORMS[config.augment],
+        pairs=method.pairs,
+        self_blended=config.self_blended,
         masks=(masks := getattr(model, "needs_masks", False)),
-        blends=(blends := getattr(model, "trains_on_blends", False)),
+        blends=blends,
     )
     if masks and (note := missing_masks(train, blends)):
         accelerator.print(note)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from gmdf_hf import GMDFImageProcessor
-from gmdf_hf.data.blending import blended, face_mask, with_colours_of
+from gmdf_hf.data.blending import blended, with_colours_of
 from gmdf_hf.data.dataset import load_domain
 from gmdf_hf.data.frames import Draw, FrameReader
 from gmdf_hf.data.loading import missing_masks
@@ -18,14 +18,6 @@ from tests.domains import png, texture, write_parquet
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-def test_masks_are_soft_and_each_another_one():
-    masks = [face_mask((64, 48), np.random.default_rng(seed)) for seed in (0, 0, 1)]
-    assert masks[0].shape == (48, 64) and masks[0].min() == 0 and masks[0].max() == 1
-    assert ((masks[0] > 0.1) & (masks[0] < 0.9)).any()  # the boundary that an X-ray shows
-    assert masks[0][20:28, 28:36].min() > 0.5  # it covers the middle of the crop
-    assert np.array_equal(masks[0], masks[1]) and not np.array_equal(masks[0], masks[2])
 
 
 def test_colours_become_those_of_the_other_picture():
@@ -41,7 +33,7 @@ def test_colours_become_those_of_the_other_picture():
 def test_a_blend_mixes_both_pictures_by_its_mask():
     target, source = (Image.fromarray(texture(seed)) for seed in (1, 2))
     blend, mask = blended(target, source, np.random.default_rng(3))
-    assert blend.size == mask.size == target.size and mask.mode == "L"
+    assert blend.size == mask.size == target.size and mask.getextrema() == (0, 255)
     pixels, background, share = (np.asarray(each, dtype=float) for each in (blend, target, mask))
     face = with_colours_of(np.asarray(source, dtype=float), background, share / 255)
     for i, j in ((0, 0), (10, 32), (14, 32), (32, 32)):
@@ -63,7 +55,7 @@ def test_readers_replace_fakes_by_blends_of_reals(tmp_path):
     for chance in range(6):
         item = reader[Draw(0, 1, chance)]
         assert item["labels"] == 1 and item["pixel_values"].max() <= brightest + 1e-3
-        assert item["forged"].max() == 1 and 0 < item["forged"].mean() < 1
+        assert item["forged"].max() > 0.99 and 0 < item["forged"].mean() < 1
     assert torch.equal(reader[Draw(0, 1, 4)]["forged"], reader[Draw(0, 3, 4)]["forged"])  # a function of its number
     assert not reader[0, 2]["forged"].any() and reader[0, 2]["labels"] == 0
     stream = load_stream("d", "train", str(tmp_path / "d"))

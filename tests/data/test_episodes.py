@@ -135,3 +135,21 @@ def test_no_two_streams_of_random_numbers_of_an_epoch_are_one(monkeypatch):
     monkeypatch.setattr(np.random, "default_rng", record)
     list(sampler)
     assert len(states) > 3 and len(set(states)) == len(states)
+
+
+def test_pairs_have_a_real_and_a_fake_of_one_group():
+    """Group g3 has no fake, g4 no real: the real of g3 keeps a fake of the usual order."""
+    groups = ["g0", "g1", "g2", "g3", "g0", "g0", "g1", "g2", "g4"]
+    labels, videos = np.array([0] * 4 + [1] * 5), [f"v{row}" for row in range(9)]
+    usual = balanced_batches(labels, videos, 4, (1,))
+    batches = balanced_batches(labels, videos, 4, (1,), groups)
+    assert batches == balanced_batches(labels, videos, 4, (1,), groups)
+    assert [batch[:2] for batch in batches] == [batch[:2] for batch in usual]
+    for batch, before in zip(batches, usual, strict=True):
+        for place in (0, 1):
+            real, fake = batch[place], batch[2 + place]
+            assert labels[fake] == 1
+            assert fake == before[2 + place] if groups[real] == "g3" else groups[fake] == groups[real]
+    sampler = EpisodeSampler([labels], [videos], 4, 0, groups=[groups])
+    pairs = [(groups[draws[0].row], groups[draws[2].row]) for draws in sampler]
+    assert all(real == fake for real, fake in pairs if real != "g3") and len({real for real, _ in pairs}) > 1

@@ -79,7 +79,8 @@ def test_seeds_give_mean_and_deviation(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in protocol.protocol_names() if name not in QUICK])
-def test_every_protocol_runs(name, folder):
+def test_every_protocol_runs(name, folder, monkeypatch):
+    monkeypatch.setattr(meta_train, "plot_history", lambda *_: None)  # a quarter of the time of a run of one step
     check(name, folder)
 
 

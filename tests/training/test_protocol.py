@@ -22,7 +22,7 @@ def planned(name: str, scale_name: str, folder: Path, seeds=(0,)):
 
 
 def test_every_table_and_figure_with_figures_has_a_protocol():
-    assert set(OF_THE_PAPER) == {f"table{n}" for n in (2, 3, 4, 5, 7, 8, 9, 10)} | {"fig4", "fig7", "fig8"}
+    assert set(OF_THE_PAPER) == {f"table{n}" for n in (2, 3, 4, 5, 7, 8, 9, 10)} | {"fig4", "fig7", "fig8", "today"}
     assert set(yaml.safe_load(PAPER_RESULTS.read_text())) == {f"table{n}" for n in (2, 3, 4, 5, 7, 8, 9, 10)}
 
 
@@ -80,17 +80,22 @@ def test_every_row_has_the_same_schedule(tmp_path):
     Rows that train few weights of CLIP, such as the linear probe, share one larger step size.
     """
     step_sizes: dict[tuple[bool, str], float] = {}
-    about = {"method", "model", "alignment_weight", "mim_weight", "output_dir", "train_tower"}
+    own = {"gend": 3e-4, "effort": 2e-4, "lora": 2e-4}  # of systems that train few weights
+    about = {"method", "model", "alignment_weight", "mim_weight", "output_dir", "train_tower", "self_blended"}
     for name in PROTOCOLS:
         if name in ("real_variants", "real_step_sizes"):  # rows differ in them
             continue
         configs = {}
         for run in planned(name, "mini", tmp_path):
             if run.config is not None and run.row.backbone is not None:  # CNNs share a larger step size
-                assert run.row.set == {"method": "direct_merge", "learning_rate": 2e-4}, (name, run.row.label)
+                method = "ltw" if run.row.label == "LTW" else "direct_merge"
+                assert run.row.set == {"method": method, "learning_rate": 2e-4}, (name, run.row.label)
             elif run.config is not None:
                 fields = run.config.model_dump(mode="json", exclude=about)
-                if "learning_rate" in run.row.set:
+                if run.config.method in own:
+                    assert fields["learning_rate"] == own[run.config.method]
+                    fields["learning_rate"] = 3e-4
+                elif "learning_rate" in run.row.set:
                     trained = "none" if run.config.method == "linear_probe" else run.config.train_tower
                     assert trained != "all" and fields["learning_rate"] > 3e-4
                     group = name.startswith("pretrained_"), trained  # another backbone has another step size
@@ -113,7 +118,8 @@ def test_a_row_with_a_backbone_of_its_own(name, tmp_path, monkeypatch):
         "gmdf_hf.training.classifiers.find_spec", lambda package: package if package in installed else None
     )
     for run in rows("paper").values():
-        assert (run.config.method, run.config.learning_rate, run.config.image_size) == ("direct_merge", 2e-4, None)
+        method = "ltw" if run.row.label == "LTW" else "direct_merge"
+        assert (run.config.method, run.config.learning_rate, run.config.image_size) == (method, 2e-4, None)
         if run.row.backbone == "efficientnet_b4":
             assert run.config.backbone == "timm/efficientnet_b4.ra2_in1k"
         else:

@@ -5,7 +5,11 @@ from collections.abc import Sequence
 from gmdf_hf.training.config import TrainConfig
 from gmdf_hf.training.inner_optimizer import ExpertAdam, ExpertSGD
 from gmdf_hf.training.methods.add_domain import AddDomain
+from gmdf_hf.training.methods.effort import Effort
+from gmdf_hf.training.methods.gend import GenD
 from gmdf_hf.training.methods.gmdf import GMDF, MetaOptions
+from gmdf_hf.training.methods.lora import LoRA
+from gmdf_hf.training.methods.ltw import LTW
 from gmdf_hf.training.methods.merged import LinearProbe, Merged, equal_shares, size_shares
 from gmdf_hf.training.methods.merged_losses import MergedLosses
 from gmdf_hf.training.methods.method import Method
@@ -33,6 +37,14 @@ def make_method(
             return Merged(equal, tower)
         case "linear_probe":
             return LinearProbe(equal)
+        case "gend":
+            return GenD(equal)
+        case "effort":
+            return Effort(equal)
+        case "lora":
+            return LoRA(equal, config.lora)
+        case "ltw":
+            return LTW(config.mldg_learning_rate, tower)
         case "merged_losses":
             weights = config.alignment_weight, config.mim_weight
             return MergedLosses(*weights, config.alignment_queue, batch_size, tower)

@@ -12,6 +12,7 @@ Any image classifier of transformers can replace CLIP: see `gmdf_hf.training.cla
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -50,16 +51,26 @@ def merged_step(model: nn.Module, episode: Episode, accelerator: Accelerator, sh
     Returns:
         `classification` and the auxiliary losses of a detector: this process's share of each.
     """
+    with accelerator.autocast():
+        losses, _ = merged_losses(model, episode, shares)
+    return backward(losses, accelerator)
+
+
+def merged_losses(model: nn.Module, episode: Episode, shares: torch.Tensor) -> tuple[Losses, Any]:
+    """Losses of `merged_step` before the backward pass, and the model's output."""
     prompts = {} if episode.prompt_ids is None else {"prompt_ids": episode.prompt_ids}
     weights = episode.weights * shares.to(episode.weights)[episode.domain_ids]
-    with accelerator.autocast():
-        output = model(pixel_values=episode.pixel_values, **prompts)
-        if isinstance(model, Detector):
-            inputs = episode.pixel_values, episode.labels, episode.domain_ids, episode.forged
-            of_images = model.losses(output, *inputs)
-        else:
-            of_images = {"classification": cross_entropy(output.logits.float(), episode.labels, reduction="none")}
-        losses = {name: (loss.float() * weights).sum() for name, loss in of_images.items()}
+    output = model(pixel_values=episode.pixel_values, **prompts)
+    if isinstance(model, Detector):
+        inputs = episode.pixel_values, episode.labels, episode.domain_ids, episode.forged
+        of_images = model.losses(output, *inputs)
+    else:
+        of_images = {"classification": cross_entropy(output.logits.float(), episode.labels, reduction="none")}
+    return {name: (loss.float() * weights).sum() for name, loss in of_images.items()}, output
+
+
+def backward(losses: Losses, accelerator: Accelerator) -> Losses:
+    """Add the gradient of the sum of the losses to `.grad`, and return the losses without a graph."""
     accelerator.backward(torch.stack([*losses.values()]).sum())
     return {name: loss.detach() for name, loss in losses.items()}
 

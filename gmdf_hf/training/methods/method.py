@@ -22,12 +22,14 @@ class Method:
 
     Attributes:
         needs_codes: Whether the method uses L_mim, which needs visual codes.
+        pairs: Whether a batch has pairs of real and fake images of one group.
         trains_model: Whether the model is in training mode (a linear probe's features are frozen).
         image_tokenizer: Visual codes of patches; set by `set_up` if `needs_codes`.
         train_tower: Part of CLIP's vision tower that trains: `all`, `layer_norms` or `none`.
     """
 
     needs_codes: bool = False
+    pairs: bool = False
     trains_model: bool = True
     image_tokenizer: ImageTokenizer | None = None
 
@@ -71,6 +73,10 @@ class Method:
     def route(self, model: nn.Module) -> nn.Module:
         """Model for scoring images; by default their domain is unknown, as for an unseen domain."""
         return model
+
+    def saved_state(self, model: nn.Module) -> dict[str, torch.Tensor] | None:
+        """State of the model to save, if `prepare` changed its architecture; None for its own."""
+        return None
 
     def changed_tensors(self, model: nn.Module) -> Sequence[torch.Tensor]:
         """Tensors that `step` changes in place, to be restored if the iteration fails."""
