@@ -51,7 +51,7 @@ class FaceXray(Detector):
     All four resolutions of HRNetV2-W48 are joined, a 1 x 1 convolution and an enlargement give the X-ray B', and a
     linear classifier reads its mean. The loss is ``100 L_b + L_c``: the cross-entropy of each pixel of B' with ``B =
     4 M (1 - M)``, and that of the class (section 3.3). Training replaces the fakes of a data set by blends of its
-    reals, as the paper does without forged data, so it needs no masks.
+    reals, as the paper does without forged data, so it needs no masks. The weight 100 is the paper's from memory.
 
     65,325,845 parameters. Published for HRNetV2-W48 with a head for 19 classes: 65.9 million, of which that
     head has 534,259 and this network 65,325,120.

@@ -179,7 +179,8 @@ class MAT(Detector):
     under one random map is degraded.
 
     The authors' code has textures of their own for each map, a border without attention and a dropout of maps, which
-    the paper has not; its alpha is smaller in each epoch, here it is constant.
+    the paper has not; its alpha is smaller in each epoch, here it is constant. Margins, alpha, weights and the strength
+    of the degradation are the paper's from memory; that code has others.
 
     18,332,882 parameters; no published count is known to us; EfficientNet-B4 without classifier has 17,548,616.
     """
