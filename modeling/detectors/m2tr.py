@@ -102,7 +102,8 @@ class MultiScaleAttention(nn.Module):
         parts = [conv(x).chunk(len(PATCHES), dim=1) for conv in (self.query, self.key, self.value)]
         seen = []
         for count, *head in zip(PATCHES, *parts, strict=True):
-            values = scaled_dot_product_attention(*(patches_of(part, count) for part in head))
+            # The kernels that save memory take four dimensions.
+            values = scaled_dot_product_attention(*(patches_of(part, count)[:, None] for part in head))[:, 0]
             seen.append(joined(values, count, head[0].shape[1]))
         x = x + self.output(torch.cat(seen, dim=1))
         return x + self.feed_forward(x)
@@ -111,20 +112,35 @@ class MultiScaleAttention(nn.Module):
 class FrequencyFilter(nn.Module):
     """Learned filter of the spectrum: ``x + g(F^-1(W * F(x)))`` with a complex weight for each frequency and channel.
 
+    F is the orthonormal Fourier transform of real features, of which half of the columns are enough. It is a product
+    with the cosines and sines of all frequencies, which every runtime has; complex numbers few have.
+
     Args:
         channels: Channels of the features.
-        side: Their side in pixels.
+        side: Their side in pixels, even.
     """
 
     def __init__(self, channels: int, side: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(0.02 * torch.randn(channels, side, side // 2 + 1, 2))
+        half = side // 2 + 1
+        self.weight = nn.Parameter(0.02 * torch.randn(channels, side, half, 2))
+        angles = 2 * torch.pi * torch.outer(torch.arange(side), torch.arange(side)).remainder(side) / side
+        self.waves = nn.Buffer(torch.stack([angles.cos(), angles.sin()]) / side**0.5)
+        # The columns that are left out are the conjugates of all but the first and the last.
+        self.times = nn.Buffer(torch.tensor([1.0, *[2.0] * (half - 2), 1.0]))
         self.feed_forward = feed_forward(channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map features `(B, channels, side, side)` to the same shape."""
-        spectrum = torch.fft.rfft2(x.float(), norm="ortho") * torch.view_as_complex(self.weight.float())
-        return x + self.feed_forward(torch.fft.irfft2(spectrum, s=x.shape[-2:], norm="ortho").to(x))
+        cosine, sine = self.waves.to(x)
+        columns = [wave[: len(self.times)] for wave in (cosine, sine)]
+        real, imaginary = x @ columns[0].T, -x @ columns[1].T
+        real, imaginary = cosine @ real + sine @ imaginary, cosine @ imaginary - sine @ real
+        a, b = self.weight.to(x).unbind(-1)
+        real, imaginary = a * real - b * imaginary, a * imaginary + b * real
+        real, imaginary = cosine @ real - sine @ imaginary, cosine @ imaginary + sine @ real
+        times = self.times.to(x)
+        return x + self.feed_forward((times * real) @ columns[0] - (times * imaginary) @ columns[1])
 
 
 class CrossModalityFusion(nn.Module):
@@ -142,8 +158,8 @@ class CrossModalityFusion(nn.Module):
     def forward(self, x: torch.Tensor, filtered: torch.Tensor) -> torch.Tensor:
         """Combine features `(B, channels, H, W)` of both."""
         query, key, value = self.query(x), self.key(filtered), self.value(filtered)
-        seen = scaled_dot_product_attention(*(part.flatten(2).mT for part in (query, key, value)))
-        return x + self.output(seen.mT.reshape(x.shape))
+        seen = scaled_dot_product_attention(*(part.flatten(2).mT[:, None] for part in (query, key, value)))
+        return x + self.output(seen[:, 0].mT.reshape(x.shape))
 
 
 def contrast(features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -103,7 +103,7 @@ class Decoder(nn.Module):
         features = scaled(FEATURES, width)
         sizes = [features, *(scaled(number, width) for number in DECODER)]
         pairs = list(itertools.pairwise(sizes))
-        self.norms = nn.ModuleList(AdaptiveNorm(inputs, features) for inputs, _ in pairs)
+        self.norms = nn.ModuleList(AdaptiveNorm(inputs, 2 * scaled(HALF, width)) for inputs, _ in pairs)
         self.convs = nn.ModuleList(nn.Conv2d(*pair, 3, padding=1) for pair in pairs)
         self.image = nn.Conv2d(sizes[-1], 3, 3, padding=1)
 
