@@ -120,7 +120,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
         transforms=TRANSFORMS[config.augment],
         pairs=method.pairs,
         self_blended=config.self_blended,
-        masks=(masks := bool(getattr(model, "needs_masks", False))),
+        masks=(masks := method.needs_masks or bool(getattr(model, "needs_masks", False))),
     )
     if masks and (note := missing_masks(train)):
         accelerator.print(note)
