@@ -13,15 +13,17 @@ import torch
 from safetensors.torch import load_file
 
 from gmdf_hf.common.processes import agree, gather_counts, gather_features, sum_gradients, sum_over_processes
+from gmdf_hf.scripts import meta_train
+from gmdf_hf.training.config import load_recipe
 from gmdf_hf.training.image_tokenizer import GMDFImageTokenizer, GMDFImageTokenizerConfig
 from tests.domains import write_domain
 
 ROOT = Path(__file__).parents[2]
 
 
-def start(code: str, *arguments: object, processes: int = 2) -> str:
-    """Run Python code in several processes and return what the first of them prints."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+def start(code: str, *arguments: object) -> str:
+    """Run Python code in two processes and return what the first of them prints."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, code, *map(str, arguments)], capture_output=True, text=True, env=environment, cwd=ROOT, check=False
@@ -147,8 +149,8 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path, order):
     fields: dict = {"meta_gradient": order}
     if order == "second_order":
         fields |= {"align_gradient": "both", "inner_optimizer": "sgd", "inner_learning_rate": 0.1}
-    start(script, "--recipe", recipe(tmp_path, "one", 8, **fields), processes=1)
-    start(script, "--recipe", recipe(tmp_path, "two", 4, **fields), processes=2)
+    meta_train.main(load_recipe(recipe(tmp_path, "one", 8, **fields), {}))
+    start(script, "--recipe", recipe(tmp_path, "two", 4, **fields))
     states = [sorted((tmp_path / run / "checkpoints").iterdir())[-1] for run in ("one", "two")]
     assert [state.name for state in states] == ["step-00000005"] * 2
     # The second run really had two processes: the same joined batch out of half of it each.

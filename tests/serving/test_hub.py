@@ -13,6 +13,7 @@ import torch
 import yaml
 from huggingface_hub import HfApi, ModelCard, constants
 from PIL import Image
+from transformers import pipeline
 
 from gmdf_hf import GMDFImageProcessor, GMDFModel, add_domain, save_expert
 from gmdf_hf.common.errors import UserError
@@ -246,25 +247,32 @@ def test_a_fresh_process_gives_the_scores_of_the_one_that_pushed(run, tmp_path):
             return result.stderr
         return json.loads(result.stdout.strip().splitlines()[-1])
 
+    def scores_here(model):
+        """The same scores in this process."""
+        detect = pipeline("deepfake-detection", model=str(model), detector="none", trust_remote_code=False)
+        classify = pipeline("image-classification", model=str(model), trust_remote_code=False)
+        rows = classify(files[0])
+        return [row["score"] for row in detect(files)] + [row["score"] for row in rows if row["label"] == "fake"]
+
     with HubServer() as hub:
-        expected = scores(WITH, run / "model", "one")
+        expected = scores_here(run / "model")
         launched = launch(hub, tmp_path / "one", "--run", str(run), "--repo", "user/name", "--yes", "--tag", "v1")
         assert launched.returncode == 0, launched.stderr
         for code in (WITHOUT, WITH):
             found = scores(code, "user/name", "two")
-            np.testing.assert_allclose(found["scores"], expected["scores"], atol=1e-6)
+            np.testing.assert_allclose(found["scores"], expected, atol=1e-6)
             assert found["threshold"] == RESULTS["threshold"]
         assert "trust_remote_code=True" in scores(UNTRUSTED, "user/name", "three")
         assert not list((tmp_path / "three").rglob("modeling_gmdf.py"))  # not even fetched
 
         save_model(run / "model2", tiny_model(logit_scale_init_value=4.0), GMDFImageProcessor.of_size(32), slim=True)
         (run / "model2" / "model.safetensors").rename(run / "model" / "model.safetensors")
-        changed = scores(WITH, run / "model", "one")
+        changed = scores_here(run / "model")
         assert launch(hub, tmp_path / "one", "--run", str(run), "--repo", "user/name", "--yes").returncode == 0
         pinned = scores(WITHOUT, "user/name", "four", {"revision": "v1"})
-        np.testing.assert_allclose(pinned["scores"], expected["scores"], atol=1e-6)
+        np.testing.assert_allclose(pinned["scores"], expected, atol=1e-6)
         newest = scores(WITHOUT, "user/name", "two")
-        np.testing.assert_allclose(newest["scores"], changed["scores"], atol=1e-6)
+        np.testing.assert_allclose(newest["scores"], changed, atol=1e-6)
         assert not np.allclose(newest["scores"], pinned["scores"], atol=1e-3)
     # The hub is no longer running; models loaded before are in the cache.
     offline = scores(WITHOUT, "user/name", "two", HF_HUB_OFFLINE="1")
