@@ -180,6 +180,7 @@ def settings(host: str, port: int | None) -> dict[str, Any]:
         "server_name": host,
         "server_port": port,
         "max_file_size": MAX_UPLOAD,
+        "state_session_capacity": 100,  # the page keeps no state; Gradio's 10,000 sessions of 20 KB would pile up
         "share": False,
         "footer_links": [],
         "run_history": False,

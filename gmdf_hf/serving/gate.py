@@ -73,7 +73,7 @@ class Gate:
             return
         owner = self._owner(headers.get(b"authorization", b""))
         if owner is None:
-            await _refuse(send, 401, "An API key is needed: Authorization: Bearer KEY.", {"WWW-Authenticate": "Bearer"})
+            await refuse(send, 401, "An API key is needed: Authorization: Bearer KEY.", {"WWW-Authenticate": "Bearer"})
             return
         scope.setdefault("state", {})["owner"] = owner
         if scope["method"] != "POST":
@@ -81,12 +81,12 @@ class Gate:
             return
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self.max_body:
-            await _refuse(send, 413, f"The request is larger than {self.max_body} bytes.")
+            await refuse(send, 413, f"The request is larger than {self.max_body} bytes.")
         elif not self.is_open() or self.waiting >= self.max_waiting:
             retry = {"Retry-After": str(RETRY_SECONDS)}
             if int(length) <= DRAINED:
                 await _drain(receive)
-            await _refuse(send, 503, "All places are taken; try again.", retry)
+            await refuse(send, 503, "All places are taken; try again.", retry)
         else:
             self.waiting += 1
             try:
@@ -126,7 +126,7 @@ class Gate:
             if problem is None:
                 raise
         if problem is not None:
-            await _refuse(send, *problem)
+            await refuse(send, *problem)
 
     def _owner(self, header: bytes) -> str | None:
         """Digest of a valid key, as the name of its owner; compared in constant time."""
@@ -148,7 +148,8 @@ async def _drain(receive: Receive) -> None:
                 return
 
 
-async def _refuse(send: Send, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
+async def refuse(send: Send, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
+    """Answer with a status and a reason in JSON."""
     body = json.dumps({"detail": detail}).encode()
     fields = {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
     start: dict[str, Any] = {"type": "http.response.start", "status": status}

@@ -14,6 +14,8 @@ from pathlib import Path
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gmdf_hf.serving.gate import refuse
+
 SWEEP_EVERY = 1.0  # seconds
 
 
@@ -129,5 +131,8 @@ class UploadDeadline:
             except asyncio.TimeoutError:
                 return {"type": "http.disconnect"}
 
-        with suppress(ClientDisconnect):  # otherwise a traceback in the log for every broken off upload
+        try:
             await self.app(scope, receive_in_time, send)
+        except ClientDisconnect:  # otherwise a traceback in the log for every broken off upload
+            # A visitor who is gone does not get this answer; without one the server logs an error.
+            await refuse(send, 408, f"The upload took more than {self.seconds:g} seconds.", {"Connection": "close"})

@@ -16,7 +16,7 @@ from gmdf_hf.common.schema import check_name
 from gmdf_hf.training.domain_source import DomainSource
 
 # Methods that train an image classifier or a GM-DF, and those that need a GM-DF.
-ClassifierMethod = Literal["direct_merge", "balanced_erm", "linear_probe", "gend", "effort", "lora", "ltw"]
+ClassifierMethod = Literal["direct_merge", "balanced_erm", "linear_probe", "gend", "effort", "lora", "ltw", "dcl"]
 MethodName = Literal["gmdf", "merged_losses", "mldg", "add_domain", ClassifierMethod]
 HEAD_METHODS = ("linear_probe", "gend", "effort", "lora")  # their own choice of what trains in the tower
 # Fields of GMDFConfig that a recipe may set; the others are derived from backbone and domains.
@@ -62,7 +62,7 @@ class TrainConfig(BaseModel):
     method: MethodName = Field(
         "gmdf",
         description="`gmdf`; a baseline on the same CLIP, `merged_losses` or `mldg`; what an image classifier can have "
-        "too: `direct_merge`, `balanced_erm`, `linear_probe`, `gend`, `effort`, `lora`, `ltw` (docs/detectors.md); or "
+        "too: `direct_merge`, `balanced_erm`, `linear_probe` and systems of other papers (docs/detectors.md); or "
         "`add_domain`: the backbone is a trained detector, which learns one more domain, all it knew being untouched.",
     )
     baseline_model: Literal["classifier", "gmdf"] = Field(

@@ -123,7 +123,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
         transforms=TRANSFORMS[config.augment],
         pairs=method.pairs,
         self_blended=config.self_blended,
-        masks=(masks := getattr(model, "needs_masks", False)),
+        masks=(masks := method.needs_masks or bool(getattr(model, "needs_masks", False))),
         blends=blends,
     )
     if masks and (note := missing_masks(train, blends)):

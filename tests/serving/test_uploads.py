@@ -1,12 +1,14 @@
 """The disk space of uploads is limited in all cases."""
 
+import asyncio
 import os
 import time
 from pathlib import Path
 
 import pytest
+from starlette.requests import ClientDisconnect
 
-from gmdf_hf.serving.uploads import UploadFolder
+from gmdf_hf.serving.uploads import UploadDeadline, UploadFolder
 
 
 @pytest.fixture
@@ -85,3 +87,23 @@ def test_the_oldest_go_when_there_is_too_much(uploads, tmp_path):
         uploads.sweep()
         # The file in use is not counted and not deleted; of the others two fit.
         assert {path.parent.name for path in tmp_path.rglob("*.png")} == {"hash0", "hash3", "hash4"}
+
+
+def test_an_upload_that_takes_too_long_is_answered():
+    """Without an answer the server would log an error for each."""
+    sent: list[dict] = []
+
+    async def app(scope, receive, send):
+        if (await receive())["type"] == "http.disconnect":
+            raise ClientDisconnect
+
+    async def receive():
+        await asyncio.sleep(60)
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "path": "/gradio_api/upload"}
+    asyncio.run(UploadDeadline(app, 0.01)(scope, receive, send))
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert sent[0]["status"] == 408 and (b"connection", b"close") in sent[0]["headers"]

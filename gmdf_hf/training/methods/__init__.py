@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from gmdf_hf.training.config import TrainConfig
 from gmdf_hf.training.inner_optimizer import ExpertAdam, ExpertSGD
 from gmdf_hf.training.methods.add_domain import AddDomain
+from gmdf_hf.training.methods.dcl import DCL
 from gmdf_hf.training.methods.effort import Effort
 from gmdf_hf.training.methods.gend import GenD
 from gmdf_hf.training.methods.gmdf import GMDF, MetaOptions
@@ -45,6 +46,8 @@ def make_method(
             return LoRA(equal, config.lora)
         case "ltw":
             return LTW(config.mldg_learning_rate, tower)
+        case "dcl":
+            return DCL(equal, tower)
         case "merged_losses":
             weights = config.alignment_weight, config.mim_weight
             return MergedLosses(*weights, config.alignment_queue, batch_size, tower)

@@ -56,11 +56,11 @@ def merged_step(model: nn.Module, episode: Episode, accelerator: Accelerator, sh
     return backward(losses, accelerator)
 
 
-def merged_losses(model: nn.Module, episode: Episode, shares: torch.Tensor) -> tuple[Losses, Any]:
-    """Losses of `merged_step` before the backward pass, and the model's output."""
+def merged_losses(model: nn.Module, episode: Episode, shares: torch.Tensor, **options: Any) -> tuple[Losses, Any]:
+    """Losses of `merged_step` before the backward pass, and the model's output; it takes `options` of its own."""
     prompts = {} if episode.prompt_ids is None else {"prompt_ids": episode.prompt_ids}
     weights = episode.weights * shares.to(episode.weights)[episode.domain_ids]
-    output = model(pixel_values=episode.pixel_values, **prompts)
+    output = model(pixel_values=episode.pixel_values, **prompts, **options)
     if isinstance(model, Detector):
         inputs = episode.pixel_values, episode.labels, episode.domain_ids, episode.forged
         of_images = model.losses(output, *inputs)

@@ -22,6 +22,7 @@ class Method:
 
     Attributes:
         needs_codes: Whether the method uses L_mim, which needs visual codes.
+        needs_masks: Whether the method uses what was forged in each image.
         pairs: Whether a batch has pairs of real and fake images of one group.
         trains_model: Whether the model is in training mode (a linear probe's features are frozen).
         image_tokenizer: Visual codes of patches; set by `set_up` if `needs_codes`.
@@ -29,6 +30,7 @@ class Method:
     """
 
     needs_codes: bool = False
+    needs_masks: bool = False
     pairs: bool = False
     trains_model: bool = True
     image_tokenizer: ImageTokenizer | None = None

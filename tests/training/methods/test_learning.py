@@ -26,6 +26,7 @@ LOSSES = {
     "gend": {"classification", "alignment", "uniformity"},
     "effort": {"classification", "orthogonality", "norm_change"},
     "lora": {"classification"},
+    "dcl": {"classification", "inter", "intra"},
     "ltw": {"source", "compact", "classification"},
 }
 
