@@ -197,4 +197,4 @@ def places_of(hidden: torch.Tensor, forged: torch.Tensor) -> tuple[torch.Tensor,
     else:
         side = int(hidden.shape[1] ** 0.5)
         grid, local = torch.Size((side, side)), hidden[:, -(side**2) :]
-    return normalize(local.float(), dim=-1), adaptive_avg_pool2d(forged[:, None], tuple(grid)).flatten(1)
+    return normalize(local.float(), dim=-1), adaptive_avg_pool2d(forged[:, None], (grid[0], grid[1])).flatten(1)

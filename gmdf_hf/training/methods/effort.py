@@ -25,6 +25,10 @@ class SubspaceLinear(nn.Linear):
         rank: Number of singular vectors, those of the smallest values, in the second term.
     """
 
+    frozen_left: torch.Tensor
+    frozen_right: torch.Tensor
+    squared_norm: torch.Tensor
+
     def __init__(self, original: nn.Linear, rank: int = RANK) -> None:
         super().__init__(original.in_features, original.out_features, device="meta")
         left, values, right = torch.linalg.svd(original.weight.detach(), full_matrices=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -63,6 +63,8 @@ class LoRA(Merged):
         state = {key.replace(".base_layer.", "."): tensor for key, tensor in model.state_dict().items()}
         for name, module in model.named_modules():
             if isinstance(module, LoraLayer):
-                state[f"{name}.weight"] = state[f"{name}.weight"] + module.get_delta_weight("default").detach()
+                state[f"{name}.weight"] = (
+                    state[f"{name}.weight"] + cast(Any, module).get_delta_weight("default").detach()
+                )
                 state = {key: tensor for key, tensor in state.items() if not key.startswith(f"{name}.lora_")}
         return state
