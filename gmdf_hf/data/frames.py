@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -191,7 +191,7 @@ class FrameReader(torch.utils.data.Dataset):
         self.reals = [np.flatnonzero(domain.labels == 0) for domain in domains] if blends else None
 
     def __getitem__(self, index: tuple[int, ...]) -> dict | Skipped:
-        draw = Draw(*index)
+        draw = Draw(*cast(tuple[Any, ...], index))
         domain = self.domains[draw.domain]
         frame, source = frame_of(domain, draw.row), None
         if self.reals is not None and frame.label:

@@ -85,7 +85,7 @@ def make_loader(
     if streams:
         if length is None:
             raise ValueError("Streams have no known length: state the iterations of an epoch (`steps_per_epoch`).")
-        given = transforms, masks, self_blended, blends
+        given: tuple[Any, ...] = (transforms, masks, self_blended, blends)
         sampler = EpisodeStream(streams, processor, batch_size, seed, length, *place, *given)
         num_workers = sampler.useful_workers(num_workers)
         arguments = {"dataset": sampler, "batch_size": None}

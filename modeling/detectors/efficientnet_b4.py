@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -70,9 +71,9 @@ class B4Features(nn.Module):
         # Number of blocks up to the end of each stage.
         repeats = (math.ceil(config.depth_coefficient * number) for number in config.num_block_repeats)
         self.ends = list(itertools.accumulate(repeats))
-        blocks = self.network.encoder.blocks
-        self.channels = [blocks[end - 1].projection.project_conv.out_channels for end in self.ends]
-        self.out_channels = config.hidden_dim
+        blocks: Any = self.network.encoder.blocks
+        self.channels: list[int] = [blocks[end - 1].projection.project_conv.out_channels for end in self.ends]
+        self.out_channels: int = config.hidden_dim
 
     def stem(self, x: torch.Tensor) -> torch.Tensor:
         """The convolution before the blocks: `(B, 3, H, W)` to `(B, 48, H / 2, W / 2)`."""

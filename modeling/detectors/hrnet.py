@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from torch import nn
@@ -81,7 +82,8 @@ class HighResolutionModule(nn.Module):
         """Map each branch's features `(B, C_i, H / 2^i, W / 2^i)` to the same shape."""
         xs = [branch(x) for branch, x in zip(self.branches, xs, strict=True)]
         fused = []
-        for i, layers in enumerate(self.fuse_layers):
+        rows: Any = self.fuse_layers
+        for i, layers in enumerate(rows):
             parts = [layer(x) for layer, x in zip(layers, xs, strict=True)]
             parts = [interpolate(y, scale_factor=2.0 ** (j - i)) if j > i else y for j, y in enumerate(parts)]
             fused.append(relu(torch.stack(parts).sum(0)))
@@ -117,7 +119,8 @@ class HRNet(nn.Module):
         """Features of all branches at the highest resolution, `(B, 3, H, W)` to `(B, 720, H / 4, W / 4)`."""
         x = relu(self.bn1(self.conv1(x)))
         x = self.layer1(relu(self.bn2(self.conv2(x))))
-        first, *rest = self.transitions
+        transitions: Any = self.transitions
+        first, *rest = transitions
         xs = self.stages[0]([transition(x) for transition in first])
         for transition, stage in zip(rest, self.stages[1:], strict=True):
             xs = stage([*xs, transition[0](xs[-1])])

@@ -103,7 +103,8 @@ class MultiScaleAttention(nn.Module):
         seen = []
         for count, *head in zip(PATCHES, *parts, strict=True):
             # The kernels that save memory take four dimensions.
-            values = scaled_dot_product_attention(*(patches_of(part, count)[:, None] for part in head))[:, 0]
+            query, key, value = (patches_of(part, count)[:, None] for part in head)
+            values = scaled_dot_product_attention(query, key, value)[:, 0]
             seen.append(joined(values, count, head[0].shape[1]))
         x = x + self.output(torch.cat(seen, dim=1))
         return x + self.feed_forward(x)

@@ -123,9 +123,11 @@ def test_a_row_with_a_backbone_of_its_own(name, tmp_path, monkeypatch):
         if run.row.backbone == "efficientnet_b4":
             assert run.config.backbone == "timm/efficientnet_b4.ra2_in1k"
         else:
-            pretrained = {"pretrained": "timm/legacy_xception.tf_in1k"}
+            weights = dict.fromkeys(("mat", "m2tr"), "google/efficientnet-b4")
+            weights |= dict.fromkeys(("f3net", "recce", "srm", "ucf", "xception"), "timm/legacy_xception.tf_in1k")
+            pretrained = weights.get(run.row.backbone)
             assert run.config.backbone == run.row.backbone in DETECTORS
-            assert run.config.detector == ({} if run.row.backbone == "meso_inception4" else pretrained)
+            assert run.config.detector == ({} if pretrained is None else {"pretrained": pretrained})
     installed.remove("torchvision")
     assert {run.refused for run in rows("paper").values() if run.config is None} <= {
         "backbone: timm/efficientnet_b4.ra2_in1k needs torchvision, not installed here"

@@ -31,9 +31,10 @@ class WeightNet(nn.Module):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(features, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
-        nn.init.zeros_(self.layers[2].weight)
-        nn.init.zeros_(self.layers[2].bias)
+        last = nn.Linear(HIDDEN, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.layers = nn.Sequential(nn.Linear(features, HIDDEN), nn.ReLU(), last)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Weights of shape `(B,)` of features `(B, D)`."""
