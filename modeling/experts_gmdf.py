@@ -209,7 +209,7 @@ class DomainExperts(nn.Module):
             answer = None if answer is None else answer.index_select(2, active)
             projection = None if projection is None else projection.index_select(0, active)
         maps = (*weights, projection)
-        graph = output_shares or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        graph = output_shares or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
         if normed.device.type == "cpu" and not graph:
             # One image's views stay in the cache, and a buffer saves new pages of memory; autocast accepts no `out`.
             buffer = None if torch.is_autocast_enabled("cpu") else normed.new_empty(len(weights[0]), *normed.shape[1:])
