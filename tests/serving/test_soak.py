@@ -235,7 +235,7 @@ def test_hostile_visitors_delay_nobody_and_leave_nothing(server, real_data, tmp_
         "\n".join(f"{when:.0f} {server:.0f} {children:.0f}" for when, server, children in samples) + "\n"
     )
     assert not town.errors and not kept()
-    # In a minute the slowest of thirty visits decides, and the server still loads. Without deadlines a hostile file takes
-    # more than a minute, and 200 MB are two large pictures that were not given back.
+    # In a minute the slowest of thirty visits decides, and the server still loads. Without deadlines a hostile file
+    # takes more than a minute, and 200 MB are two large pictures that were not given back.
     assert np.quantile(waits, 0.95) < (10 if SECONDS >= 600 else 30)
     assert fourth[:, 0].mean() - third[:, 0].mean() < (50 if SECONDS >= 600 else 200)
