@@ -111,7 +111,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
     encode_captions = caption_encoder(backbone_path(config.backbone)) if captions else None
     blends = getattr(model, "trains_on_blends", False)
     if blends and config.self_blended:
-        raise UserError("self_blended: this detector makes its own blends of reals, leave the option out.")
+        raise UserError(f"self_blended must be false for {config.backbone!r}, found true: it makes blends of its own.")
     sampler, loader = make_loader(
         train,
         processor,
