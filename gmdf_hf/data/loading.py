@@ -121,7 +121,7 @@ def missing_masks(train: Sequence[Domain] | Sequence[Stream], blends: bool = Fal
     if not lacking:
         return None
     return (
-        f"no column `mask` in {', '.join(lacking)}: the loss of the segmentation is left out for their fakes. `gmdf "
+        f"no column `mask` in {', '.join(lacking)}: what the masks teach is left out for their fakes. `gmdf "
         "prepare` writes it for data sets with masks."
     )
 

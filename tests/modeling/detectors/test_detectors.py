@@ -146,7 +146,7 @@ def test_a_run_trains_saves_and_scores(name, tmp_path, capsys):
     assert ({"segmentation", "contrast"} <= logged.keys()) is (name == "m2tr")
     assert ({"independence", "augmented"} <= logged.keys()) is (name == "mat")
     assert ("boundary" in logged) is (name == "face_xray")
-    note = "no column `mask` in x, y: the loss of the segmentation is left out for their fakes"
+    note = "no column `mask` in x, y: what the masks teach is left out for their fakes"
     assert capsys.readouterr().out.count(note) == (name in ("m2tr", "multi_task"))
     found = load_classifier(str(tmp_path / "run" / "model"))
     assert found.fake == 1 and found.model.config.domains == ["x", "y"]
