@@ -2,12 +2,12 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tests import processes
 
 ROOT = Path(__file__).parent.parent
 SPACE = ROOT / "space"
@@ -26,7 +26,6 @@ def test_header_names_the_app_and_a_gradio_the_package_takes():
 def test_app_says_what_is_missing():
     pytest.importorskip("gradio", reason="needs the extra `demo`")
     environment = {name: value for name, value in os.environ.items() if name != "GMDF_MODEL"}
-    command = [sys.executable, str(SPACE / "app.py")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
+    result = processes.run(SPACE / "app.py", env=environment, cwd=ROOT)
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1].startswith("Set the variable GMDF_MODEL"), result.stderr

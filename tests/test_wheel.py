@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import processes
+
 ROOT = Path(__file__).parents[1]
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, f'build_{sys.argv[1]}')(sys.argv[2]))"
 DOMAINS = "{swap: {path: 'drawn:swap', max_videos: 4}, reenact: {path: 'drawn:reenact', max_videos: 4}}"
@@ -46,8 +48,7 @@ def site(tmp_path_factory) -> Path:
 
 def gmdf(site: Path, folder: Path, *words: str) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": str(site), "HF_DATASETS_CACHE": str(folder / "cache")}
-    command = [sys.executable, str(site / "bin" / "gmdf"), *words]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return processes.run(site / "bin" / "gmdf", *words, cwd=folder, env=environment, warm=processes.LIBRARIES)
 
 
 @pytest.mark.slow

@@ -1,9 +1,6 @@
 """Several processes compute what one does with larger batches (decision D15), in gloo processes on the CPU."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ from gmdf_hf.common.processes import agree, gather_counts, gather_features, sum_
 from gmdf_hf.scripts import meta_train
 from gmdf_hf.training.config import load_recipe
 from gmdf_hf.training.image_tokenizer import GMDFImageTokenizer, GMDFImageTokenizerConfig
+from tests import processes
 from tests.domains import write_domain
 
 ROOT = Path(__file__).parents[2]
@@ -23,11 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 def start(code: str, *arguments: object) -> str:
     """Run Python code in two processes and return what the first of them prints."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, code, *map(str, arguments)], capture_output=True, text=True, env=environment, cwd=ROOT, check=False
-    )
+    done = processes.run_two(code, *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

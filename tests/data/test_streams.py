@@ -1,8 +1,6 @@
 import io
 import itertools
 import os
-import subprocess
-import sys
 from collections import Counter
 
 import datasets
@@ -18,6 +16,7 @@ from gmdf_hf.data.dataset import load_domain
 from gmdf_hf.data.frames import Frame, Skipped, collate, frame_of
 from gmdf_hf.data.loading import load_domains, make_loader
 from gmdf_hf.data.streams import EpisodeStream, load_stream, stream_frames
+from tests import processes
 from tests.domains import png, write_domain, write_methods, write_parquet
 from tests.hub_server import HubServer
 
@@ -233,8 +232,7 @@ def test_a_private_data_set_on_the_hub_is_read_and_not_downloaded(tmp_path):
     write_methods(tmp_path / "ff")
     with HubServer() as hub:
         environment = os.environ | hub.environment(tmp_path / "home")
-        command = [sys.executable, "-c", HUB, str(tmp_path / "ff")]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        result = processes.run("-c", HUB, tmp_path / "ff", env=environment, warm=processes.LIBRARIES)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout == "18 ff, video 033, frame 1 FaceSwap b'\\x89PNG'\n"
     assert [*(tmp_path / "ff").rglob("*.parquet")]

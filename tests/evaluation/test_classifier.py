@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +27,7 @@ from gmdf_hf.common.errors import UserError
 from gmdf_hf.evaluation.classifier import load_classifier
 from gmdf_hf.serving.loading import load_pipeline
 from gmdf_hf.training.checkpoint import save_model
+from tests import processes
 from tests.conftest import tiny_model
 from tests.hub_server import HubServer
 
@@ -195,16 +194,11 @@ def test_a_private_model_of_the_hub_needs_a_token(tmp_path):
             "import sys; from huggingface_hub import HfApi; a = HfApi(); a.create_repo('me/vit', private=True);"
             "a.upload_folder(repo_id='me/vit', folder_path=sys.argv[1]); a.create_tag('me/vit', tag='v1')"
         )
-        command = [sys.executable, "-c", push, str(tmp_path / "model")]
-        subprocess.run(command, env=environment, check=True, capture_output=True)
-        with_token = subprocess.run(
-            [sys.executable, "-c", HUB, "me/vit@v1"], env=environment, capture_output=True, text=True, check=False
-        )
+        processes.run("-c", push, tmp_path / "model", env=environment, check=True, warm=processes.LIBRARIES)
+        with_token = processes.run("-c", HUB, "me/vit@v1", env=environment, warm=processes.LIBRARIES)
         assert "Deepfake" in with_token.stdout, with_token.stderr[-2000:]
         environment = environment | {"HF_TOKEN": "", "HF_HOME": str(tmp_path / "empty")}
-        without = subprocess.run(
-            [sys.executable, "-c", HUB, "me/vit@v1"], env=environment, capture_output=True, text=True, check=False
-        )
+        without = processes.run("-c", HUB, "me/vit@v1", env=environment, warm=processes.LIBRARIES)
         assert without.returncode == 1 and "Traceback" not in without.stderr
         message, hint = without.stderr.strip().splitlines()[-2:]
         assert "The model 'me/vit@v1' does not exist on the hub, or is private." in message

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import asdict
 
 import numpy as np
@@ -12,6 +10,7 @@ import pytest
 
 from gmdf_hf.evaluation.intervals import point_figures
 from gmdf_hf.evaluation.metrics import EVALUATE_MODULE, binary_metrics
+from tests import processes
 
 CODE = """
 import json, sys
@@ -55,9 +54,8 @@ def test_evaluate_module_loads_offline_and_matches_functions(offline):
             "score": rng.random(40).round(1),
         }
     )
-    command = [sys.executable, "-c", CODE.format(path=EVALUATE_MODULE)]
-    rows = json.dumps(table.to_dict(orient="list"))
-    result = subprocess.run(command, input=rows, env=offline, capture_output=True, text=True, check=False)
+    rows, code = json.dumps(table.to_dict(orient="list")), CODE.format(path=EVALUATE_MODULE)
+    result = processes.run("-c", code, input=rows, env=offline, warm=processes.LIBRARIES)
     assert result.returncode == 0, result.stderr[-2000:]
     samples, domains, message = json.loads(result.stdout.splitlines()[-1])
     assert samples == asdict(binary_metrics(table["label"], table["score"], 0.4, 0.7))

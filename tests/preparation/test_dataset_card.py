@@ -1,7 +1,5 @@
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 from datasets import load_dataset
@@ -10,6 +8,7 @@ from gmdf_hf.preparation.crops import CropSettings
 from gmdf_hf.preparation.dataset_card import push_domain
 from gmdf_hf.preparation.prepare import prepare
 from gmdf_hf.preparation.sources import folder
+from tests import processes
 from tests.domains import build_folder
 from tests.hub_server import HubServer
 
@@ -30,12 +29,10 @@ def test_pushed_domain_loads_by_name_in_a_fresh_process(tmp_path):
     data, output = build_folder(tmp_path / "mine", videos=2), tmp_path / "domain"
     with HubServer() as hub:
         environment = os.environ | hub.environment(tmp_path / "home")
-        command = (
-            f"{sys.executable} scripts/prepare.py --source folder --detector none --size 32 --frames 4 --processes 1"
-        )
+        command = "scripts/prepare.py --source folder --detector none --size 32 --frames 4 --processes 1"
         command = [*command.split(), "--root", str(data), "--output", str(output), "--push_to_hub", "user/mine"]
         environment["PYTHONPATH"] = os.getcwd()
-        pushed = subprocess.run(command, env=environment, capture_output=True, text=True)
+        pushed = processes.run(*command, env=environment, warm=processes.LIBRARIES)
         assert pushed.returncode == 0, pushed.stderr
         repository = hub.repositories["datasets/user/mine"]
         assert repository.private
@@ -46,8 +43,7 @@ def test_pushed_domain_loads_by_name_in_a_fresh_process(tmp_path):
             "summary.json",
             *(f"data/{split}-00000-of-00001.parquet" for split in ("train", "validation", "test")),
         }
-        command = [sys.executable, "-c", LOAD]
-        loaded = subprocess.run(command, env=environment, capture_output=True, text=True)
+        loaded = processes.run("-c", LOAD, env=environment, warm=processes.LIBRARIES)
     assert loaded.returncode == 0, loaded.stderr
     found = json.loads(loaded.stdout)
     rows = found["train False"]

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 
 from gmdf_hf import GMDFImageProcessor, GMDFModel
 from gmdf_hf.training.checkpoint import save_model
+from tests import processes
 from tests.conftest import tiny_model
 from tests.hub_server import HubServer
 
@@ -59,8 +58,8 @@ def test_loads_without_the_package(tmp_path, picture, pixel_values, slim):
     folder = tmp_path / "model"
     save_model(folder, model, processor, slim=slim)
     torch.save(pixel_values, tmp_path / "out.json.pixels")
-    command = [sys.executable, "-P", "-c", ELSEWHERE, str(folder), str(picture), str(tmp_path / "out.json")]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    words = ("-P", "-c", ELSEWHERE, folder, picture, tmp_path / "out.json")
+    result = processes.run(*words, cwd=tmp_path, warm=processes.LIBRARIES)
     assert result.returncode == 0, result.stderr[-3000:]
     scores = json.loads((tmp_path / "out.json").read_text())
     with torch.no_grad():
@@ -115,8 +114,7 @@ print(GMDFModel.from_pretrained("user/detector")(torch.ones(1, 3, 32, 32)).logit
 def test_pushed_to_the_hub_it_loads_by_name(tmp_path):
     def run(code: str, home: str) -> list:
         environment = os.environ | hub.environment(tmp_path / home) | {"PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-c", code]
-        result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        result = processes.run("-c", code, env=environment, cwd=tmp_path, warm=processes.LIBRARIES)
         assert result.returncode == 0, result.stderr[-3000:]
         return json.loads(result.stdout.strip().splitlines()[-1])
 

@@ -1,9 +1,6 @@
 """The literal reference of the benchmark is correct, and the benchmark runs."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +8,7 @@ import torch
 
 from gmdf_hf.scripts.benchmark_literal import frechet, views_attended
 from gmdf_hf.training.losses import alignment_loss
+from tests import processes
 from tests.conftest import tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -31,9 +29,7 @@ def test_the_literal_distance_is_that_of_the_nuclear_norm():
 
 @pytest.mark.slow
 def test_every_figure_is_a_line_of_json():
-    command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--backbone", "tiny", "--repeats", "1"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    done = processes.run(ROOT / "scripts" / "benchmark.py", "--backbone", "tiny", "--repeats", "1", check=True)
     figures = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(figures) == 10
     assert all(figure["value"] > 0 and figure["backbone"] == "tiny" and figure["goal"] for figure in figures)

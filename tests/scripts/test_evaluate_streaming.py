@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from gmdf_hf.modeling import GMDFImageProcessor
 from gmdf_hf.scripts import evaluate
 from gmdf_hf.training.checkpoint import save_model
 from gmdf_hf.training.config import DomainSource
+from tests import processes
 from tests.conftest import tiny_model
 from tests.domains import write_domain, write_methods, write_parquet
 
@@ -86,12 +86,9 @@ def test_data_in_another_order_have_the_same_scores_and_the_same_order_in_the_ta
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(folder, tmp_path):
     evaluate.main(evaluation(folder, tmp_path / "one", "ff", "x"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["scripts/evaluate.py", "--streaming", "--batch_size", "4", "--replicates", "20"]
+    command = ["scripts/evaluate.py", "--streaming", "--batch_size", "4", "--replicates", "20"]
     command += ["--model", str(folder / "model"), "--domains", f"ff={folder / 'ff'}", f"x={folder / 'x'}"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    command += ["--output_dir", str(tmp_path / "two")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+    result = processes.run_two(*command, "--output_dir", tmp_path / "two")
     assert result.returncode == 0, result.stderr[-3000:]
     parts = sorted(path.name for path in (tmp_path / "two" / "parts" / "ff").glob("*.parquet"))
     assert parts == ["00000000-00000004.parquet", "00000001-00000003.parquet"]

@@ -80,4 +80,5 @@ def test_train_starts_accelerate(tmp_path):
     """The process is replaced by `accelerate launch`, which starts the script with the same options."""
     result = gmdf("train", "--recipe", str(tmp_path / "none.yaml"))
     assert result.returncode == 1
-    assert f"The recipe {tmp_path / 'none.yaml'} cannot be read: No such file" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert f"meta_train.py: The recipe {tmp_path / 'none.yaml'} cannot be read: No such file" in result.stderr

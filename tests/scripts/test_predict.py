@@ -26,6 +26,7 @@ from gmdf_hf.scripts import gmdf as command
 from gmdf_hf.scripts.predict import UNREADABLE
 from gmdf_hf.serving.results import verdict
 from gmdf_hf.training.checkpoint import save_model
+from tests import processes
 from tests.conftest import tiny_model
 from tests.evaluation.test_report import RESULTS
 from tests.media import numbered, write_video
@@ -197,14 +198,24 @@ def test_names_of_any_bytes_have_their_line(model, tmp_path):
     ]
     for name in names:
         (folder / os.fsdecode(name)).write_bytes((folder / "a.png").read_bytes())
-    code = "from gmdf_hf.scripts.gmdf import main; main()"
+    # One process for the three forms, fresh because Python reads these variables when it starts.
+    code = """
+import sys
+from gmdf_hf.scripts.gmdf import main
+for form in ("--json", "--csv", ""):
+    try:
+        main([*sys.argv[1:], *filter(None, [form])])
+    except SystemExit as end:
+        assert not end.code
+    print("end of form")
+"""
     environment = os.environ | {"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
-    for form in ("--json", "--csv", None):
-        words = [*filter(None, [form]), "--detector", "none", "--model", model]
-        command = [sys.executable, "-c", code, "predict", ".", *words]
-        result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
-        assert result.returncode == 0, result.stderr
-        lines = result.stdout.decode("utf-8").splitlines()
+    command = [sys.executable, "-c", code, "predict", ".", "--detector", "none", "--model", model]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr
+    parts = result.stdout.decode("utf-8").split("end of form\n")
+    for form, part in zip(("--json", "--csv", None), parts[:-1], strict=True):
+        lines = part.splitlines()
         if form == "--json":
             assert {os.fsencode(json.loads(line)["source"])[2:] for line in lines} == {b"a.png", *names}
             continue
@@ -252,9 +263,9 @@ def test_one_bad_address_does_not_end_a_batch(model, folder):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_one_sentence(model, folder):
     code = "from gmdf_hf.scripts.gmdf import main; main()"
-    words = [sys.executable, "-c", code, "predict", str(folder / "a.png"), "--model", model, "--detector", "none"]
+    words = ("predict", folder / "a.png", "--model", model, "--detector", "none")
     with open("/dev/full", "w") as full:
-        result = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        result = processes.run("-c", code, *words, stdout=full)
     assert result.returncode == 1
     assert "The results cannot be written to the standard output: No space left" in result.stderr
     assert "Traceback" not in result.stderr
@@ -392,7 +403,7 @@ ResultFile.write = write_and_interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
 main()
 """
-    process = subprocess.run([sys.executable, "-c", code, *options], stderr=subprocess.PIPE, check=False)
+    process = processes.run("-c", code, *options)
     assert process.returncode == command.INTERRUPTED
     written = len(output.read_text().splitlines())
     assert 100 <= written < 600

@@ -2,8 +2,6 @@
 
 import csv
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +15,7 @@ from gmdf_hf.common.errors import UserError
 from gmdf_hf.scripts import meta_train, protocol
 from gmdf_hf.training.protocol import Protocol, Run, read_yaml
 from gmdf_hf.training.protocol_table import columns_of, paper_results
+from tests import processes
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("table9", "fig4")
@@ -86,8 +85,8 @@ def test_every_protocol_runs(name, folder, monkeypatch):
 
 def test_data_that_are_not_there_are_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("GMDF_DOMAINS", str(tmp_path / "none"))
-    command = [sys.executable, "scripts/protocol.py", "table3", "--scale", "paper", "--output_dir", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    words = ("scripts/protocol.py", "table3", "--scale", "paper", "--output_dir", tmp_path)
+    result = processes.run(*words, cwd=ROOT)
     assert result.returncode == UserError.exit_code
     assert "Traceback" not in result.stderr
     said, hint = result.stderr.strip().splitlines()[-2:]

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from gmdf_hf.common.files import write_json
 from gmdf_hf.evaluation.report import write_model_card
 from gmdf_hf.serving.hub import expert_files, publish, published_files
 from gmdf_hf.training.checkpoint import save_model
+from tests import processes
 from tests.conftest import redraw_zeros, tiny_model
 from tests.evaluation.test_report import RESULTS, TEMPLATE
 from tests.hub_server import HubServer
@@ -91,8 +91,9 @@ def test_a_baseline_is_published_with_what_its_kind_has(run):
 
 def launch(hub: HubServer, home: Path, *arguments: str, **changes: str) -> subprocess.CompletedProcess:
     environment = os.environ | hub.environment(home) | changes
-    command = [sys.executable, str(ROOT / "scripts" / "publish.py"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=ROOT)
+    return processes.run(
+        ROOT / "scripts" / "publish.py", *arguments, env=environment, cwd=ROOT, warm=processes.LIBRARIES
+    )
 
 
 def test_the_script_lists_everything_and_sends_nothing_unless_told_to(run, tmp_path):
@@ -241,8 +242,7 @@ def test_a_fresh_process_gives_the_scores_of_the_one_that_pushed(run, tmp_path):
     def scores(code, model, home, more=None, **changes):
         arguments = json.dumps({"model": str(model), "files": files, "more": more or {}})
         environment = os.environ | hub.environment(tmp_path / home) | {"PYTHONPATH": str(ROOT)} | changes
-        command = [sys.executable, "-c", code, arguments]
-        result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        result = processes.run("-c", code, arguments, env=environment, cwd=tmp_path, warm=processes.LIBRARIES)
         if result.returncode:
             return result.stderr
         return json.loads(result.stdout.strip().splitlines()[-1])
@@ -300,8 +300,7 @@ def test_an_expert_is_loaded_onto_its_base_by_name(run, hub, tmp_path):
     assert "base_model: user/name" in content(files["README.md"]).decode()
     publish(files, "user/expert", "Publish an expert", api=hub.api)
     environment = os.environ | hub.environment(tmp_path / "home")
-    command = [sys.executable, "-c", LOAD_EXPERT]
-    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    result = processes.run("-c", LOAD_EXPERT, env=environment, cwd=ROOT, warm=processes.LIBRARIES)
     assert result.returncode == 0, result.stderr[-3000:]
     expected = grown(torch.ones(1, 3, 32, 32), domain_ids=torch.tensor([3])).logits
     np.testing.assert_allclose(json.loads(result.stdout), expected.detach(), atol=1e-5)

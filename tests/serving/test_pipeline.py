@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ from gmdf_hf.modeling.loading_gmdf import BrokenModelError
 from gmdf_hf.preparation.video import VideoError
 from gmdf_hf.serving.inputs import picture_of
 from gmdf_hf.training.checkpoint import save_model
+from tests import processes
 from tests.conftest import tiny_model
 from tests.media import numbered, write_video
 
@@ -165,8 +164,7 @@ def test_without_the_package_pictures_are_crops_and_a_warning_says_so(detect, fo
     files = [str(tmp_path / f"{seed}.png") for seed in range(4)]
     for seed, file in enumerate(files):
         picture(seed).save(file)
-    command = [sys.executable, "-P", "-c", ELSEWHERE, str(folder), *files]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    result = processes.run("-P", "-c", ELSEWHERE, folder, *files, cwd=tmp_path, warm=processes.LIBRARIES)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "Every picture is taken for the crop of one face" in result.stderr
     answers, last = result.stdout.strip().splitlines()
@@ -258,8 +256,7 @@ def test_missing_detector_weights_say_what_to_do(folder, tmp_path):
     )
     picture().save(tmp_path / "face.png")
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", code, str(folder), str(tmp_path / "face.png")]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    result = processes.run("-c", code, folder, tmp_path / "face.png", env=environment, warm=processes.LIBRARIES)
     assert "DetectorError: Detector weights opencv/face_detection_yunet" in result.stderr
     assert "pass it with" in result.stderr
 

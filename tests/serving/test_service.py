@@ -6,8 +6,6 @@ import logging
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +21,7 @@ from gmdf_hf.serving.engine import FaceBatcher
 from gmdf_hf.serving.jobs import JobStore
 from gmdf_hf.serving.loading import load_pipeline
 from gmdf_hf.training.checkpoint import save_model
+from tests import processes
 from tests.conftest import tiny_model
 from tests.media import numbered, write_video
 
@@ -253,14 +252,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(model, folder, port: int) -> subprocess.Popen:
+def start(model, folder, port: int) -> processes.Process:
     words = ["serve", "--model", str(model), "--detector", "none", "--port", str(port), "--jobs", str(folder / "jobs")]
     code = "from gmdf_hf.scripts.gmdf import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *words, "--job_frames", "20"],
-        env=os.environ | {"GMDF_API_KEYS": "one"},
-        stderr=(folder / "log").open("ab"),
-    )
+    with (folder / "log").open("ab") as log:
+        words += ["--job_frames", "20"]
+        process = processes.start("-c", code, *words, env=os.environ | {"GMDF_API_KEYS": "one"}, stderr=log)
     for _ in range(600):
         try:
             if httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 200:

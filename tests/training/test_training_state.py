@@ -4,7 +4,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -23,9 +22,11 @@ from gmdf_hf.training.training_state import (
     open_run,
     save_state,
 )
+from tests import processes
 from tests.domains import write_domain
 
 ROOT = Path(__file__).parents[2]
+KILLS = int(os.environ.get("GMDF_KILLS", "6"))
 
 
 def make(seed: int = 0):
@@ -209,9 +210,10 @@ assert attempt("straight") == 0
 length = time.time() - started
 kills, runs = 0, 0
 rng = random.Random(0)
-while kills < 20:
+wanted = int(sys.argv[3])
+while kills < wanted:
     runs += 1
-    while status := attempt(f"killed-{runs}", rng.uniform(0.1, 0.9) * length if kills < 20 else None):
+    while status := attempt(f"killed-{runs}", rng.uniform(0.1, 0.9) * length if kills < wanted else None):
         assert status == signal.SIGKILL, status
         kills += 1
 print(json.dumps({"kills": kills, "runs": runs, "seconds": length}))
@@ -219,22 +221,16 @@ print(json.dumps({"kills": kills, "runs": runs, "seconds": length}))
 
 
 @pytest.mark.slow
-def test_a_run_killed_twenty_times_ends_as_one_that_was_not(tmp_path):
+def test_a_run_killed_many_times_ends_as_one_that_was_not(tmp_path):
     code = tmp_path / "killer.py"
     code.write_text(KILLER)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run(
-        [sys.executable, code, tmp_path, json.dumps(settings(tmp_path, epochs=2, batch_size=2, image_size=32))],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=ROOT,
-        check=False,
-    )
+    fields = json.dumps(settings(tmp_path, epochs=2, batch_size=2, image_size=32))
+    done = processes.run(code, tmp_path, fields, KILLS, env=environment, cwd=ROOT, warm=processes.LIBRARIES)
     log = tmp_path / "log.txt"
     assert done.returncode == 0, done.stderr[-2000:] + (log.read_text()[-2000:] if log.exists() else "")
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["kills"] == 20
+    assert found["kills"] == KILLS
     straight = tmp_path / "straight"
     for number in range(1, found["runs"] + 1):
         killed = tmp_path / f"killed-{number}"
@@ -253,14 +249,16 @@ def test_a_run_killed_twenty_times_ends_as_one_that_was_not(tmp_path):
 def test_sigterm_saves_and_exits_with_a_code_of_its_own(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps(settings(tmp_path, epochs=500, output_dir=str(tmp_path / "run"), save_steps=None)))
-    command = [sys.executable, str(ROOT / "scripts" / "meta_train.py"), "--recipe", str(recipe)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT)
-    step = re.compile(r"meta-training.*\| (\d+)/")
-    for line in process.stderr:  # carriage returns of the progress bar end lines too; it is not drawn at every step
-        if (shown := step.search(line)) and int(shown[1]) >= 3:
-            break
-    process.send_signal(signal.SIGTERM)
-    rest = process.stderr.read()
+    read, written = os.pipe()
+    with open(read) as stderr, open(written, "w") as theirs:
+        process = processes.start(ROOT / "scripts" / "meta_train.py", "--recipe", recipe, stderr=theirs, cwd=ROOT)
+        theirs.close()
+        step = re.compile(r"meta-training.*\| (\d+)/")
+        for line in stderr:  # carriage returns of the progress bar end lines too; it is not drawn at every step
+            if (shown := step.search(line)) and int(shown[1]) >= 3:
+                break
+        process.send_signal(signal.SIGTERM)
+        rest = stderr.read()
     assert process.wait() == 75
     said, hint = rest.splitlines()[-2:]
     assert "meta_train.py: SIGTERM" in said and "--resume true" in hint

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -23,6 +21,7 @@ from gmdf_hf.scripts import meta_train
 from gmdf_hf.training.classifiers import image_side, new_detector
 from gmdf_hf.training.config import TrainConfig
 from gmdf_hf.training.setup import check_method
+from tests import processes
 from tests.domains import write_domain
 
 ROOT = Path(__file__).parents[3]
@@ -181,8 +180,7 @@ for name, logits in expected.items():
     print(name, model.config.id2label[1])
 """
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    result = processes.run("-c", code, cwd=tmp_path, env=environment, warm=processes.LIBRARIES)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == [word for name in sorted(DETECTORS) for word in (name, "fake")]
 

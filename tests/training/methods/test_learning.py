@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import datasets
 import pytest
@@ -19,6 +17,7 @@ from gmdf_hf.data.episodes import Episode
 from gmdf_hf.scripts import meta_train
 from gmdf_hf.training.config import TrainConfig
 from gmdf_hf.training.methods import make_method
+from tests import processes
 from tests.domains import write_domain
 from tests.training.test_classifiers import save_backbone
 
@@ -118,6 +117,5 @@ for name, logits in expected.items():
     torch.testing.assert_close(model(pixels).logits.detach(), logits)
 """
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    result = processes.run("-c", code, cwd=tmp_path, env=environment, warm=processes.LIBRARIES)
     assert result.returncode == 0, result.stderr
