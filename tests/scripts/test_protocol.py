@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 from gmdf_hf.common.errors import UserError
+from gmdf_hf.data import loading
 from gmdf_hf.scripts import meta_train, protocol
 from gmdf_hf.training.protocol import Protocol, Run, read_yaml
 from gmdf_hf.training.protocol_table import columns_of, paper_results
@@ -30,6 +31,22 @@ def folder(tmp_path_factory) -> Path:
 def one_level_of_each_distortion(monkeypatch):
     """Of the five, which differ in a number only: the table of distortions would take a minute more."""
     monkeypatch.setattr("gmdf_hf.training.protocol.LEVELS", 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def each_domain_is_loaded_once():
+    """A third of the time of a run of one step; the runs of all protocols draw the same few domains."""
+    loaded, load = {}, loading.load_domain
+
+    def load_once(*arguments, **fields):
+        key = repr((arguments, sorted(fields.items())))
+        if key not in loaded:
+            loaded[key] = load(*arguments, **fields)
+        return loaded[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "load_domain", load_once)
+        yield
 
 
 def check(name: str, folder: Path) -> list[list[str]]:
