@@ -39,6 +39,7 @@ from gmdf_hf.training.classifiers import (
     resized,
 )
 from gmdf_hf.training.config import TrainConfig
+from gmdf_hf.training.methods.merged import Merged
 from gmdf_hf.training.training_state import last_state
 from tests.common.test_processes import ROOT, start
 from tests.domains import write_domain
@@ -197,6 +198,19 @@ def test_a_convolutional_backbone_takes_another_image_size(tmp_path):
     assert image_side(processor) == 48
     assert "48 pixels a side" in (tmp_path / "run" / "model" / "README.md").read_text()
     assert image_side(resized(BACKBONES["vit"][2], 24)) == 24
+
+
+def test_a_network_with_batch_normalisation_has_its_channels_last(tmp_path, monkeypatch):
+    layouts, step = [], Merged.step
+
+    def seen(method, model, *arguments):
+        kernels = [weight for weight in model.parameters() if weight.dim() == 4 and min(weight.shape[1:]) > 1]
+        layouts.append({kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels})
+        return step(method, model, *arguments)
+
+    monkeypatch.setattr(Merged, "step", seen)
+    meta_train.main(miniature(tmp_path, "resnet", max_steps=1))
+    assert layouts == [{True}]
 
 
 def test_what_one_broken_image_did_to_the_running_statistics_is_undone(tmp_path, monkeypatch):
