@@ -200,12 +200,16 @@ def test_onnx_gives_the_same_logits(name, tmp_path):
             return self.model(pixel_values=pixel_values).logits
 
     model = tiny(name)
-    program = torch.onnx.export(
-        Logits(model).eval(), (pixels(),), dynamo=True, verbose=False, dynamic_shapes=({0: torch.export.Dim("batch")},)
-    )
-    program.save(tmp_path / "model.onnx")
+    if (
+        name == "face_xray"
+    ):  # tracing takes a tenth of the time for four hundred convolutions, but lacks others' operators
+        axes = {"pixel_values": {0: "batch"}}
+        options = {"dynamo": False, "input_names": ["pixel_values"], "dynamic_axes": axes}
+    else:
+        options = {"dynamo": True, "verbose": False, "dynamic_shapes": ({0: torch.export.Dim("batch")},)}
+    torch.onnx.export(Logits(model).eval(), (pixels(),), tmp_path / "model.onnx", **options)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    logits = session.run(None, {session.get_inputs()[0].name: pixels(3).numpy()})[0]
+    logits = session.run(None, {"pixel_values": pixels(3).numpy()})[0]
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(logits), model(pixels(3)).logits, rtol=1e-3, atol=1e-4)
 
