@@ -96,7 +96,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
     model.to(accelerator.device)
     if any(isinstance(module, _BatchNorm) for module in model.modules()):
         # A convolutional network takes two thirds of the time with its channels last in memory: docs/performance.md.
-        torch.nn.Module.to(model, memory_format=torch.channels_last)
+        cast(Any, model).to(memory_format=torch.channels_last)  # the annotations of `to` lack this form
     if config.gradient_checkpointing:
         try:
             # The reentrant form does not support `autograd.grad` with chosen inputs, which both half steps use.
