@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -25,7 +27,6 @@ from gmdf_hf.modeling import GMDFImageProcessor
 from gmdf_hf.scripts import evaluate
 from gmdf_hf.training.checkpoint import save_model
 from gmdf_hf.training.config import DomainSource
-from tests import processes
 from tests.conftest import tiny_model
 from tests.domains import write_domain, write_methods, write_parquet
 
@@ -87,11 +88,15 @@ def test_twice_the_same_to_the_last_bit(folder, scored, tmp_path):
 
 
 def test_two_processes_give_what_one_gives(folder, scored, tmp_path):
-    """16 frames in batches of 3, and 2 domains: the division has remainders, and no row is lost or duplicated."""
-    command = ["scripts/evaluate.py"]
+    """16 frames in batches of 3, and 2 domains: the division has remainders, and no row is lost or duplicated.
+
+    This one starts by the real launcher; other tests of two processes set its variables.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "scripts/evaluate.py"]
     command += ["--model", str(folder / "run" / "model"), "--domains", f"z={folder / 'z'}", f"c={folder / 'c'}"]
     command += ["--batch_size", "3", "--replicates", "20", "--output_dir", str(tmp_path / "two")]
-    result = processes.run_two(*command)
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("test split, in %") == 1
     parts = sorted(path.name for path in (tmp_path / "two" / "parts" / "c").glob("*.parquet"))
