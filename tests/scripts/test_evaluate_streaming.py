@@ -191,7 +191,9 @@ class Mean(torch.nn.Linear):
 
 evaluate.load_classifier = lambda *options: Classifier(Mean(1, 1), GMDFImageProcessor.of_size(8), 1)
 domains = {"x": DomainSource(path=sys.argv[1])}
-evaluate.main(evaluate.Evaluation(model="mean", domains=domains, output_dir=sys.argv[2], streaming=True, replicates=2))
+# A folder, because a name would be looked up on the hub.
+options = {"model": sys.argv[1], "domains": domains, "output_dir": sys.argv[2], "streaming": True, "replicates": 2}
+evaluate.main(evaluate.Evaluation(**options))
 print("peak", re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 """
 
