@@ -10,10 +10,13 @@ from gmdf_hf.training.losses import alignment_loss, classification_loss, masked_
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """Eq. 8 with the matrix square root of the product of the covariances."""
+    """Eq. 8 with the matrix square root of the product of the covariances.
+
+    Its trace is the sum of the roots of the eigenvalues; `sqrtm` of scipy 1.15 is NaN for some singular matrices.
+    """
     covariance_a, covariance_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    root = scipy.linalg.sqrtm(covariance_a @ covariance_b)
-    return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(covariance_a + covariance_b - 2 * root.real)
+    roots = np.sqrt(scipy.linalg.eigvals(covariance_a @ covariance_b).real.clip(0))
+    return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(covariance_a + covariance_b) - 2 * roots.sum()
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
