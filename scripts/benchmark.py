@@ -40,6 +40,10 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "vit_b16": {"patch_size": 16},
     "tiny": {"image_size": 64, "patch_size": 16, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
 }
+TEXT_TOWERS: dict[str, dict[str, Any]] = {
+    "vit_b16": {},
+    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+}
 DOMAIN_GOALS = {3: 1.12, 12: 1.15}  # domains and the largest accepted ratio
 EXPERT_GOALS = {4: 1.08, 16: 1.25, 64: 1.9}  # experts and the largest accepted ratio
 Figure = Literal["iteration", "literal", "inference", "memory", "loader", "utilisation", "scoring"]
@@ -51,7 +55,8 @@ class Bench(Workloads):
     """Ratios on one device, in one precision."""
 
     def __init__(self, backbone: str, batch_size: int, precision: str, repeats: int):
-        super().__init__(CLIPVisionConfig(**BACKBONES[backbone]), batch_size, precision)
+        towers = CLIPVisionConfig(**BACKBONES[backbone]), CLIPTextConfig(**TEXT_TOWERS[backbone])
+        super().__init__(*towers, batch_size, precision)
         self.repeats = repeats
         self.about = {
             "backbone": backbone,
@@ -90,7 +95,7 @@ class Bench(Workloads):
         for domains, goal in DOMAIN_GOALS.items():
             # About as many images for every number of domains; a domain's batch has both classes.
             size = max(self.batch_size * len(self.domains) // domains // 2 * 2, 2)
-            load = Workloads(self.vision, size, self.accelerator.mixed_precision, domains)
+            load = Workloads(self.vision, self.text, size, self.accelerator.mixed_precision, domains)
             ours, plain = self.fastest(load.meta_iteration(), load.fine_tuning())
             details = {"images": size * domains, "ours_s": ours, "peer_s": plain}
             name = f"meta-iteration with {domains} domains / fine-tuning step"
@@ -116,7 +121,7 @@ class Bench(Workloads):
 
         for experts, goal in EXPERT_GOALS.items():
             domains = [f"d{number}" for number in range(experts)]
-            config = GMDFConfig(vision_config=self.vision, text_config=CLIPTextConfig(), domains=domains)
+            config = GMDFConfig(vision_config=self.vision, text_config=self.text, domains=domains)
             ours = GMDFModel(config).to(self.device).eval()
             for layer in ours.vision_model.encoder.layers:
                 layer.experts.alpha.fill_(0.1)

@@ -24,22 +24,23 @@ class Workloads:
 
     Args:
         vision: Sizes of the vision tower.
+        text: Sizes of the text tower.
         batch_size: Images of each domain.
         precision: Mixed precision of accelerate.
         num_domains: Number of domains.
     """
 
-    def __init__(self, vision: CLIPVisionConfig, batch_size: int, precision: str, num_domains: int = 3):
+    def __init__(
+        self, vision: CLIPVisionConfig, text: CLIPTextConfig, batch_size: int, precision: str, num_domains: int = 3
+    ) -> None:
         self.domains = [f"d{number}" for number in range(num_domains)]
         self.accelerator = Accelerator(mixed_precision=precision)
-        self.vision, self.batch_size, self.device = vision, batch_size, self.accelerator.device
+        self.vision, self.text, self.batch_size, self.device = vision, text, batch_size, self.accelerator.device
 
     def detector(self) -> GMDFModel:
         """A detector of the paper's recipe, with non-zero experts."""
         torch.manual_seed(0)
-        config = GMDFConfig(
-            vision_config=self.vision, text_config=CLIPTextConfig(), domains=self.domains, codebook_size=8192
-        )
+        config = GMDFConfig(vision_config=self.vision, text_config=self.text, domains=self.domains, codebook_size=8192)
         model = GMDFModel(config).to(self.device).train()
         with torch.no_grad():
             for layer in model.vision_model.encoder.layers:
@@ -103,7 +104,7 @@ class Workloads:
     def fine_tuning(self) -> Callable[[], object]:
         """One step of plain fine-tuning of transformers' classifier on the same number of images."""
         torch.manual_seed(0)
-        clip = CLIPConfig(vision_config=self.vision, text_config=CLIPTextConfig())
+        clip = CLIPConfig(vision_config=self.vision, text_config=self.text)
         clip.num_labels = 2
         model = CLIPForImageClassification(clip).to(self.device).train()
         optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)

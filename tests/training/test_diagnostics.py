@@ -55,7 +55,7 @@ def test_a_planted_nan_stops_the_run_with_the_videos_name(tmp_path, monkeypatch)
 
     monkeypatch.setattr(frames, "read_frame", plant)
     with pytest.raises(UserError, match=r"Iteration \d+ gave .*nan.*y, video train-2-1, frame \d") as caught:
-        meta_train.main(config(tmp_path, epochs=10, save_steps=1000))
+        meta_train.main(config(tmp_path, epochs=6, save_steps=1000))
     run = tmp_path / "run"
     record = json.loads((run / "failure.json").read_text())
     assert [name.split(", frame")[0] for name in record["broken"]] == ["y, video train-2-1"]
@@ -67,7 +67,7 @@ def test_a_planted_nan_stops_the_run_with_the_videos_name(tmp_path, monkeypatch)
     assert checkpoint.name == f"step-{record['step'] - 1:08d}"
     monkeypatch.setattr(frames, "read_frame", read_frame)
     AcceleratorState._reset_state(reset_partial_state=True)
-    results = meta_train.main(config(tmp_path, epochs=10, save_steps=1000, resume=True))
+    results = meta_train.main(config(tmp_path, epochs=6, save_steps=1000, resume=True))
     assert results["steps"] > record["step"]
     lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == results["steps"]
