@@ -3,8 +3,6 @@
 import io
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -216,8 +214,7 @@ def peak_mib(tmp_path: Path, rows: int) -> float:
                 "group": [f"{n // 100}" for n in numbers],
             }
             writer.write_table(pa.table(columns, schema=FEATURES.arrow_schema), row_group_size=20)
-    command = [sys.executable, "-c", MEMORY, str(path.parent), str(tmp_path / f"scores-{rows}")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    result = processes.run("-c", MEMORY, path.parent, tmp_path / f"scores-{rows}", cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
     assert len(read_scores(tmp_path / f"scores-{rows}" / "scores.parquet")) == rows
     return int(re.search(r"peak (\d+)", result.stdout)[1]) / 2**10
