@@ -9,6 +9,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -61,12 +62,20 @@ def read_protocol(name: str) -> Protocol:
     return read_yaml(ROOT / "scripts" / "recipes" / "protocols" / f"{name}.yaml", Protocol)
 
 
+def signs(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a run, of a number only whether it is 0: a run of one step is the same with another one."""
+    return {
+        name: signs(value) if isinstance(value, dict) else bool(value) if isinstance(value, int | float) else value
+        for name, value in fields.items()
+    }
+
+
 def rows_to_train(described: Protocol) -> tuple[Row, ...]:
     """Rows without a run, the first, the compared one, GM-DF's, and those that no protocol trained before."""
     needed = {described.rows[0].label, described.compare, "GM-DF"}
     chosen = []
     for row in described.rows:
-        what = json.dumps([row.backbone, row.set, described.settings[0].set], sort_keys=True, default=str)
+        what = json.dumps([row.backbone, signs(row.set), signs(described.settings[0].set)], sort_keys=True)
         if row.missing or row.label in needed or what not in TRAINED:
             chosen.append(row)
         TRAINED.add(what)
