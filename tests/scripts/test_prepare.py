@@ -178,7 +178,7 @@ def test_memory_does_not_grow_with_the_number_of_videos(tmp_path):
         "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
     )
     peaks = []
-    for number in (10, 50):
+    for number in (10, 120):
         data = tmp_path / f"data{number}"
         fill(data / "train/real", [f"{n}.mp4" for n in range(number)], video)
         arguments = ["--source", "folder", "--root", str(data), "--output", str(tmp_path / f"out{number}")]
