@@ -6,6 +6,7 @@ fast.
 
 from __future__ import annotations
 
+import ast
 import io
 import os
 import sys
@@ -51,10 +52,15 @@ def train(arguments: Sequence[str]) -> None:
 
     For options of `accelerate launch` itself: `accelerate launch OPTIONS -m gmdf_hf.scripts.meta_train ...`.
     """
-    script = str(Path(__file__).with_name("meta_train.py"))
-    launch = [] if {"-h", "--help"} & set(arguments) else ["-m", "accelerate.commands.launch", "--quiet"]
+    script = Path(__file__).with_name("meta_train.py")
+    if {"-h", "--help"} & set(arguments):
+        from gmdf_hf.training.config import parse_command_line
+
+        description = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8")))  # its import takes seconds
+        parse_command_line(["--help"], description, script.parent / "recipes" / "drawn.yaml", "gmdf train")
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, *launch, script, *arguments])
+    launch = ["-m", "accelerate.commands.launch", "--quiet"]
+    os.execv(sys.executable, [sys.executable, *launch, str(script), *arguments])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Meta-train one detector on several domains (GM-DF, Algorithm 1) and score it on domains it never saw.
+r"""Meta-train one detector on several domains (GM-DF, Algorithm 1) and score it on domains it never saw.
 
 accelerate launch --quiet scripts/meta_train.py                                        # drawn faces, minutes on a CPU
 accelerate launch --quiet scripts/meta_train.py --recipe scripts/recipes/paper.yaml    # the paper's setting

@@ -96,6 +96,9 @@ def real_data() -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the markers of transformers' own tests of a model class."""
+    """Register the markers of transformers' own tests of a model class; one thread in each process of `-n auto`."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that the tests start
+        torch.set_num_threads(1)
     for name in ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "torch_compile_test"):
         config.addinivalue_line("markers", f"{name}: a marker of transformers")

@@ -300,7 +300,9 @@ def load_recipe(path: Path, overrides: dict[str, Any]) -> TrainConfig:
         raise UserError(f"{path}: {reason}.") from error
 
 
-def parse_command_line(arguments: Sequence[str] | None, description: str, default_recipe: Path) -> TrainConfig:
+def parse_command_line(
+    arguments: Sequence[str] | None, description: str | None, default_recipe: Path, program: str | None = None
+) -> TrainConfig:
     """Make a `TrainConfig` from `--recipe FILE` and one option per field; values are parsed as YAML.
 
     A bare name, such as `paper`, is a recipe in the folder of the default one, which the package includes.
@@ -308,13 +310,11 @@ def parse_command_line(arguments: Sequence[str] | None, description: str, defaul
     Raises:
         UserError: As `load_recipe`.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(program, description=description, formatter_class=form, allow_abbrev=False)
     parser.add_argument("--recipe", type=Path, default=default_recipe, help=f"YAML file (default: {default_recipe})")
     add_yaml_options(parser, TrainConfig, yaml.safe_load)
-    overrides = vars(parser.parse_args(arguments))
-    recipe = overrides.pop("recipe")
+    recipe = (overrides := vars(parser.parse_args(arguments))).pop("recipe")
     if len(recipe.parts) == 1 and not recipe.suffix and not recipe.exists():
         recipe = default_recipe.with_name(f"{recipe}.yaml")
     return load_recipe(recipe, overrides)

@@ -173,7 +173,9 @@ def test_a_checkpoint_without_a_pooler_gives_its_class_token(tmp_path):
     torch.testing.assert_close(GMDFModel.from_pretrained(tmp_path / "detector")(pixels).logits, model(pixels).logits)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize(
+    "name", [name if name == "clip" else pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES]
+)
 def test_experts_learn_in_a_miniature_run(name):
     """The classes differ in the direction of stripes, and the directions differ between domains."""
     model = fresh_model(name, expert_scale=64.0)

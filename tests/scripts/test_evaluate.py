@@ -87,6 +87,7 @@ def test_twice_the_same_to_the_last_bit(folder, scored, tmp_path):
     assert (tmp_path / "two" / "results.json").read_bytes() == (scored / "results.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(folder, scored, tmp_path):
     """16 frames in batches of 3, and 2 domains: the division has remainders, and no row is lost or duplicated.
 

@@ -261,6 +261,7 @@ def test_one_bad_address_does_not_end_a_batch(model, folder):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence(model, folder):
     code = "from gmdf_hf.scripts.gmdf import main; main()"
     words = ("predict", folder / "a.png", "--model", model, "--detector", "none")

@@ -133,6 +133,7 @@ def test_a_protocol_runs_and_is_not_run_again(name, folder, monkeypatch):
     assert protocol.main(name, "mini", [0], folder) == table
 
 
+@pytest.mark.slow
 def test_seeds_give_mean_and_deviation(folder):
     table = protocol.main("table9", "mini", [0, 1], folder)
     assert all("±" in cell for row in table[1:] for cell in row[1:])
@@ -157,6 +158,7 @@ def test_data_that_are_not_there_are_one_sentence(tmp_path, monkeypatch):
     assert said.startswith("protocol.py: The data of domain ") and hint.startswith("hint: ")
 
 
+@pytest.mark.slow
 def test_a_scale_may_pretrain_the_backbone_of_each_setting(tmp_path, monkeypatch):
     scale = yaml.safe_load((protocol.RECIPES / "scales" / "mini.yaml").read_text()) | {"pretraining_steps": 1}
     real = protocol.read_yaml

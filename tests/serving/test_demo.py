@@ -205,6 +205,7 @@ def upload(url: str, size: int, name: str = "face.png") -> int:
         return error.code
 
 
+@pytest.mark.slow
 def test_uploads_nobody_asks_about_are_deleted(server, tmp_path):
     """Executables are deleted immediately, pictures and interrupted uploads some seconds later."""
     assert upload(server, 1000, "program.exe") == 200 and upload(server, 1000) == 200

@@ -114,6 +114,7 @@ def test_an_export_of_other_weights_is_refused(exported, tmp_path):
         load_pipeline(str(tmp_path), "none", runtime="onnx", dtype="bfloat16")
 
 
+@pytest.mark.slow
 def test_the_script_measures_what_it_writes(exported, tmp_path, capsys):
     from gmdf_hf.scripts import export
 

@@ -27,6 +27,7 @@ def test_flash_attention_in_single_precision_is_refused_before_training(tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_attention_of_half_precision_works_in_validation(tmp_path):
     """Flash attention needs a GPU; this stand-in refuses what flash attention refuses."""
     precisions = set()

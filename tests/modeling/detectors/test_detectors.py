@@ -159,6 +159,7 @@ def test_a_run_trains_saves_and_scores(name, tmp_path, capsys):
     assert image_side(found.processor) == SIDE
 
 
+@pytest.mark.slow
 def test_checkpoints_open_with_and_without_the_package(tmp_path):
     """Without it, the code beside the weights is used."""
     expected = {}
@@ -276,6 +277,7 @@ def test_what_cannot_be_made_is_one_sentence(tmp_path):
         check_method("xception", "gmdf", "all")
 
 
+@pytest.mark.slow
 def test_code_beside_a_checkpoint_is_that_of_the_detector(tmp_path):
     tiny("xception").save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.glob("*.py")} == {"detector.py", "xception.py"}
