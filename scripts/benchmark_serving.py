@@ -64,10 +64,13 @@ def peak_mib() -> float:
 
 def predict_and_report() -> None:
     """Run `gmdf predict` with the command line's options; the last line of stderr has the costs."""
-    from gmdf_hf.common.options import parse_options
     from gmdf_hf.scripts import predict
 
-    predict.main(parse_options(predict.PredictOptions, None, None))
+    try:
+        predict.run()
+    except SystemExit as end:
+        if end.code:
+            raise
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     cpu = sum(usage.ru_utime + usage.ru_stime for usage in used)
     print(json.dumps({"cpu": cpu, "mib": peak_mib()}), file=sys.stderr)

@@ -25,7 +25,8 @@ from gmdf_hf.preparation.video import SUFFIXES as VIDEO_SUFFIXES
 from gmdf_hf.serving.demo_page import answer_page, message
 from gmdf_hf.serving.download import DownloadError, downloaded
 from gmdf_hf.serving.inputs import INPUT_ERRORS, is_url, open_input
-from gmdf_hf.serving.isolated import IsolatedReader, share_heaps
+from gmdf_hf.serving.isolated import IsolatedReader
+from gmdf_hf.serving.memory import share_heaps
 from gmdf_hf.serving.pipeline import DeepfakeDetectionPipeline
 from gmdf_hf.serving.uploads import UploadDeadline, UploadFolder
 
@@ -196,5 +197,5 @@ def launch(detect: DeepfakeDetectionPipeline, host: str = "127.0.0.1", port: int
         host: Address to listen on.
         port: Port to listen on.
     """
-    share_heaps()
+    share_heaps(2, large=2**22)
     build(detect).launch(**settings(host, port))

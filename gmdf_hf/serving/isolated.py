@@ -10,7 +10,6 @@ of low priority: slow files wait for each other, and all others overtake them.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import os
@@ -26,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from gmdf_hf.common.images import ImageError
 from gmdf_hf.preparation.media import Media
 from gmdf_hf.preparation.video import Frame, ReadReport, VideoError
 from gmdf_hf.serving.decoder import MAX_LINE
+from gmdf_hf.serving.memory import trim_memory
 
 MAX_MEMORY = 4 * 2**30  # bytes of address space of a child
 MAX_FRAME_BYTES = 3 * 50_000_000  # maximum pixels of a picture, in RGB
@@ -39,7 +38,6 @@ MAX_FILE_BYTES = 2 * 2**30  # maximum pixels of all frames of a file
 QUICK_SECONDS, QUICK_CHILDREN = 3.0, 4
 WALL_FACTOR = 3.0  # maximum waiting time relative to the processor time that a file may take, on a busy machine
 START_SECONDS = 60.0  # maximum time for the start of a child
-M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # numbers of glibc's `mallopt`
 FILES_OF_A_CHILD = 50  # a decoder's memory is given back when the child ends
 LOW_PRIORITY = 5  # niceness
 ERRORS: dict[str, type[ImageError] | type[VideoError]] = {"ImageError": ImageError, "VideoError": VideoError}
@@ -123,26 +121,6 @@ class IsolatedReader:
                         return
             finally:
                 lane.put(child)
-
-
-def trim_memory() -> None:
-    """Return free memory to the operating system; glibc keeps what threads have freed."""
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def share_heaps() -> None:
-    """Let all threads of the process share two heaps, with large blocks outside of them.
-
-    glibc gives each thread a heap and, after a while, keeps blocks of up to 32 MB in them. Their gaps are not returned
-    to the operating system: the demo grew by 19 MB a minute. Arrow's allocator keeps 2 MB for each thread that ever
-    used it, 95 MB after ten minutes.
-    """
-    pa.set_memory_pool(pa.system_memory_pool())
-    with suppress(OSError, AttributeError):  # another C library
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(M_ARENA_MAX, 2)
-        libc.mallopt(M_MMAP_THRESHOLD, 2**22)  # 256 KB take a quarter more time for a ViT-B/16
 
 
 class _Stored:

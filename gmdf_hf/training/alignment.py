@@ -35,9 +35,10 @@ class FeatureQueue:
         return {"features": self.features, "counts": self.counts, "seen": self.seen}
 
     def of(self, domain: int) -> list[torch.Tensor]:
-        """The batches of a domain, each of shape `(n, P)`."""
-        pairs = zip(self.features[domain], self.counts[domain].tolist(), strict=True)
-        return [features[:count] for features, count in pairs if count]
+        """The batches of a domain, each of shape `(n, P)`, oldest first."""
+        counts, start = self.counts[domain].tolist(), int(self.seen[domain]) % self.batches
+        places = [*range(start, self.batches), *range(start)]
+        return [self.features[domain, place, : counts[place]] for place in places if counts[place]]
 
     @torch.no_grad()
     def push(self, domain: int, features: torch.Tensor) -> None:
@@ -52,7 +53,9 @@ class Alignment:
     """L_sis of an episode, with statistics over the current batch and the queued batches.
 
     With 32 images and hundreds of feature dimensions, sampling error dominates the distance of Eq. 8. Each domain has
-    two queues: source features come from the inner step, meta-test features from the outer step.
+    two queues: source features come from the inner step, meta-test features from the outer step. The error that remains
+    is inversely proportional to the number of images n, so it is extrapolated to 0: ``2 L(n) - L(n / 2)``, as
+    FID-infinity does (Chong and Forsyth 2020). The estimate can be slightly below 0.
 
     The gradient reaches only the current batch, which is a small part of the statistics. It is multiplied by (images in
     the statistics) / (images in the batch), which gives the gradient of shifting all images equally.
@@ -85,12 +88,12 @@ class Alignment:
             episode: The images.
         """
         *sources, target = gather_features(embeds, episode.counts)
-        if self.queues is not None:
-            of_source, of_target = self.queues
-            pairs = zip(episode.source_domains, sources, strict=True)
-            sources = [_joined(of_source.of(domain), features) for domain, features in pairs]
-            target = _joined(of_target.of(episode.domains[-1]), target)
-        return alignment_loss(sources, target)
+        if self.queues is None:
+            return alignment_loss(sources, target)
+        of_source, of_target = self.queues
+        pairs = zip(episode.source_domains, sources, strict=True)
+        batches = [[*of_source.of(domain), features] for domain, features in pairs]
+        return _extrapolated(batches, [*of_target.of(episode.domains[-1]), target])
 
     @torch.no_grad()
     def push(self, embeds: torch.Tensor, episode: Episode) -> None:
@@ -110,15 +113,29 @@ class Alignment:
         if self.queues is None:
             return None
         kept = [self.queues[0].of(domain) for domain in range(len(self.queues[0].seen))]
-        halves = [(torch.cat(batches[::2]), torch.cat(batches[1::2])) for batches in kept if len(batches) > 1]
-        values = [float(alignment_loss([half], other)) for half, other in halves]
+        halves = [(batches[::2], batches[1::2]) for batches in kept if len(batches) > 1]
+        values = [float(_extrapolated([half], other)) for half, other in halves]
         return sum(values) / len(values) if values else None
 
 
-def _joined(past: Sequence[torch.Tensor], current: torch.Tensor) -> torch.Tensor:
-    """Past and current features; the gradient of the current ones is scaled to represent all (see `Alignment`)."""
-    images = sum(map(len, past)) + len(current)
-    if current.requires_grad and past:
-        factor = images / len(current)
-        current = current.detach() + factor * (current - current.detach())
-    return torch.cat([*(features.to(current) for features in past), current])
+def _extrapolated(sources: Sequence[Sequence[torch.Tensor]], target: Sequence[torch.Tensor]) -> torch.Tensor:
+    """L_sis of infinitely many images, from that of all and of half of the batches; the last batch is the current one.
+
+    The current batch is in one half only: its gradient stands for both.
+    """
+    whole = alignment_loss([_joined(batches) for batches in sources], _joined(target))
+    if min(map(len, (*sources, target))) < 2:
+        return whole
+    half, other = (
+        alignment_loss([_joined(batches[end::-2]) for batches in sources], _joined(target[end::-2])) for end in (-1, -2)
+    )
+    return 2 * whole - half - (other - half).detach() / 2
+
+
+def _joined(batches: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Features of all batches; the gradient of the current ones is scaled to represent all (see `Alignment`)."""
+    images, current = sum(map(len, batches)), next((one for one in batches if one.requires_grad), None)
+    if current is None:
+        return torch.cat(list(batches))
+    scaled = current.detach() + images / len(current) * (current - current.detach())
+    return torch.cat([scaled if one is current else one.to(current) for one in batches])
