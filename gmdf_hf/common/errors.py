@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -86,6 +87,20 @@ class WorkError(GMDFError, RuntimeError):
 
     exit_code = 9
     hint = "Finished work is kept: remove the cause and start the same command again, or choose another folder."
+
+
+def unusable(what: str, name: str, error: Exception) -> UserError:
+    """The error for a model that cannot be loaded.
+
+    Args:
+        what: What the user named: `model` or `backbone`.
+        name: Its folder, or its name on the hub.
+        error: What loading raised.
+    """
+    reason = " ".join(str(error).split())
+    if (name.count("/") > 1 or name.startswith((".", "/", "~"))) and not Path(name).is_dir():
+        reason = "there is no such folder; names on the hub have at most one slash."
+    return UserError(f"The {what} {name!r} cannot be used: {reason}")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME, find_adapter_config_file
 
-from gmdf_hf.common.errors import UserError
+from gmdf_hf.common.errors import UserError, unusable
 from gmdf_hf.common.files import printable
 from gmdf_hf.common.labels import class_names, class_of, fake_class
 from gmdf_hf.evaluation.operating_point import FILE_NAME, OperatingPoint, read_operating_point
@@ -243,4 +243,4 @@ def _refuse(model: str, error: Exception) -> NoReturn:
             f"The model {model!r} needs code of its own repository, which is not run unasked.",
             "Read that code, then pass --trust_remote_code, or choose a model without code.",
         ) from error
-    raise UserError(f"The model {model!r} cannot be used: {text}") from error
+    raise unusable("model", model, error) from error

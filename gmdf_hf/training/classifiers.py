@@ -22,7 +22,7 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import cached_file
 
-from gmdf_hf.common.errors import UserError
+from gmdf_hf.common.errors import UserError, unusable
 from gmdf_hf.modeling import GMDFModel
 from gmdf_hf.modeling.detectors import DETECTORS, Detector, image_processor_of
 from gmdf_hf.training.config import ClassifierMethod
@@ -78,7 +78,7 @@ def load_classifier(
         if isinstance(model, Detector):
             model.check_domains(len(domains))
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"The backbone {backbone!r} cannot be used: {' '.join(str(error).split())}") from error
+        raise unusable("backbone", backbone, error) from error
     for name, module in model.named_modules():
         # Also replaces a head for two classes: its classes or their order may differ.
         if isinstance(module, torch.nn.Linear) and f"{name}.weight" in head:

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -187,7 +188,7 @@ def plan(protocol: Protocol, scale: Scale, recipe: Path, seeds: Sequence[int], f
     sources = {name: domain_source(name, scale) for name in sorted(names)}
     runs = []
     for row in protocol.rows:
-        refused = f"not implemented: {row.missing}" if row.missing else _without_backbone(row, scale)
+        refused = f"not implemented: {row.missing}" if row.missing else _unavailable(row, scale)
         for setting in protocol.settings:
             if refused is not None:
                 runs += [Run(row, setting, seed, None, refused) for seed in seeds]
@@ -213,8 +214,10 @@ def plan(protocol: Protocol, scale: Scale, recipe: Path, seeds: Sequence[int], f
     return runs
 
 
-def _without_backbone(row: Row, scale: Scale) -> str | None:
-    """Reason why a row's backbone is unavailable; None if available (the hub is not checked)."""
+def _unavailable(row: Row, scale: Scale) -> str | None:
+    """Reason why a row's method or backbone is unavailable; None if available (the hub is not checked)."""
+    if row.set.get("method") == "lora" and find_spec("peft") is None:
+        return "method: lora needs peft, not installed here"
     if row.backbone is None:
         return None
     if row.backbone not in scale.backbones:

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 import gmdf_hf
-from gmdf_hf.common.errors import UserError
+from gmdf_hf.common.errors import UserError, unusable
 from gmdf_hf.common.processes import same_on_all
 from gmdf_hf.data.dataset import Domain
 from gmdf_hf.data.episodes import Episode, EpisodeSampler, episode_of_batch
@@ -232,7 +232,7 @@ def backbone_type(backbone: str) -> str:
     try:
         return str(PreTrainedConfig.get_config_dict(backbone_path(backbone))[0].get("model_type"))
     except (OSError, ValueError) as error:
-        raise UserError(f"The backbone {backbone!r} cannot be used: {' '.join(str(error).split())}") from error
+        raise unusable("backbone", backbone, error) from error
 
 
 def make_model(config: TrainConfig, domains: Sequence[str]) -> tuple[PreTrainedModel, BaseImageProcessor]:
@@ -271,7 +271,7 @@ def image_processor(backbone: str, model_type: str, image_size: int) -> GMDFImag
             return GMDFImageProcessor.from_pretrained(backbone)
         return image_processor_of(backbone, image_size)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"The backbone {backbone!r} cannot be used: {' '.join(str(error).split())}") from error
+        raise unusable("backbone", backbone, error) from error
 
 
 def start_model(backbone: str, domains: Sequence[str], fields: dict[str, Any]) -> GMDFModel:
@@ -288,7 +288,7 @@ def start_model(backbone: str, domains: Sequence[str], fields: dict[str, Any]) -
     try:
         return GMDFModel.from_backbone(backbone_path(backbone), domains=domains, **fields)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"The backbone {backbone!r} cannot be used: {' '.join(str(error).split())}") from error
+        raise unusable("backbone", backbone, error) from error
 
 
 def grown_model(detector: str, domain: str, attn_implementation: str) -> GMDFModel:

@@ -32,6 +32,17 @@ def error_classes():
                 yield getattr(importlib.import_module(module), node.name)
 
 
+@pytest.mark.parametrize(
+    ("name", "is_path"),
+    [("runs/none/model", True), ("./none", True), ("/none", True), ("user/none", False), ("none", False)],
+)
+def test_a_folder_that_is_missing_is_no_name_on_the_hub(name, is_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = str(errors.unusable("model", name, ValueError("the\nreason")))
+    reason = "there is no such folder; names on the hub have at most one slash." if is_path else "the reason"
+    assert message == f"The model {name!r} cannot be used: {reason}"
+
+
 def test_every_error_class_has_a_hint_and_an_exit_status():
     classes = list(error_classes())
     assert {errors.SourceError, errors.WorkError} < set(classes) and len(classes) > 8

@@ -136,6 +136,14 @@ def test_a_row_with_a_backbone_of_its_own(name, tmp_path, monkeypatch):
         assert run.config.backbone == run.row.backbone in DETECTORS and run.config.detector["width"] < 0.1
 
 
+@pytest.mark.parametrize("installed", [False, True])
+def test_the_row_of_lora_needs_peft_and_the_others_do_not(installed, tmp_path, monkeypatch):
+    monkeypatch.setattr("gmdf_hf.training.protocol.find_spec", lambda package: package if installed else None)
+    refused = {run.row.label: run.refused for run in planned("today", "mini", tmp_path) if not run.row.missing}
+    reason = None if installed else "method: lora needs peft, not installed here"
+    assert {label for label, found in refused.items() if found == reason} == (set(refused) if installed else {"LoRA"})
+
+
 @pytest.mark.parametrize("name", ["table2", "table3", "table4", "table5", "table10"])
 def test_every_row_of_the_paper_is_a_row_here_with_a_run_or_a_reason(name, tmp_path):
     runs = planned(name, "mini", tmp_path)
