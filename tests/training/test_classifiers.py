@@ -154,15 +154,18 @@ def test_a_run_is_scored_saved_described_and_found_again(tmp_path):
     assert not any(name.endswith(".py") for name in files)
 
 
-@pytest.mark.parametrize("kind", ["convnext", "resnet"])
-def test_a_resumed_run_ends_as_one_that_was_not_stopped(kind, tmp_path):
-    meta_train.main(miniature(tmp_path, kind, lr_scheduler="cosine"))
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [("convnext", "direct_merge"), ("resnet", "direct_merge"), ("vit", "ltw"), ("vit", "dcl"), ("vit", "mldg")],
+)
+def test_a_resumed_run_ends_as_one_that_was_not_stopped(kind, method, tmp_path):
+    meta_train.main(miniature(tmp_path, kind, lr_scheduler="cosine", method=method))
     straight, stopped = tmp_path / "run", tmp_path / "stopped"
     half = last_state(straight / "checkpoints").with_name("step-00000002")
     shutil.copytree(half, stopped / "checkpoints" / half.name)
     shutil.copy(straight / "train_config.yaml", stopped)
     AcceleratorState._reset_state(reset_partial_state=True)
-    config = miniature(tmp_path, kind, lr_scheduler="cosine", output_dir=stopped, resume=True)
+    config = miniature(tmp_path, kind, lr_scheduler="cosine", method=method, output_dir=stopped, resume=True)
     assert meta_train.main(config)["steps"] == 4
     for name in ("history.jsonl", "model/model.safetensors"):
         assert (straight / name).read_bytes() == (stopped / name).read_bytes(), name
