@@ -63,6 +63,19 @@ def test_commands_can_be_given(words, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_name_protocols_scales_and_files_that_exist(page):
+    text = " ".join(page.read_text().split())
+    recipes = ROOT / "scripts" / "recipes"
+    for names in re.findall(r"scripts/protocol\.py ((?:\w+ )+)--scale", text):
+        for name in names.split():
+            assert (recipes / "protocols" / f"{name}.yaml").is_file(), name
+    for name in re.findall(r"--scale (\w+)", text):
+        assert (recipes / "scales" / f"{name}.yaml").is_file(), name
+    for name in re.findall(r"\b(?:scripts|tests)/[\w/.]*\w\.(?:py|yaml)", text):
+        assert (ROOT / name).is_file(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_python_can_be_read_and_imports_what_there_is(page):
     for block in blocks(page, "python"):
         imports = [node for node in ast.parse(block).body if isinstance(node, ast.ImportFrom | ast.Import)]
