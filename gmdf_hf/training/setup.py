@@ -200,7 +200,7 @@ def check_method(backbone: str, method: str, train_tower: str, baseline_model: s
         UserError: If it does not, or its configuration cannot be read.
     """
     found = backbone_type(backbone)
-    if found in DETECTORS and baseline_model == "classifier":
+    if found in DETECTORS:
         possible = list(CLASSIFIER_METHODS)
     else:
         possible = [name for name in get_args(MethodName) if (name == "add_domain") == (found == GMDFConfig.model_type)]
@@ -218,6 +218,8 @@ def check_method(backbone: str, method: str, train_tower: str, baseline_model: s
 
 def trains_gmdf(model_type: str, method: str, baseline_model: str) -> bool:
     """Whether a method trains a `GMDFModel` on a backbone instead of the backbone's own image classifier."""
+    if model_type in DETECTORS:  # networks of their own; `baseline_model` is for backbones
+        return False
     return model_type in ("clip", "gmdf") or method not in CLASSIFIER_METHODS or baseline_model == "gmdf"
 
 

@@ -20,7 +20,7 @@ from gmdf_hf.modeling.detectors.xception import Xception, timm_name
 from gmdf_hf.scripts import meta_train
 from gmdf_hf.training.classifiers import image_side, new_detector
 from gmdf_hf.training.config import TrainConfig
-from gmdf_hf.training.setup import check_method
+from gmdf_hf.training.setup import check_method, trains_gmdf
 from tests import processes
 from tests.domains import write_domain
 
@@ -275,6 +275,11 @@ def test_what_cannot_be_made_is_one_sentence(tmp_path):
         new_detector("xception", ["x"], fields=TINY["xception"] | {"pretrained": str(tmp_path)})
     with pytest.raises(UserError, match=r"'xception', which trains with direct_merge, .*; found the method 'gmdf'"):
         check_method("xception", "gmdf", "all")
+    for baseline_model in ("classifier", "gmdf"):  # a recipe for backbones can train a detector, too
+        check_method("xception", "direct_merge", "all", baseline_model)
+        assert not trains_gmdf("xception", "direct_merge", baseline_model)
+    with pytest.raises(UserError):
+        check_method("xception", "gmdf", "all", "gmdf")
 
 
 @pytest.mark.slow
