@@ -69,16 +69,16 @@ def config_of(method: str, backbone: str, tmp_path, **fields) -> TrainConfig:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LOSSES)
+# DCL sees a strong view of each face, never the face: it takes 275 steps of 1e-3, which are two minutes.
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "dcl"])
 def test_thirty_two_faces_are_learned_by_heart(name, faces, tmp_path):
     torch.manual_seed(0)
     assert len(faces.labels) == 2 * faces.labels.sum() == 32
     model = GMDFModel.from_clip(TINY_CLIP, domains=["a", "b"]).train()
     method = make_method(config_of(name, "tiny_clip", tmp_path), ["a", "b"], None, 1)
-    # LTW and DCL train the whole tower, the others few weights; DCL sees a strong view of each face, never the face.
-    step_size, steps = {"ltw": (3e-4, 100), "dcl": (1e-3, 400)}.get(name, (3e-3, 100))
+    step_size = 3e-4 if name == "ltw" else 3e-3  # it trains the whole tower, the others few weights
     optimizer = torch.optim.Adam(method.prepare(model), lr=step_size)
-    for step in range(steps):
+    for step in range(100):
         losses = method.step(model, faces, Accelerator())
         assert set(losses) == LOSSES[name] and all(loss.isfinite() for loss in losses.values())
         optimizer.step()
@@ -87,7 +87,7 @@ def test_thirty_two_faces_are_learned_by_heart(name, faces, tmp_path):
             with torch.no_grad():
                 if torch.equal(model(faces.pixel_values).logits.argmax(1), faces.labels):
                     return
-    pytest.fail(f"{name} did not learn 32 faces in {steps} steps: {losses}")
+    pytest.fail(f"{name} did not learn 32 faces in 100 steps: {losses}")
 
 
 @pytest.mark.parametrize("backbone", [pytest.param("tiny_clip", marks=pytest.mark.slow), "vit"])
