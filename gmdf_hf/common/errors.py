@@ -97,8 +97,8 @@ def unusable(what: str, name: str, error: Exception) -> UserError:
         name: Its folder, or its name on the hub.
         error: What loading raised.
     """
-    reason = " ".join(str(error).split())
-    if (name.count("/") > 1 or name.startswith((".", "/", "~"))) and not Path(name).is_dir():
+    reason, folder = " ".join(str(error).split()), name.partition("@")[0]  # after @, a revision can have slashes, too
+    if (folder.count("/") > 1 or folder.startswith((".", "/", "~"))) and not Path(name).is_dir():
         reason = "there is no such folder; names on the hub have at most one slash."
     return UserError(f"The {what} {name!r} cannot be used: {reason}")
 

@@ -25,8 +25,8 @@ def share_heaps(heaps: int, large: int | None = None) -> None:
 
     Args:
         heaps: Maximum number of heaps. Threads wait for each other while one of them allocates in a heap.
-        large: Size in bytes from which a block is outside of the heaps and returned when it is freed. 4 MB are safe;
-            with 256 KB a ViT-B/16 takes a quarter more time. None: glibc decides.
+        large: Size in bytes from which a block is outside of the heaps and returned when it is freed; with 256 KB a
+            ViT-B/16 takes a quarter more time. None: glibc decides.
     """
     pa.set_memory_pool(pa.system_memory_pool())
     with suppress(OSError, AttributeError):  # another C library

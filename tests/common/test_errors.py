@@ -34,7 +34,14 @@ def error_classes():
 
 @pytest.mark.parametrize(
     ("name", "is_path"),
-    [("runs/none/model", True), ("./none", True), ("/none", True), ("user/none", False), ("none", False)],
+    [
+        ("runs/none/model", True),
+        ("./none", True),
+        ("/none", True),
+        ("user/none", False),
+        ("user/none@refs/pr/1", False),
+        ("none", False),
+    ],
 )
 def test_a_folder_that_is_missing_is_no_name_on_the_hub(name, is_path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
