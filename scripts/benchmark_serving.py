@@ -69,7 +69,7 @@ def predict_and_report() -> None:
     try:
         predict.run()
     except SystemExit as end:
-        if end.code:
+        if end.code not in (0, predict.UNREADABLE):
             raise
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     cpu = sum(usage.ru_utime + usage.ru_stime for usage in used)
