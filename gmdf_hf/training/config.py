@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -16,9 +16,9 @@ from gmdf_hf.common.schema import check_name
 from gmdf_hf.training.domain_source import DomainSource
 
 # Methods that train an image classifier or a GM-DF, and those that need a GM-DF.
-ClassifierMethod = Literal["direct_merge", "balanced_erm", "linear_probe", "gend", "effort", "lora", "ltw", "dcl"]
+OwnTowerMethod = Literal["linear_probe", "gend", "effort", "lora"]  # they choose what trains in the tower
+ClassifierMethod = Literal["direct_merge", "balanced_erm", "ltw", "dcl", "rfm", OwnTowerMethod]
 MethodName = Literal["gmdf", "merged_losses", "mldg", "add_domain", ClassifierMethod]
-OWN_TOWER_METHODS = ("linear_probe", "gend", "effort", "lora")  # they choose what trains in the tower
 # Fields of GMDFConfig that a recipe may set; the others are derived from backbone and domains.
 MODEL_FIELDS = (
     "dil",
@@ -238,7 +238,7 @@ class TrainConfig(BaseModel):
     def _check_what_excludes_each_other(self) -> TrainConfig:
         if self.warmup_steps and self.lr_scheduler == "constant":
             raise ValueError("warmup_steps needs another lr_scheduler than constant: constant_with_warmup, for example")
-        if self.train_tower != "all" and self.method in (*OWN_TOWER_METHODS, "add_domain"):
+        if self.train_tower != "all" and self.method in (*get_args(OwnTowerMethod), "add_domain"):
             raise ValueError(f"train_tower has no effect with {self.method}, which has its own choice of what trains")
         if self.streaming and self.method == "gend":
             raise ValueError("gend trains on pairs of one group, which a stream cannot look up: leave streaming out")

@@ -156,7 +156,7 @@ def test_a_run_is_scored_saved_described_and_found_again(tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "method"),
-    [("convnext", "direct_merge"), ("resnet", "direct_merge"), ("vit", "ltw"), ("vit", "dcl"), ("vit", "mldg")],
+    [("convnext", "direct_merge"), ("resnet", "rfm"), ("vit", "ltw"), ("vit", "dcl"), ("vit", "mldg")],
 )
 def test_a_resumed_run_ends_as_one_that_was_not_stopped(kind, method, tmp_path):
     meta_train.main(miniature(tmp_path, kind, lr_scheduler="cosine", method=method))

@@ -88,7 +88,7 @@ def test_every_row_has_the_same_schedule(tmp_path):
         configs = {}
         for run in planned(name, "mini", tmp_path):
             if run.config is not None and run.row.backbone is not None:  # CNNs share a larger step size
-                method = {"LTW": "ltw", "DCL": "dcl"}.get(run.row.label, "direct_merge")
+                method = {"LTW": "ltw", "DCL": "dcl", "RFM": "rfm"}.get(run.row.label, "direct_merge")
                 assert run.row.set == {"method": method, "learning_rate": 2e-4}, (name, run.row.label)
             elif run.config is not None:
                 fields = run.config.model_dump(mode="json", exclude=about)
@@ -118,7 +118,7 @@ def test_a_row_with_a_backbone_of_its_own(name, tmp_path, monkeypatch):
         "gmdf_hf.training.classifiers.find_spec", lambda package: package if package in installed else None
     )
     for run in rows("paper").values():
-        method = {"LTW": "ltw", "DCL": "dcl"}.get(run.row.label, "direct_merge")
+        method = {"LTW": "ltw", "DCL": "dcl", "RFM": "rfm"}.get(run.row.label, "direct_merge")
         assert (run.config.method, run.config.learning_rate, run.config.image_size) == (method, 2e-4, None)
         if run.row.backbone == "efficientnet_b4":
             assert run.config.backbone == "timm/efficientnet_b4.ra2_in1k"

@@ -15,6 +15,7 @@ from gmdf_hf.training.methods.merged import LinearProbe, Merged, equal_shares, s
 from gmdf_hf.training.methods.merged_losses import MergedLosses
 from gmdf_hf.training.methods.method import Method
 from gmdf_hf.training.methods.mldg import MLDG
+from gmdf_hf.training.methods.rfm import RFM
 
 
 def make_method(
@@ -48,6 +49,8 @@ def make_method(
             return LTW(config.mldg_learning_rate, tower)
         case "dcl":
             return DCL(equal, tower)
+        case "rfm":
+            return RFM(equal, tower)
         case "merged_losses":
             weights = config.alignment_weight, config.mim_weight
             return MergedLosses(*weights, config.alignment_queue, batch_size, tower)
