@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy
 
-from .detector import Detector, DetectorConfig, DetectorOutput, scaled
+from .detector import Detector, DetectorConfig, scaled
+from .forensic_transfer import HalvesOutput, activation_loss, energies_of, half_of
 
 ENCODER = (8, 8, 16, 16, 32, 32, 64, 64)  # channels of the convolutions; every second one halves the side
 LATENT = 64  # channels of each of the two halves of the latent features
@@ -30,17 +30,6 @@ class MultiTaskConfig(DetectorConfig):
         super().validate_architecture()
         if self.image_size % REDUCTION:
             raise ValueError(f"`image_size` must be a multiple of {REDUCTION}, found {self.image_size}.")
-
-
-@dataclass
-class MultiTaskOutput(DetectorOutput):
-    """Output of a `MultiTask`.
-
-    Attributes:
-        latent: Latent features, those of real before those of fake, shape `(B, 128, h, w)`.
-    """
-
-    latent: torch.Tensor | None = None
 
 
 def encoder(width: float) -> nn.Sequential:
@@ -93,11 +82,10 @@ class MultiTask(Detector):
         self.reconstruction.extend([nn.ConvTranspose2d(branch, 3, 3, 1, 1), nn.Tanh()])
         self.post_init()
 
-    def classify(self, pixel_values: torch.Tensor) -> MultiTaskOutput:
+    def classify(self, pixel_values: torch.Tensor) -> HalvesOutput:
         """The energies of both halves are the logits, as the authors score."""
         latent = self.encoder(pixel_values)
-        energies = [half.abs().mean((1, 2, 3)) for half in latent.chunk(2, dim=1)]
-        return MultiTaskOutput(logits=torch.stack(energies, dim=1), latent=latent)
+        return HalvesOutput(logits=energies_of(latent), latent=latent)
 
     def decode(self, latent: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Segment and reconstruct images.
@@ -109,17 +97,16 @@ class MultiTask(Detector):
         Returns:
             Logits of genuine and forged pixels `(B, 2, H, W)`, and the images `(B, 3, H, W)`.
         """
-        chosen = one_hot(classes, 2).to(latent)[:, :, None, None, None]
-        shared = self.shared((latent.unflatten(1, (2, -1)) * chosen).flatten(1, 2))
+        shared = self.shared(half_of(latent, classes))
         return self.segmentation(shared), self.reconstruction(shared)
 
     def classification_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """L_act of each image."""
-        return (logits - one_hot(labels, 2)).abs().sum(1)
+        return activation_loss(logits, labels)
 
     def auxiliary_losses(
         self,
-        output: MultiTaskOutput,
+        output: HalvesOutput,
         pixel_values: torch.Tensor,
         labels: torch.Tensor,
         domain_ids: torch.Tensor,

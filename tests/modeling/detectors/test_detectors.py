@@ -30,6 +30,7 @@ PARAMETERS = {
     "efficientnet_b4": 17_552_202,
     "face_xray": 65_325_845,
     "f3net": 42_686_277,
+    "forensic_transfer": 197_798,
     "m2tr": 18_615_035,
     "mat": 18_332_882,
     "meso_inception4": 28_615,
@@ -39,10 +40,8 @@ PARAMETERS = {
     "ucf": 46_528_791,  # with one method
     "xception": 20_811_050,
 }
-TINY = {
-    name: {"image_size": SIDE, "width": {"meso_inception4": 1.0, "multi_task": 0.5}.get(name, 0.0625)}
-    for name in DETECTORS
-}
+WIDTHS = {"forensic_transfer": 0.5, "meso_inception4": 1.0, "multi_task": 0.5}  # small anyway
+TINY = {name: {"image_size": SIDE, "width": WIDTHS.get(name, 0.0625)} for name in DETECTORS}
 RUNS = [
     "meso_inception4",
     "multi_task",
