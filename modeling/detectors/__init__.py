@@ -19,6 +19,7 @@ from .efficientnet_b4 import efficientnet_b4
 from .f3net import F3Net
 from .face_xray import FaceXray
 from .forensic_transfer import ForensicTransfer
+from .local_relation import LocalRelation
 from .m2tr import M2TR
 from .mat import MAT
 from .meso_inception4 import MesoInception4
@@ -29,8 +30,8 @@ from .ucf import UCF
 from .xception import XceptionDetector
 
 CLASSES: tuple[type[Detector], ...] = (
-    *(FaceXray, ForensicTransfer, F3Net, M2TR, MAT, MesoInception4, MultiTask, RECCE, SRMDetector, UCF),
-    XceptionDetector,
+    *(FaceXray, ForensicTransfer, F3Net, LocalRelation, M2TR, MAT, MesoInception4),
+    *(MultiTask, RECCE, SRMDetector, UCF, XceptionDetector),
 )
 for detector in CLASSES:
     AutoConfig.register(detector.config_class.model_type, detector.config_class)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from torch.nn.functional import conv2d, pad
 
+from .dct import band_filters, dct_matrix
 from .detector import Detector, DetectorConfig, DetectorOutput
 from .xception import Xception
 
@@ -17,29 +16,6 @@ WINDOW, STRIDE, STATISTICS = 10, 2, 6  # side and step of the windows, and numbe
 PADDING = 4  # makes the map of windows as large as the first feature map of the other stream
 FUSED = (7, 12)  # blocks with cross-attention behind them
 REDUCTION = 8  # factor between the channels and those of queries and keys
-
-
-def dct_matrix(size: int) -> torch.Tensor:
-    """Orthonormal DCT-II: ``D(x) = C x C^T`` and ``D^-1(y) = C^T y C``, shape `(size, size)`."""
-    k, n = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)
-    matrix = (2 / size) ** 0.5 * torch.cos(torch.pi * (2 * n + 1) * k / (2 * size))
-    matrix[0] /= 2**0.5
-    return matrix.float()
-
-
-def band_filters(size: int, ends: Sequence[float]) -> torch.Tensor:
-    """Binary filters of neighbouring bands of a DCT, which together pass all of it.
-
-    Args:
-        size: Side of the spectrum. A frequency (u, v) lies on the antidiagonal u + v, one of 2 size - 1.
-        ends: Antidiagonal at which each band but the last ends.
-
-    Returns:
-        Shape `(len(ends) + 1, size, size)`.
-    """
-    place = torch.arange(size)[:, None] + torch.arange(size)
-    limits = torch.tensor([0, *ends, 2 * size])[:, None, None]
-    return ((limits[:-1] <= place) & (place < limits[1:])).float()
 
 
 def squashed(x: torch.Tensor) -> torch.Tensor:

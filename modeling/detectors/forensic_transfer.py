@@ -64,8 +64,11 @@ def residuals_of(images: torch.Tensor) -> torch.Tensor:
     Args:
         images: Shape `(B, 3, H, W)`; their border is repeated.
     """
-    along_rows = torch.diff(pad(images, (1, 2, 0, 0), mode="replicate"), n=3, dim=3)
-    along_columns = torch.diff(pad(images, (0, 0, 1, 2), mode="replicate"), n=3, dim=2)
+    along_rows = pad(images, (1, 2, 0, 0), mode="replicate")
+    along_columns = pad(images, (0, 0, 1, 2), mode="replicate")
+    for _ in range(3):
+        along_rows = along_rows[..., 1:] - along_rows[..., :-1]
+        along_columns = along_columns[..., 1:, :] - along_columns[..., :-1, :]
     return torch.cat([along_rows, along_columns], dim=1)
 
 

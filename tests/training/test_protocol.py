@@ -123,7 +123,7 @@ def test_a_row_with_a_backbone_of_its_own(name, tmp_path, monkeypatch):
         if run.row.backbone == "efficientnet_b4":
             assert run.config.backbone == "timm/efficientnet_b4.ra2_in1k"
         else:
-            weights = dict.fromkeys(("mat", "m2tr"), "google/efficientnet-b4")
+            weights = dict.fromkeys(("local_relation", "mat", "m2tr"), "google/efficientnet-b4")
             weights |= dict.fromkeys(("f3net", "recce", "srm", "ucf", "xception"), "timm/legacy_xception.tf_in1k")
             pretrained = weights.get(run.row.backbone)
             assert run.config.backbone == run.row.backbone in DETECTORS

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
+from gmdf_hf.modeling.detectors.dct import band_filters
 from gmdf_hf.modeling.detectors.f3net import (
     CrossAttention,
     F3Net,
     F3NetConfig,
     FrequencyAwareDecomposition,
     LocalFrequencyStatistics,
-    band_filters,
 )
 
 SIDE = 6
