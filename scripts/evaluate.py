@@ -158,7 +158,7 @@ def _score_and_measure(evaluation: Evaluation, accelerator: Accelerator) -> dict
             domains = [load_stream(name, evaluation.split, **source.model_dump()) for name, source in sources]
         else:
             domains = [load_domain(name, evaluation.split, **source.model_dump()) for name, source in sources]
-    size, dtype = evaluation.batch_size, scoring_dtype(evaluation.dtype, accelerator.device)
+    size, dtype = evaluation.batch_size, scoring_dtype(evaluation.dtype, accelerator.device, model)
     batched = [batch_stream(d, size) if isinstance(d, Stream) else batch_domain(d, size) for d in domains]
     encode_captions = captions_of(model, any(source.has_captions for source in batched), evaluation)
     with accelerator.main_process_first():

@@ -146,7 +146,7 @@ def load_pipeline(
             device=device if runtime == "torch" else "cpu",
             fake_label=fake_label,
         )
-        detect.scoring_dtype = scoring_dtype(dtype, detect.device)
+        detect.scoring_dtype = scoring_dtype(dtype, detect.device, loaded.model)
         detect.exported = None if runtime == "torch" else load_export(loaded.model, model, revision, runtime)
         detect.operating_point = (
             point_of(loaded.model, model, revision, operating_point) if use_operating_point else None

@@ -43,6 +43,16 @@ def test_auto_on_cuda_is_what_the_card_has(monkeypatch, native, expected):
     assert scoring_dtype("auto", CUDA) == expected
 
 
+def test_auto_gives_no_bfloat16_to_batch_normalisation(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    normalised = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    assert scoring_dtype("auto", CPU, normalised) == torch.float32
+    assert scoring_dtype("auto", CUDA, normalised) == torch.float16
+    assert scoring_dtype("bfloat16", CPU, normalised) == torch.bfloat16
+    assert scoring_dtype("auto", CPU, vit()) == scoring_dtype("auto", CUDA, vit()) == torch.bfloat16
+
+
 @pytest.mark.parametrize("make", [tiny_model, vit])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_agrees_and_decides_in_single(make, dtype):
