@@ -100,7 +100,9 @@ def unusable(what: str, name: str, error: Exception) -> UserError:
     reason, folder = " ".join(str(error).split()), name.partition("@")[0]  # after @, a revision can have slashes, too
     if (folder.count("/") > 1 or folder.startswith((".", "/", "~"))) and not Path(name).is_dir():
         reason = "there is no such folder; names on the hub have at most one slash."
-    return UserError(f"The {what} {name!r} cannot be used: {reason}")
+    missing = "Install the package that the message names, and start the same command again."
+    hint = missing if isinstance(error, ImportError) else None
+    return UserError(f"The {what} {name!r} cannot be used: {reason}", hint)
 
 
 @contextmanager

@@ -50,6 +50,11 @@ def test_a_folder_that_is_missing_is_no_name_on_the_hub(name, is_path, tmp_path,
     assert message == f"The model {name!r} cannot be used: {reason}"
 
 
+def test_a_missing_package_is_to_be_installed():
+    assert "Install the package" in errors.unusable("model", "user/name", ImportError("needs timm")).hint
+    assert errors.unusable("model", "user/name", ValueError("no weights")).hint == errors.UserError.hint
+
+
 def test_every_error_class_has_a_hint_and_an_exit_status():
     classes = list(error_classes())
     assert {errors.SourceError, errors.WorkError} < set(classes) and len(classes) > 8
