@@ -27,7 +27,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MODES = ("L", "P", "RGB", "CMYK")
 NEEDS_PACKAGE = (
     "Finding faces needs the package gmdf-hf and OpenCV: pip install 'gmdf-hf[prepare]'. Without them give square "
-    'crops of one face, and say so with detector="none".'
+    'crops of one face, and say so with detector="none" (in a command: --detector none).'
 )
 logger = logging.get_logger(__name__)
 
