@@ -30,12 +30,12 @@ def scoring_dtype(precision: Precision, device: torch.device, model: nn.Module |
     """
     if precision != "auto":
         return getattr(torch, precision)
-    convolutional = model is not None and any(isinstance(module, _BatchNorm) for module in model.modules())
+    batch_norm = model is not None and any(isinstance(module, _BatchNorm) for module in model.modules())
     if device.type == "cuda":
         units = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if units and not convolutional else torch.float16
+        return torch.bfloat16 if units and not batch_norm else torch.float16
     units = device.type == "cpu" and has_bfloat16_units()
-    return torch.bfloat16 if units and not convolutional else torch.float32
+    return torch.bfloat16 if units and not batch_norm else torch.float32
 
 
 def has_bfloat16_units() -> bool:
