@@ -30,12 +30,17 @@ def scoring_dtype(precision: Precision, device: torch.device, model: nn.Module |
     """
     if precision != "auto":
         return getattr(torch, precision)
-    batch_norm = model is not None and any(isinstance(module, _BatchNorm) for module in model.modules())
+    batch_norm = model is not None and has_batch_norm(model)
     if device.type == "cuda":
         units = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if units and not batch_norm else torch.float16
     units = device.type == "cpu" and has_bfloat16_units()
     return torch.bfloat16 if units and not batch_norm else torch.float32
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a network has batch normalisation, next to which bfloat16 is too coarse for scores."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
 def has_bfloat16_units() -> bool:

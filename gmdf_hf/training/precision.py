@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from accelerate.utils import parse_flag_from_env
+from torch import nn
 
 from gmdf_hf.common.errors import UserError
-from gmdf_hf.evaluation.precision import scoring_dtype
+from gmdf_hf.evaluation.precision import has_batch_norm, scoring_dtype
 from gmdf_hf.training.config import TrainConfig
 
 MIXED_PRECISION = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # names of accelerate
@@ -30,6 +31,12 @@ def resolve_precision(config: TrainConfig) -> TrainConfig:
             "mixed_precision no, expected bf16 or fp16."
         )
     return config
+
+
+def validation_dtype(mixed_precision: str, model: nn.Module) -> torch.dtype:
+    """Data type in which a run scores: that of its training; float32 for bfloat16 beside batch normalisation."""
+    dtype = MIXED_PRECISION[mixed_precision]
+    return torch.float32 if dtype == torch.bfloat16 and has_batch_norm(model) else dtype
 
 
 def attention_by_tower(attention: str, model_type: str) -> str | dict[str, str]:

@@ -34,7 +34,7 @@ from gmdf_hf.training.classifiers import CLASSIFIER_METHODS, load_classifier, ne
 from gmdf_hf.training.config import MethodName, TrainConfig
 from gmdf_hf.training.methods import make_method
 from gmdf_hf.training.methods.method import Method
-from gmdf_hf.training.precision import MIXED_PRECISION, attention_by_tower
+from gmdf_hf.training.precision import attention_by_tower, validation_dtype
 from gmdf_hf.training.visual_codes import make_image_tokenizer
 
 
@@ -150,7 +150,7 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> Setup:
         encode_captions=encode_captions,
         device=accelerator.device,
     )
-    dtype = MIXED_PRECISION[accelerator.mixed_precision]
+    dtype = validation_dtype(accelerator.mixed_precision, model)
     score = partial(
         score_domains,
         processor=processor,

@@ -9,7 +9,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from gmdf_hf.common.errors import UserError
 from gmdf_hf.scripts import meta_train
 from gmdf_hf.training import precision
-from gmdf_hf.training.precision import resolve_precision
+from gmdf_hf.training.precision import resolve_precision, validation_dtype
 from tests.scripts.test_meta_train import miniature, own_cache  # noqa: F401  a fixture
 
 
@@ -19,6 +19,14 @@ def test_auto_is_recorded_as_what_it_was(tmp_path, monkeypatch, dtype, expected)
     config = miniature(tmp_path, mixed_precision="auto", epochs=4)
     assert resolve_precision(config) == config.model_copy(update={"mixed_precision": expected})
     assert resolve_precision(config.model_copy(update={"mixed_precision": "fp16"})).mixed_precision == "fp16"
+
+
+def test_a_network_with_batch_normalisation_is_not_scored_in_bfloat16():
+    normalised, plain = torch.nn.BatchNorm2d(4), torch.nn.LayerNorm(4)
+    assert validation_dtype("bf16", normalised) == torch.float32
+    assert validation_dtype("bf16", plain) == torch.bfloat16
+    assert validation_dtype("fp16", normalised) == torch.float16
+    assert validation_dtype("no", plain) == torch.float32
 
 
 def test_flash_attention_in_single_precision_is_refused_before_training(tmp_path):
