@@ -22,9 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 try:
+    import onnxruntime  # noqa: F401
     import onnxscript  # noqa: F401
 
-    from gmdf_hf.serving.onnx_export import OnnxDetector, export_onnx, quantize
+    from gmdf_hf.serving.onnx_export import export_onnx, quantize
 except ImportError as error:
     sys.exit(f"benchmark_predict.py: package {error.name} is missing: pip install 'gmdf-hf[export]'.")
 
@@ -33,6 +34,7 @@ from gmdf_hf.common.options import Options, parse_options
 from gmdf_hf.modeling import GMDFImageProcessor, GMDFModel
 from gmdf_hf.serving.files import list_files
 from gmdf_hf.serving.loading import load_model, load_pipeline
+from gmdf_hf.serving.runtimes import OnnxDetector
 
 
 class BenchmarkOptions(Options):

@@ -28,6 +28,8 @@ VARIANTS: dict[str, list[str]] = {
     "bfloat16": ["--dtype", "bfloat16"],
     "onnx": ["--runtime", "onnx"],
     "onnx-int8": ["--runtime", "onnx-int8"],
+    "openvino": ["--runtime", "openvino"],
+    "openvino bfloat16": ["--runtime", "openvino", "--dtype", "bfloat16"],
 }
 NEAR = 0.01  # of the threshold, where a verdict may differ
 # Prediction in its own process, from its start to the last verdict.

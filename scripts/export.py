@@ -21,9 +21,10 @@ from rich.table import Table
 from transformers.utils import logging
 
 try:
+    import onnxruntime  # noqa: F401
     import onnxscript  # noqa: F401
 
-    from gmdf_hf.serving.onnx_export import OnnxDetector, export_onnx, quantize
+    from gmdf_hf.serving.onnx_export import export_onnx, quantize
 except ImportError as error:
     sys.exit(f"export.py: package {error.name} is missing: pip install 'gmdf-hf[export]'.")
 
@@ -33,6 +34,7 @@ from gmdf_hf.data.dataset import load_domain
 from gmdf_hf.evaluation.metrics import binary_metrics
 from gmdf_hf.evaluation.scoring import score_domain
 from gmdf_hf.modeling import GMDFImageProcessor, GMDFModel
+from gmdf_hf.serving.runtimes import OnnxDetector
 
 
 class ExportOptions(Options):

@@ -13,12 +13,13 @@ from gmdf_hf.common.errors import UserError
 from gmdf_hf.common.options import Options, Precision, PrecisionOptions
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
     from gmdf_hf.evaluation.classifier import Classifier
     from gmdf_hf.evaluation.operating_point import OperatingPoint
-    from gmdf_hf.serving.onnx_export import OnnxDetector
     from gmdf_hf.serving.pipeline import DeepfakeDetectionPipeline
+    from gmdf_hf.serving.runtimes import ExportedDetector
 
 
 def load_model(
@@ -57,8 +58,9 @@ class ScoringOptions(PrecisionOptions, ModelOptions):
     """Which detector a command scores with, and in which precision."""
 
 
-Runtime = Literal["torch", "onnx", "onnx-int8"]
-EXPORTS = {"onnx": "model.onnx", "onnx-int8": "model.int8.onnx"}  # files that `export` writes
+Runtime = Literal["torch", "onnx", "onnx-int8", "openvino"]
+EXPORTS = {"onnx": "model.onnx", "onnx-int8": "model.int8.onnx", "openvino": "model.onnx"}  # written by `export`
+EXTRAS = {"onnx": "export", "onnx-int8": "export", "openvino": "openvino"}
 
 
 class RuntimeOptions(ScoringOptions):
@@ -66,8 +68,8 @@ class RuntimeOptions(ScoringOptions):
 
     runtime: Runtime = Field(
         "torch",
-        description="What runs the model; onnx and onnx-int8: ONNX Runtime on a CPU, from the files that `gmdf export` "
-        "wrote into the model's folder.",
+        description="What runs the model; onnx and onnx-int8: ONNX Runtime, openvino: OpenVINO, all on a CPU, from the "
+        "files that `gmdf export` wrote into the model's folder.",
     )
 
 
@@ -115,11 +117,12 @@ def load_pipeline(
         UserError: If the model or the device cannot be used.
         gmdf_hf.common.errors.DetectorError: If the face detector's weights are missing.
     """
-    if runtime != "torch" and (device not in (None, "cpu") or dtype != "float32"):
-        raise UserError(
-            f"The runtime {runtime} scores on a CPU in its own precision: expected neither --device nor --dtype, found "
-            f"{device or dtype!r}."
-        )
+    if runtime != "torch" and device not in (None, "cpu"):
+        raise UserError(f"The runtime {runtime} scores on a CPU: expected no --device, found {device!r}.")
+    if runtime in ("onnx", "onnx-int8") and dtype != "float32":
+        raise UserError(f"The runtime {runtime} scores in its own precision: expected no --dtype, found {dtype!r}.")
+    if runtime == "openvino" and dtype == "float16":
+        raise UserError("The runtime openvino scores in --dtype float32, bfloat16 or auto, found 'float16'.")
     loaded = _quiet(model, revision, trust_remote_code, fake_label)
     from gmdf_hf.evaluation.classifier import is_gmdf
     from gmdf_hf.evaluation.precision import scoring_dtype
@@ -147,7 +150,9 @@ def load_pipeline(
             fake_label=fake_label,
         )
         detect.scoring_dtype = scoring_dtype(dtype, detect.device, loaded.model)
-        detect.exported = None if runtime == "torch" else load_export(loaded.model, model, revision, runtime)
+        detect.exported = (
+            None if runtime == "torch" else load_export(loaded.model, model, revision, runtime, detect.scoring_dtype)
+        )
         detect.operating_point = (
             point_of(loaded.model, model, revision, operating_point) if use_operating_point else None
         )
@@ -158,7 +163,9 @@ def load_pipeline(
         raise UserError(" ".join(str(error).split())) from error
 
 
-def load_export(model: PreTrainedModel, name: str, revision: str | None, runtime: Runtime) -> OnnxDetector:
+def load_export(
+    model: PreTrainedModel, name: str, revision: str | None, runtime: Runtime, dtype: torch.dtype
+) -> ExportedDetector:
     """Load the export beside a model, in its folder or on the hub.
 
     Raises:
@@ -167,11 +174,8 @@ def load_export(model: PreTrainedModel, name: str, revision: str | None, runtime
     from transformers.utils import cached_file
 
     from gmdf_hf.evaluation.classifier import split_revision, weights_digest
+    from gmdf_hf.serving.runtimes import OnnxDetector, OpenVinoDetector
 
-    try:
-        from gmdf_hf.serving.onnx_export import OnnxDetector
-    except ImportError as error:
-        raise UserError(f"The runtime {runtime} needs {error.name}: pip install 'gmdf-hf[export]'.") from error
     folder, revision = split_revision(name, revision)
     path = cached_file(
         folder, EXPORTS[runtime], revision=revision or "main", _raise_exceptions_for_missing_entries=False
@@ -179,7 +183,13 @@ def load_export(model: PreTrainedModel, name: str, revision: str | None, runtime
     make = f"Run gmdf export --model {folder} --output {folder}{' --int8' if runtime == 'onnx-int8' else ''} first."
     if path is None:
         raise UserError(f"The model {name!r} has no {EXPORTS[runtime]}, which the runtime {runtime} needs.", make)
-    exported, weights = OnnxDetector(Path(path)), weights_digest(model)
+    try:
+        exported = OpenVinoDetector(Path(path), dtype) if runtime == "openvino" else OnnxDetector(Path(path))
+    except ImportError as error:
+        raise UserError(
+            f"The runtime {runtime} needs {error.name}: pip install 'gmdf-hf[{EXTRAS[runtime]}]'."
+        ) from error
+    weights = weights_digest(model)
     if exported.weights != weights:
         raise UserError(f"{path} is an export of other weights: {exported.weights}, expected {weights}.", make)
     return exported

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 
 import onnx
-import onnxruntime
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -17,8 +15,7 @@ from torch.nn.functional import normalize
 
 from gmdf_hf.evaluation.classifier import weights_digest
 from gmdf_hf.modeling import GMDFImageProcessor, GMDFModel
-
-INPUT, OUTPUT = "pixel_values", "logits"
+from gmdf_hf.serving.runtimes import INPUT, OUTPUT, WEIGHTS
 
 
 class AggregatedRoute(nn.Module):
@@ -78,7 +75,7 @@ def export_onnx(model: GMDFModel, processor: GMDFImageProcessor, path: Path) -> 
         "image_mean": list(processor.image_mean),
         "image_std": list(processor.image_std),
         "image_size": model.config.image_size,
-        "weights": weights_digest(model),
+        WEIGHTS: weights_digest(model),
     }
     for name, value in facts.items():
         written.metadata_props.add(key=name, value=json.dumps(value))
@@ -107,30 +104,3 @@ def quantize(path: Path, output: Path) -> None:
         nodes_to_exclude=[node.name for node in graph.node if batched & set(node.input)],
     )
     prepared.unlink()
-
-
-class OnnxDetector(nn.Module):
-    """An exported detector with the interface of the model for scoring (see `score_domain`).
-
-    Args:
-        path: File that `export_onnx` or `quantize` wrote.
-        threads: CPU threads to use.
-
-    Attributes:
-        weights: Hash of the exported model's weights (`weights_digest`); None in files of earlier versions.
-    """
-
-    def __init__(self, path: Path, threads: int | None = None) -> None:
-        super().__init__()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or torch.get_num_threads()
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        facts = self.session.get_modelmeta().custom_metadata_map
-        self.weights = json.loads(facts.get("weights", "null"))  # of the model that was exported
-        self.register_parameter("place", nn.Parameter(torch.empty(0)))  # makes `device` return `cpu`
-
-    @torch.no_grad()
-    def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
-        """Return an object whose `logits` have shape `(B, 2)`."""
-        (logits,) = self.session.run([OUTPUT], {INPUT: pixel_values.numpy()})
-        return SimpleNamespace(logits=torch.from_numpy(logits))

@@ -84,7 +84,7 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
 
     Attributes:
         scoring_dtype: Data type of the model's layers; float32 unless another one is set.
-        exported: `OnnxDetector` to run instead of the model, which then gives heatmaps only.
+        exported: `ExportedDetector` to run instead of the model, which then gives heatmaps only.
         operating_point: Operating point in use, read from the model's folder when the pipeline is made, or None.
     """
 

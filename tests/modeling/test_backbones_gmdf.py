@@ -252,7 +252,8 @@ def test_the_heatmap_has_a_number_a_place_and_the_experts_their_shares(name):
 @torch.no_grad()
 def test_the_exported_route_of_unknown_domains_gives_the_same_logits(name, tmp_path):
     pytest.importorskip("onnxscript")
-    from gmdf_hf.serving.onnx_export import OnnxDetector, export_onnx
+    from gmdf_hf.serving.onnx_export import export_onnx
+    from gmdf_hf.serving.runtimes import OnnxDetector
 
     model = trained_model(name)
     export_onnx(model, GMDFImageProcessor.of_size(model.config.image_size), tmp_path / "model.onnx")

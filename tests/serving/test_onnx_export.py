@@ -1,8 +1,11 @@
 """An exported detector gives the same scores as the original."""
 
+import importlib.util
 import json
 import shutil
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -13,7 +16,9 @@ from PIL import Image
 from gmdf_hf import GMDFImageProcessor, GMDFModel
 from gmdf_hf.common.errors import UserError
 from gmdf_hf.common.images import open_image
+from gmdf_hf.evaluation.classifier import weights_digest
 from gmdf_hf.serving.loading import load_pipeline
+from gmdf_hf.serving.runtimes import OnnxDetector, OpenVinoDetector
 from gmdf_hf.training.adapters import add_domain
 from gmdf_hf.training.checkpoint import save_model
 from tests.conftest import tiny_model
@@ -44,7 +49,7 @@ def test_torch_export_takes_any_number_of_images(pixel_values, dil):
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_onnx_scores_like_the_model(exported, pixel_values, count):
     model = GMDFModel.from_pretrained(exported / "model")
-    logits = onnx_export.OnnxDetector(exported / "model.onnx")(pixel_values[:count]).logits
+    logits = OnnxDetector(exported / "model.onnx")(pixel_values[:count]).logits
     torch.testing.assert_close(logits, model(pixel_values[:count]).logits, atol=1e-4, rtol=0)
 
 
@@ -67,15 +72,15 @@ def test_a_grown_or_full_model_is_exported_as_it_is(pixel_values, tmp_path):
         model.text_projection.weight.mul_(-1)
     model.update_prompt_embeds()
     onnx_export.export_onnx(model, GMDFImageProcessor.of_size(32), tmp_path / "grown.onnx")
-    logits = onnx_export.OnnxDetector(tmp_path / "grown.onnx")(pixel_values).logits
+    logits = OnnxDetector(tmp_path / "grown.onnx")(pixel_values).logits
     torch.testing.assert_close(logits, model(pixel_values).logits, atol=1e-4, rtol=0)
 
 
 def test_eight_bits_are_smaller_and_close(exported, pixel_values):
     assert (exported / "model.int8.onnx").stat().st_size < (exported / "model.onnx").stat().st_size
     assert not list(exported.glob("*.prepared.onnx"))
-    exact = onnx_export.OnnxDetector(exported / "model.onnx")(pixel_values).logits
-    rounded = onnx_export.OnnxDetector(exported / "model.int8.onnx")(pixel_values).logits
+    exact = OnnxDetector(exported / "model.onnx")(pixel_values).logits
+    rounded = OnnxDetector(exported / "model.int8.onnx")(pixel_values).logits
     assert 0 < (exact - rounded).abs().max() < 0.5
 
 
@@ -84,7 +89,7 @@ def test_parity_on_real_faces(exported, real_data):
     stored = pd.read_parquet(real_data / "faces" / "dfdc" / "test.parquet")["image"][:32]
     pictures = [open_image(image["bytes"]) for image in stored]
     pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
-    logits = onnx_export.OnnxDetector(exported / "model.onnx")(pixels).logits
+    logits = OnnxDetector(exported / "model.onnx")(pixels).logits
     assert (logits - model(pixels).logits).abs().max() <= 1e-4
 
 
@@ -93,7 +98,9 @@ def test_prediction_runs_the_export_beside_the_model(exported, tmp_path):
     generator = np.random.default_rng(0)
     faces = [Image.fromarray(generator.integers(0, 255, (40, 40, 3), dtype=np.uint8)) for _ in range(5)]
     plain = load_pipeline(str(model), "none", device="cpu")(faces)
-    for runtime, file, tolerance in (("onnx", "model.onnx", 1e-4), ("onnx-int8", "model.int8.onnx", 0.05)):
+    runtimes = [("onnx", "model.onnx", 1e-4), ("onnx-int8", "model.int8.onnx", 0.05), ("openvino", "model.onnx", 1e-4)]
+    for runtime, file, tolerance in runtimes[: None if importlib.util.find_spec("openvino") else -1]:
+        (model / file).unlink(missing_ok=True)
         with pytest.raises(UserError, match=f"has no {file}") as missing:
             load_pipeline(str(model), "none", runtime=runtime)
         assert f"gmdf export --model {model} --output {model}" in missing.value.hint
@@ -110,8 +117,47 @@ def test_an_export_of_other_weights_is_refused(exported, tmp_path):
     shutil.copy(exported / "model.onnx", tmp_path)
     with pytest.raises(UserError, match="is an export of other weights"):
         load_pipeline(str(tmp_path), "none", runtime="onnx")
+
+
+def test_options_that_a_runtime_does_not_have_are_refused(exported):
+    model = str(exported / "model")
     with pytest.raises(UserError, match=r"in its own precision: .* found 'bfloat16'"):
-        load_pipeline(str(tmp_path), "none", runtime="onnx", dtype="bfloat16")
+        load_pipeline(model, "none", runtime="onnx", dtype="bfloat16")
+    with pytest.raises(UserError, match=r"float32, bfloat16 or auto, found 'float16'"):
+        load_pipeline(model, "none", runtime="openvino", dtype="float16")
+    with pytest.raises(UserError, match=r"scores on a CPU: .* found 'cuda'"):
+        load_pipeline(model, "none", runtime="openvino", device="cuda")
+
+
+def test_a_missing_runtime_is_named_with_its_extra(exported, tmp_path, monkeypatch):
+    model = shutil.copytree(exported / "model", tmp_path / "model")
+    shutil.copy(exported / "model.onnx", model)
+    for runtime, package, extra in (("onnx", "onnxruntime", "export"), ("openvino", "openvino", "openvino")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(UserError, match=rf"needs {package}: pip install 'gmdf-hf\[{extra}\]'"):
+            load_pipeline(str(model), "none", runtime=runtime)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_openvino_scores_like_the_model(exported, pixel_values, count):
+    pytest.importorskip("openvino", reason="needs the extra `openvino`")
+    model, pixels = GMDFModel.from_pretrained(exported / "model"), pixel_values[:count]
+    detector = OpenVinoDetector(exported / "model.onnx")
+    torch.testing.assert_close(detector(pixels).logits, model(pixels).logits, atol=1e-4, rtol=0)
+    assert detector.weights == weights_digest(model)
+    # float32 on a processor without units for it
+    half = OpenVinoDetector(exported / "model.onnx", torch.bfloat16)(pixels).logits
+    torch.testing.assert_close(half, model(pixels).logits, atol=0.1, rtol=0)
+
+
+def test_openvino_answers_several_threads_at_once(exported):
+    pytest.importorskip("openvino", reason="needs the extra `openvino`")
+    detector = OpenVinoDetector(exported / "model.onnx")
+    batches = torch.randn(24, 3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = [detector(pixels).logits for pixels in batches]
+    with ThreadPoolExecutor(4) as threads:
+        for found, alone in zip(threads.map(lambda pixels: detector(pixels).logits, batches), expected, strict=True):
+            torch.testing.assert_close(found, alone, atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow
