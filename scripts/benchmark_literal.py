@@ -19,14 +19,15 @@ from gmdf_hf.modeling.experts_gmdf import DomainExperts
 from gmdf_hf.training.image_tokenizer import GMDFImageTokenizer
 
 
-def views_attended(experts: DomainExperts, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def views_attended(experts: DomainExperts, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Eq. 5-6 to the letter: every view's attention to all, ``softmax(V V^T / sqrt(D)) V``, and then their mean.
 
     Replaces `DomainExperts._aggregate`, which reduces the attention before it multiplies, and returns the same values.
     """
-    attention = (views @ views.transpose(-1, -2) * views.shape[-1] ** -0.5).softmax(-1)
+    scores = views @ views.transpose(-1, -2) * views.shape[-1] ** -0.5
+    attention = scores.softmax(-1)
     reduced = getattr(attention @ views, experts.aggregation)(dim=1)
-    return reduced, getattr(attention, experts.aggregation)(dim=1)
+    return reduced, scores, getattr(attention, experts.aggregation)(dim=1)
 
 
 def frechet(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

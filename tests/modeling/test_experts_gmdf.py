@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm
 
+from gmdf_hf.modeling import experts_gmdf
 from gmdf_hf.modeling.experts_gmdf import DomainExperts
 from tests.conftest import DIL_VARIANTS, redraw_zeros
 
@@ -68,18 +69,24 @@ def test_aggregated_route_equals_a_loop_over_tokens(setting, aggregation, active
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["single", "autocast"])
 @pytest.mark.parametrize("active", [None, [2, 0]])
-def test_without_gradient_images_are_aggregated_one_by_one_with_the_same_result(setting, active, dtype):
+@pytest.mark.parametrize("count", [1, 3, 4], ids="images_at_a_time={}".format)  # 3: the last ones are fewer
+def test_without_gradient_a_few_images_at_a_time_are_aggregated_with_the_same_result(
+    setting, count, active, dtype, monkeypatch
+):
     experts, x, _, beta, prompts = setting
     arguments = [tensor.float() for tensor in (x, beta, prompts)]
+    size = 4 * x[0].numel() * (EXPERTS if active is None else len(active))
+    monkeypatch.setattr(experts_gmdf, "CACHE", count * size)
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
-        expected, _ = experts.float()(*arguments, active_experts=active)
+        expected, expected_shares = experts.float()(*arguments, active_experts=active, output_shares=True)
         with torch.no_grad():
-            found, shares = experts(*arguments, active_experts=active)
-            with_shares, _ = experts(*arguments, active_experts=active, output_shares=True)
-    assert shares is None and found.dtype == expected.dtype
+            found, no_shares = experts(*arguments, active_experts=active)
+            with_shares, shares = experts(*arguments, active_experts=active, output_shares=True)
+    assert no_shares is None and found.dtype == expected.dtype and shares.dtype == expected_shares.dtype
     tolerance = {} if dtype is None else {"atol": 0.05, "rtol": 0.05}
     torch.testing.assert_close(found, expected.detach(), **tolerance)
     torch.testing.assert_close(with_shares, expected.detach(), **tolerance)
+    torch.testing.assert_close(shares, expected_shares, **tolerance)
 
 
 def test_known_domains_use_their_own_expert_only(setting):
