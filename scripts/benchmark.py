@@ -29,6 +29,7 @@ from pydantic import Field
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from gmdf_hf.common.memory import keep_freed_memory
 from gmdf_hf.common.options import Options, parse_options
 from gmdf_hf.data.dataset import Domain
 from gmdf_hf.data.frames import FrameReader
@@ -234,6 +235,7 @@ class BenchmarkOptions(Options):
 def main() -> None:
     """Measure the selected figures."""
     arguments = parse_options(BenchmarkOptions, None, __doc__)
+    keep_freed_memory()
     bench = Bench(arguments.backbone, arguments.batch_size, arguments.precision, arguments.repeats)
     if arguments.peak_of:
         print(bench.peak_of(arguments.peak_of))

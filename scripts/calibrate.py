@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from gmdf_hf.common.errors import UserError, exit_on_error
+from gmdf_hf.common.memory import keep_freed_memory
 from gmdf_hf.common.options import Argument, parse_options
 from gmdf_hf.serving.loading import ScoringOptions, load_pipeline
 from gmdf_hf.training.config import DomainSource
@@ -213,6 +214,7 @@ def run(arguments: Sequence[str] | None = None, program: str | None = None) -> N
     from transformers.utils import logging as transformers_logging
 
     options = parse_options(CalibrateOptions, arguments, __doc__, program)
+    keep_freed_memory()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     with exit_on_error(program or "calibrate.py"):

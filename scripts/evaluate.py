@@ -32,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 from gmdf_hf.common.errors import UserError, exit_on_error
 from gmdf_hf.common.files import local_stamp, write_json
 from gmdf_hf.common.locks import locked_folder
+from gmdf_hf.common.memory import keep_freed_memory
 from gmdf_hf.common.options import Argument, PrecisionOptions, parse_options
 from gmdf_hf.common.schema import SCHEMA_VERSION, check_name
 from gmdf_hf.data.dataset import Domain, load_domain
@@ -279,6 +280,7 @@ def null_for_nan(value: Any) -> Any:
 def run(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
     """Evaluate with the options of the command line and print the table."""
     evaluation = parse_options(Evaluation, arguments, __doc__, program)
+    keep_freed_memory()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     with exit_on_error(program or "evaluate.py"):

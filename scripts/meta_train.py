@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 from gmdf_hf.common.errors import UserError, exit_on_error
 from gmdf_hf.common.files import write_config, write_json
 from gmdf_hf.common.locks import locked_folder
+from gmdf_hf.common.memory import keep_freed_memory
 from gmdf_hf.common.processes import agree, average_over_processes, process_index, sum_gradients, wait_for_all
 from gmdf_hf.common.schema import SCHEMA_VERSION
 from gmdf_hf.data.drawn.domains import DRAWN_PREFIX
@@ -253,6 +254,7 @@ def evaluate(config: TrainConfig, setup: Setup, progress: Progress) -> dict[str,
 
 def run(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
     """Train with the recipe and the options of the command line, and print the results."""
+    keep_freed_memory()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     with exit_on_error(program or "meta_train.py"):

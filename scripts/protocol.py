@@ -32,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from gmdf_hf.common.errors import exit_on_error
+from gmdf_hf.common.memory import keep_freed_memory
 from gmdf_hf.common.options import Argument, Options, parse_options
 from gmdf_hf.data.dataset import load_domain
 from gmdf_hf.evaluation import plots
@@ -275,6 +276,7 @@ class ProtocolOptions(Options):
 def run(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
     """Run the protocols of the command line and print their tables."""
     options = parse_options(ProtocolOptions, arguments, __doc__, program)
+    keep_freed_memory()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     folder = options.output_dir / options.scale

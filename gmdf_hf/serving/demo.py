@@ -17,6 +17,7 @@ import numpy as np
 from starlette.middleware import Middleware
 
 from gmdf_hf.common.images import SUFFIXES as IMAGE_SUFFIXES
+from gmdf_hf.common.memory import share_heaps
 from gmdf_hf.data.drawn.domains import draw_domain
 from gmdf_hf.evaluation.tables import escaped
 from gmdf_hf.evaluation.training_data import describe_training
@@ -26,7 +27,6 @@ from gmdf_hf.serving.demo_page import answer_page, message
 from gmdf_hf.serving.download import DownloadError, downloaded
 from gmdf_hf.serving.inputs import INPUT_ERRORS, is_url, open_input
 from gmdf_hf.serving.isolated import IsolatedReader
-from gmdf_hf.serving.memory import share_heaps
 from gmdf_hf.serving.pipeline import DeepfakeDetectionPipeline
 from gmdf_hf.serving.uploads import UploadDeadline, UploadFolder
 

@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 
 from gmdf_hf.common.images import ImageError
+from gmdf_hf.common.memory import trim_memory
 from gmdf_hf.preparation.media import Media
 from gmdf_hf.preparation.video import Frame, ReadReport, VideoError
 from gmdf_hf.serving.decoder import MAX_LINE
-from gmdf_hf.serving.memory import trim_memory
 
 MAX_MEMORY = 4 * 2**30  # bytes of address space of a child
 MAX_FRAME_BYTES = 3 * 50_000_000  # maximum pixels of a picture, in RGB

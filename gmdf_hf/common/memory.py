@@ -7,13 +7,25 @@ from contextlib import suppress
 
 import pyarrow as pa
 
-M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # numbers of glibc's `mallopt`
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # numbers of glibc's `mallopt`
 
 
 def trim_memory() -> None:
     """Return free memory to the operating system; glibc keeps what threads have freed."""
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep what it frees, for its next large tensors.
+
+    glibc returns blocks of more than 32 MB, and the end of a heap, at once, and the system clears each page anew: a
+    ViT-B/16 takes 15 to 20 % more time. The peak of the memory stays the same.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
 def share_heaps(heaps: int, large: int | None = None) -> None:
