@@ -215,8 +215,8 @@ class DomainExperts(nn.Module):
         if normed.device.type == "cpu" and not graph:
             part, shares = self._in_cache(normed, answer, maps, output_shares)
         else:
-            part, scores, weights = self._aggregate(self._views(normed, answer, maps))
-            part, shares = part.view(normed.shape), _shares(scores, weights, len(normed)) if output_shares else None
+            part, scores, portions = self._aggregate(self._views(normed, answer, maps))
+            part, shares = part.view(normed.shape), _shares(scores, portions, len(normed)) if output_shares else None
         if shares is not None and active is not None:
             shares = shares.new_zeros(len(shares), len(self.alpha)).index_copy(1, active, shares)
         return part, None if shares is None else shares.to(part.dtype)
@@ -232,14 +232,15 @@ class DomainExperts(nn.Module):
         # A buffer for the views and one for the result save new pages of memory; autocast accepts no `out` for views.
         reuse = not torch.is_autocast_enabled("cpu")
         buffer = normed.new_empty(len(maps[0]), *images[0].flatten(0, 1).shape) if reuse else None
-        part, shares = None, []
+        part, shares = None, list[torch.Tensor]()
         for position, pair in enumerate(zip(images, answers, strict=True)):
             space = None if buffer is None else buffer[:, : pair[0].shape[:2].numel()]
             views = self._views(*pair, maps, space)
             part = views.new_empty(normed.shape) if part is None else part
-            _, *found = self._aggregate(views, out=part[count * position : count * (position + 1)].flatten(0, 1))
+            out = part[count * position : count * (position + 1)].flatten(0, 1)
+            _, scores, weights = self._aggregate(views, out)
             if output_shares:
-                shares.append(_shares(*found, len(pair[0])))
+                shares.append(_shares(scores, weights, len(pair[0])))
         assert part is not None
         return part, torch.cat(shares) if shares else None
 
