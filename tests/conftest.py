@@ -6,8 +6,10 @@ import gc
 import os
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from transformers import CLIPConfig, CLIPModel
 
 from gmdf_hf import GMDFConfig, GMDFModel
@@ -79,6 +81,13 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clip")
     CLIPModel(CLIPConfig(vision_config=VISION, text_config=TEXT, projection_dim=16)).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A cache of data sets for the test alone, and no accelerator of an earlier run in this process."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

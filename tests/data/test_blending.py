@@ -1,6 +1,5 @@
 """Blends of real faces: mask, colours, and what readers make of them."""
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -14,10 +13,7 @@ from gmdf_hf.data.loading import missing_masks
 from gmdf_hf.data.streams import EpisodeStream, load_stream
 from tests.domains import png, texture, write_parquet
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_colours_become_those_of_the_other_picture():

@@ -11,10 +11,7 @@ from gmdf_hf.common.errors import DomainError
 from gmdf_hf.data.dataset import Domain, check_leaks, load_domain
 from tests.domains import png, write_methods, write_parquet
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_parquet_with_all_columns(tmp_path):

@@ -12,10 +12,7 @@ from gmdf_hf.data.streams import load_stream, stream_frames
 from gmdf_hf.data.transforms import TRANSFORMS
 from tests.domains import png, write_parquet
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_broken_images_are_skipped_and_listed_never_replaced(tmp_path):

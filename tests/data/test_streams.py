@@ -20,12 +20,9 @@ from tests import processes
 from tests.domains import png, write_domain, write_methods, write_parquet
 from tests.hub_server import HubServer
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 PROCESSOR = GMDFImageProcessor.of_size(8)
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def write_shards(folder, name, shards=4, videos=6, frames=3, first=0):

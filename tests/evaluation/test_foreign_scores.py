@@ -6,7 +6,7 @@ import pytest
 
 from gmdf_hf.common.errors import DomainError, UserError
 from gmdf_hf.evaluation.foreign_scores import read_foreign_scores
-from tests.scripts.test_predict import gmdf
+from tests.scripts.command import gmdf
 
 
 def write(path: Path, text: str) -> Path:

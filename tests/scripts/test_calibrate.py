@@ -11,7 +11,7 @@ from gmdf_hf import GMDFImageProcessor
 from gmdf_hf.training.checkpoint import save_model
 from tests.conftest import tiny_model
 from tests.domains import write_domain
-from tests.scripts.test_predict import gmdf
+from tests.scripts.command import gmdf
 
 
 @pytest.fixture

@@ -30,6 +30,8 @@ from gmdf_hf.training.config import DomainSource
 from tests.conftest import tiny_model
 from tests.domains import write_domain, write_methods, write_parquet
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -40,11 +42,6 @@ def folder(tmp_path_factory) -> Path:
         write_domain(folder / name, seed)
     save_model(folder / "run" / "model", tiny_model(threshold=0.25), GMDFImageProcessor.of_size(32))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def evaluation(folder: Path, output: Path, **fields) -> evaluate.Evaluation:

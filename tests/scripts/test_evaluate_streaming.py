@@ -5,7 +5,6 @@ import json
 import re
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -26,6 +25,8 @@ from tests import processes
 from tests.conftest import tiny_model
 from tests.domains import write_domain, write_methods, write_parquet
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ("scores.parquet", "results.json", "skipped.csv")
 
@@ -37,11 +38,6 @@ def folder(tmp_path_factory) -> Path:
     write_domain(folder / "x", 0)
     save_model(folder / "model", tiny_model(), GMDFImageProcessor.of_size(32))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def evaluation(folder: Path, output: Path, *names: str, **fields) -> evaluate.Evaluation:

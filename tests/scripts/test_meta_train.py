@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import datasets
 import pandas as pd
 import pytest
 import torch
@@ -22,6 +21,8 @@ from gmdf_hf.scripts import meta_train
 from gmdf_hf.training.config import TrainConfig, load_recipe
 from gmdf_hf.training.methods.gmdf import GMDF
 from tests.domains import write_domain
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,12 +43,6 @@ def miniature(tmp_path: Path, **fields) -> TrainConfig:
         }
         | fields
     )
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    AcceleratorState._reset_state(reset_partial_state=True)  # one process, several runs
 
 
 def test_a_second_training_in_one_folder_is_refused(tmp_path):

@@ -1,6 +1,5 @@
 import json
 
-import datasets
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -19,11 +18,7 @@ from gmdf_hf.training.training_state import last_state
 from tests.conftest import tiny_model
 from tests.domains import write_domain
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def config(tmp_path, **fields) -> TrainConfig:

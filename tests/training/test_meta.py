@@ -1,60 +1,19 @@
-import itertools
-import math
 import re
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch.nn.functional import cross_entropy, l1_loss
-from transformers import CLIPModel
 
-from gmdf_hf import TINY_CLIP, GMDFModel
+from gmdf_hf import GMDFModel
 from gmdf_hf.data.episodes import Episode
-from gmdf_hf.data.patches import draw_mask, patchify
+from gmdf_hf.data.patches import patchify
 from gmdf_hf.training.alignment import Alignment
 from gmdf_hf.training.classifiers import freeze_tower
-from gmdf_hf.training.config import TrainConfig
-from gmdf_hf.training.image_tokenizer import GMDFImageTokenizer, GMDFImageTokenizerConfig
 from gmdf_hf.training.inner_optimizer import ExpertAdam, ExpertSGD
 from gmdf_hf.training.losses import alignment_loss
 from gmdf_hf.training.meta import inner_loss, keep_experts, outer_losses, update_experts
-from gmdf_hf.training.methods.gmdf import GMDF, MetaOptions
 from tests.conftest import DIL_VARIANTS, PROMPT_IDS, tiny_model
-
-BETA = 0.1
-
-
-def step(model, episode, tokenizer, inner=None, **options) -> dict[str, torch.Tensor]:
-    """One meta-iteration without the step of the outer optimizer."""
-    method = GMDF(inner or ExpertSGD(BETA), MetaOptions(**options), batch_size=4)
-    method.prepare(model)
-    method.image_tokenizer = tokenizer
-    return method.step(model, episode, Accelerator())
-
-
-def updated(model, episode, inner=None, **options) -> dict[str, torch.Tensor]:
-    """theta_E after an inner step."""
-    loss, _ = inner_loss(model, episode)
-    return update_experts(model, loss, inner or ExpertSGD(BETA), episode.source_domains, **options)[0]
-
-
-@pytest.fixture
-def episode():
-    generator = torch.Generator().manual_seed(2)
-    images = torch.randn(12, 3, 32, 32, generator=generator)
-    return Episode.of(
-        images,
-        torch.tensor([0, 0, 1, 1] * 3),
-        torch.tensor([0] * 4 + [2] * 4 + [1] * 4),
-        mask=draw_mask(4, 4, 0.2, generator=torch.Generator().manual_seed(5)),
-    )
-
-
-@pytest.fixture
-def tokenizer():
-    torch.manual_seed(0)
-    config = GMDFImageTokenizerConfig(image_size=32, patch_size=8, hidden_size=16, codebook_size=20)
-    return GMDFImageTokenizer(config).eval()
+from tests.training.meta_iteration import BETA, step, updated
 
 
 def test_parts_of_an_episode(episode):
@@ -213,75 +172,6 @@ def test_masked_image_loss_reads_hidden_patches_only(episode, tokenizer):
     assert torch.equal(read["codes"], tokenizer.encode(target)[mask])
 
 
-class Toy(torch.nn.Module):
-    """One expert parameter e, one shared parameter o."""
-
-    def __init__(self):
-        super().__init__()
-        self.e = torch.nn.Parameter(torch.tensor(0.7, dtype=torch.double))
-        self.o = torch.nn.Parameter(torch.tensor(1.3, dtype=torch.double))
-
-    def expert_parameters(self):
-        return {"e": self.e}
-
-    def shared_parameters(self):
-        return {"o": self.o}
-
-
-def test_second_order_in_closed_form():
-    """Inner loss (e o - 1)^2 / 2 gives e' = e - b (e o - 1) o; outer loss (e' o)^2 has the derivative below."""
-    toy = Toy()
-    e, o = toy.e.item(), toy.o.item()
-    loss = (toy.e * toy.o - 1) ** 2 / 2
-    updated = update_experts(toy, loss, ExpertSGD(BETA), [0], second_order=True)[0]["e"]
-    new = e - BETA * (e * o - 1) * o
-    assert updated.item() == pytest.approx(new)
-    slope = torch.autograd.grad((updated * toy.o) ** 2, toy.o)[0].item()
-    through_the_update = -BETA * (2 * e * o - 1)  # d e' / d o
-    assert slope == pytest.approx(2 * new * o * (new + o * through_the_update))
-    first = update_experts(toy, (toy.e * toy.o - 1) ** 2 / 2, ExpertSGD(BETA), [0])[0]["e"].detach()
-    assert torch.autograd.grad((first * toy.o) ** 2, toy.o)[0].item() == pytest.approx(2 * new**2 * o)
-
-
-@pytest.mark.parametrize("order", ["second", "first"])
-def test_second_order_equals_finite_differences_and_first_order_does_not(episode, tokenizer, order):
-    """Directional derivative of the three losses in theta_O, through the update of theta_E."""
-    model, tokenizer = tiny_model().double(), tokenizer.double()
-    images = Episode.of(episode.pixel_values.double(), episode.labels, episode.domain_ids, episode.mask)
-    generator = torch.Generator().manual_seed(3)
-    shared = model.shared_parameters()
-    direction = {n: torch.randn(p.shape, generator=generator, dtype=torch.double) for n, p in shared.items()}
-    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-    def losses_at(distance: float, second_order: bool) -> float:
-        model.zero_grad()
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(start[name] + distance * direction.get(name, 0))
-        options = {"align_both": True, "second_order": second_order}
-        losses = step(model, images, tokenizer, ExpertSGD(1.0, max_grad_norm=0.5), **options)
-        return sum(losses[name].item() for name in ("classification", "alignment", "masked_image"))
-
-    width = 1e-6
-    expected = (losses_at(width, False) - losses_at(-width, False)) / (2 * width)
-    losses_at(0.0, second_order=order == "second")
-    slope = sum((parameter.grad * direction[name]).sum().item() for name, parameter in shared.items())
-    if order == "second":
-        assert slope == pytest.approx(expected, rel=1e-5)
-    else:  # otherwise the test cannot distinguish the two orders
-        assert slope != pytest.approx(expected, rel=1e-3)
-
-
-def test_second_order_moves_the_experts_as_first_order_does(episode, tokenizer):
-    first, second = tiny_model(), tiny_model()
-    for model, order in ((first, False), (second, True)):
-        step(model, episode, tokenizer, ExpertSGD(BETA), second_order=order)
-    for (name, ours), theirs in zip(
-        first.expert_parameters().items(), second.expert_parameters().values(), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, msg=name)
-
-
 def test_a_scaled_loss_gives_the_same_update_and_an_overflow_none(episode):
     """The inner step supports a gradient scaler for half precision."""
     model = tiny_model()
@@ -329,104 +219,3 @@ def test_source_weight_adds_that_loss_to_the_objective_of_theta_o(episode):
             torch.testing.assert_close(
                 parameter.grad, ours[name].grad + 0.5 * alone[name].grad, atol=1e-5, rtol=1e-4, msg=name
             )
-
-
-def fresh_model(clip, **fields) -> GMDFModel:
-    """A detector made from a CLIP, with the temperature of web-trained CLIPs."""
-    torch.manual_seed(0)
-    model = GMDFModel.from_clip(clip, ["a", "b", "c"], prompt_ids=PROMPT_IDS, **fields)
-    return model.train()
-
-
-@pytest.mark.parametrize("temperature", [100, None])
-def test_ten_inner_steps_lower_the_loss_each(temperature):
-    """Decision D17: at a real CLIP's temperature with the paper's sizes, and at the packaged tiny CLIP's."""
-    torch.manual_seed(0)
-    sizes = {"expert_bottleneck_size": 64, "prompt_size": 64} if temperature else {"expert_bottleneck_size": 16}
-    model = GMDFModel.from_clip(TINY_CLIP, ["a", "b", "c"], **sizes)
-    if temperature is not None:
-        with torch.no_grad():
-            model.logit_scale.fill_(math.log(temperature))
-        model.text_affine.shift_scale = 1 / temperature  # as `from_clip` sets it
-    images = torch.stack([torch.full((3, 64, 64), x) for x in torch.linspace(-1, 1, 12)]) + 0.3 * torch.randn(64, 64)
-    episode = Episode.of(images, torch.tensor([0, 0, 1, 1] * 3), torch.arange(3).repeat_interleave(4))
-    fields = TrainConfig.model_fields
-    inner = ExpertAdam(fields["inner_learning_rate"].default, fields["inner_max_grad_norm"].default)
-    inner.prepare(model.expert_parameters())
-    losses = []
-    for _ in range(11):
-        losses.append(inner_loss(model, episode)[0].item())
-        keep_experts(model, updated(model, episode, inner))
-    assert all(after < before for before, after in itertools.pairwise(losses)), losses
-
-
-def test_the_text_shift_is_divided_by_the_loaded_temperature(clip_folder, tmp_path):
-    clip = CLIPModel.from_pretrained(clip_folder)
-    with torch.no_grad():
-        clip.logit_scale.fill_(math.log(100))
-    clip.save_pretrained(tmp_path)
-    model = fresh_model(tmp_path)
-    assert model.text_affine.shift_scale == pytest.approx(0.01)
-    model.save_pretrained(tmp_path / "model")
-    assert GMDFModel.from_pretrained(tmp_path / "model").text_affine.shift_scale == pytest.approx(0.01)
-
-
-def test_experts_of_a_block_start_alike_and_their_prompts_do_not(clip_folder):
-    """Independently initialised experts learn in random directions, which the mean over experts cancels."""
-    model = fresh_model(clip_folder, dil="affine_bias")
-    for layer in model.vision_model.encoder.layers:
-        for weight in (layer.experts.up_weight, layer.experts.down_weight, layer.experts.dil.gain_weight):
-            assert torch.equal(weight[0], weight[1]) and torch.equal(weight[0], weight[2]) and weight.any()
-        gains = layer.experts.dil.gains(model.domain_prompts)
-        assert not torch.equal(gains[0], gains[1])
-        assert 0.02 < (gains - 1).std() < 0.3
-        assert not layer.experts.alpha.any()
-
-
-def test_both_routes_of_new_experts_move_together(episode, clip_folder):
-    """Ten steps on the route of the images' own domain change the aggregated route by a similar amount."""
-    model = fresh_model(clip_folder)
-    with torch.no_grad():
-        before = [
-            model(episode.pixel_values, **route).image_embeds for route in ({"domain_ids": episode.domain_ids}, {})
-        ]
-    inner = ExpertAdam(1e-3)
-    inner.prepare(model.expert_parameters())
-    for _ in range(10):
-        keep_experts(model, updated(model, episode, inner))
-    rows = episode.source
-    with torch.no_grad():
-        own = model(episode.pixel_values, domain_ids=episode.domain_ids).image_embeds - before[0]
-        aggregated = model(episode.pixel_values, active_experts=[0, 2]).image_embeds - before[1]
-    assert aggregated[rows].norm() > 0.5 * own[rows].norm() > 0.01
-
-
-class Scaler(torch.amp.GradScaler):
-    """A gradient scaler whose first scale overflows half precision."""
-
-    def __init__(self) -> None:
-        super().__init__("cpu", init_scale=2.0**40, growth_interval=10**6)
-
-
-def test_an_overflow_in_the_inner_step_reaches_the_scaler(episode):
-    """The scaler checks only the gradients of theta_O, which stay finite if the inner step overflows."""
-    model, accelerator = tiny_model(), Accelerator()
-    method = GMDF(ExpertAdam(1e-3), MetaOptions(alignment_queue=8), batch_size=4)
-    shared = method.prepare(model)
-    optimizer = torch.optim.SGD(shared, lr=1e-3)
-    accelerator.scaler = Scaler()
-    before = {name: parameter.clone() for name, parameter in model.expert_parameters().items()}
-    with pytest.MonkeyPatch.context() as patch:
-        # Only the inner gradient overflows: the inner step calls autograd.grad, the outer step backward.
-        grad = torch.autograd.grad
-        patch.setattr(
-            torch.autograd, "grad", lambda *a, **k: [None if g is None else g * torch.inf for g in grad(*a, **k)]
-        )
-        method.step(model, episode, accelerator)
-    for name, parameter in model.expert_parameters().items():
-        assert torch.equal(parameter, before[name]), name
-    weights = [parameter.detach().clone() for parameter in shared]
-    accelerator.scaler.step(optimizer)
-    accelerator.scaler.update()
-    assert accelerator.scaler.get_scale() < 2.0**40
-    assert all(torch.equal(parameter, weight) for parameter, weight in zip(shared, weights, strict=True))

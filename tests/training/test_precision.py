@@ -10,7 +10,9 @@ from gmdf_hf.common.errors import UserError
 from gmdf_hf.scripts import meta_train
 from gmdf_hf.training import precision
 from gmdf_hf.training.precision import resolve_precision, validation_dtype
-from tests.scripts.test_meta_train import miniature, own_cache  # noqa: F401  a fixture
+from tests.scripts.test_meta_train import miniature
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [(torch.float32, "no"), (torch.bfloat16, "bf16")])

@@ -4,10 +4,8 @@ import json
 import os
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification
@@ -23,6 +21,8 @@ from gmdf_hf.training.config import TrainConfig
 from gmdf_hf.training.setup import check_method, trains_gmdf
 from tests import processes
 from tests.domains import write_domain
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 ROOT = Path(__file__).parents[3]
 SIDE = 64
@@ -69,12 +69,6 @@ def take_one_block_of_each_kind(monkeypatch) -> None:
 
 def pixels(count: int = 2) -> torch.Tensor:
     return torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize("name", DETECTORS)

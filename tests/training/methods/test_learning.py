@@ -3,11 +3,9 @@
 import json
 import os
 
-import datasets
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 from transformers import AutoModelForImageClassification
 
@@ -19,7 +17,9 @@ from gmdf_hf.training.config import TrainConfig
 from gmdf_hf.training.methods import make_method
 from tests import processes
 from tests.domains import write_domain
-from tests.training.test_classifiers import save_backbone
+from tests.training.tiny_backbones import save_backbone
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 LOSSES = {
     "gend": {"classification", "alignment", "uniformity"},
@@ -28,12 +28,6 @@ LOSSES = {
     "dcl": {"classification", "inter", "intra"},
     "ltw": {"source", "compact", "classification"},
 }
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
