@@ -189,6 +189,8 @@ def load_export(
         raise UserError(
             f"The runtime {runtime} needs {error.name}: pip install 'gmdf-hf[{EXTRAS[runtime]}]'."
         ) from error
+    except Exception as error:  # ONNX Runtime's own errors have no common class
+        raise UserError(f"{path} cannot be read by {runtime}: {' '.join(str(error).split())[:200]}", make) from error
     weights = weights_digest(model)
     if exported.weights != weights:
         raise UserError(f"{path} is an export of other weights: {exported.weights}, expected {weights}.", make)

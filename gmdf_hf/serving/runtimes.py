@@ -33,6 +33,10 @@ class OnnxDetector(ExportedDetector):
     Args:
         path: The file.
         threads: CPU threads to use.
+
+    Raises:
+        ImportError: If ONNX Runtime is missing.
+        Exception: What ONNX Runtime raises for a file that it cannot read.
     """
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
@@ -56,16 +60,21 @@ class OpenVinoDetector(ExportedDetector):
 
     Args:
         path: The file.
-        dtype: Precision of the layers, float32 or bfloat16.
+        dtype: Precision of the layers, float32 or bfloat16; float32 where the processor has no units for bfloat16.
         threads: CPU threads to use.
+
+    Raises:
+        ImportError: If OpenVINO is missing.
+        RuntimeError: If OpenVINO cannot read the file.
     """
 
     def __init__(self, path: Path, dtype: torch.dtype = torch.float32, threads: int | None = None) -> None:
         import openvino
+        from openvino.frontend import FrontEndManager
 
         super().__init__()
-        core = openvino.Core()
-        network = core.read_model(path)
+        reader = FrontEndManager().load_by_framework("onnx")  # `read_model` tries TensorFlow and others, too
+        network = reader.convert(reader.load(str(path)))
         facts = ["framework", WEIGHTS]
         self.weights = json.loads(network.get_rt_info(facts).astype(str)) if network.has_rt_info(facts) else None
         settings = {
@@ -73,7 +82,7 @@ class OpenVinoDetector(ExportedDetector):
             "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",  # all threads on one batch, as in the other runtimes
         }
-        self.network = core.compile_model(network, "CPU", settings)
+        self.network = openvino.Core().compile_model(network, "CPU", settings)
 
     @torch.no_grad()
     def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:

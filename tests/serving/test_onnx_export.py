@@ -138,6 +138,35 @@ def test_a_missing_runtime_is_named_with_its_extra(exported, tmp_path, monkeypat
             load_pipeline(str(model), "none", runtime=runtime)
 
 
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+def test_a_damaged_export_is_one_sentence(exported, tmp_path, runtime):
+    pytest.importorskip({"onnx": "onnxruntime"}.get(runtime, runtime))
+    model = shutil.copytree(exported / "model", tmp_path / "model")
+    whole = (exported / "model.onnx").read_bytes()
+    for content in (b"garbage", whole[: len(whole) // 2]):
+        (model / "model.onnx").write_bytes(content)
+        with pytest.raises(UserError, match=f"model.onnx cannot be read by {runtime}: ") as error:
+            load_pipeline(str(model), "none", runtime=runtime)
+        assert "\n" not in str(error.value) and "gmdf export" in error.value.hint
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+@pytest.mark.parametrize("place", ["../secret.bin", "{folder}/secret.bin"])
+def test_an_export_reads_no_file_outside_of_its_folder(exported, tmp_path, runtime, place):
+    pytest.importorskip({"onnx": "onnxruntime"}.get(runtime, runtime))
+    model = shutil.copytree(exported / "model", tmp_path / "model")
+    file = onnx.load(exported / "model.onnx")
+    tensor = max(file.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    (tmp_path / "secret.bin").write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=place.format(folder=tmp_path))
+    (model / "model.onnx").write_bytes(file.SerializeToString())
+    with pytest.raises(UserError, match=f"model.onnx cannot be read by {runtime}: ") as error:
+        load_pipeline(str(model), "none", runtime=runtime)
+    assert "secret.bin" in str(error.value) or "External data path" in str(error.value)
+
+
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_openvino_scores_like_the_model(exported, pixel_values, count):
     pytest.importorskip("openvino", reason="needs the extra `openvino`")
