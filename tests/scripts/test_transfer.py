@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from gmdf_hf.scripts import transfer
-from gmdf_hf.scripts.transfer import LARGEST, layout, neighbours, spectrum, texture
+from gmdf_hf.scripts.transfer import LARGEST, layout, neighbours, sharpness, spectrum, texture
 from tests.domains import write_parquet
 
 
@@ -40,6 +40,19 @@ def test_features_do_not_depend_on_the_picture_being_large():
     assert np.array_equal(texture(picture), texture(middle))
     assert texture(picture.resize((40, 30))).shape == texture(picture).shape
     assert layout(picture).shape == (768,)
+
+
+def test_sharpness_is_that_of_a_slow_loop_and_falls_with_blur():
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (12, 9), dtype=np.uint8))
+    light = np.asarray(picture, float)
+    found = [
+        light[y - 1, x] + light[y + 1, x] + light[y, x - 1] + light[y, x + 1] - 4 * light[y, x]
+        for y in range(1, 11)
+        for x in range(1, 8)
+    ]
+    assert sharpness(picture) == pytest.approx([np.log1p(np.var(found))])
+    assert sharpness(picture.resize((4, 6)).resize((9, 12))) < sharpness(picture)
+    assert sharpness(Image.new("L", (2, 2))) == [0]
 
 
 def pictures(rng, seed, bright):
@@ -77,6 +90,9 @@ def test_what_carries_over_is_told_from_what_does_not(tmp_path, capsys):
     assert aucs["smooth"]["bright"] < 80  # another kind
     thumbnails = {row[0]: float(row[1]) for row in tables["layout"][1:]}
     assert thumbnails["bright"] > 95
+    cues = {kind: {row[0]: row[1:] for row in table[1:]} for kind, table in tables.items()}
+    assert float(cues["sharpness"]["smooth"][1]) > 95 and float(cues["file size"]["smooth"][1]) > 95
+    assert cues["size"]["bright"] == ["50.00", "50.00", "50.00"]  # all pictures have one size
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out: ")]
     assert len(said) == 1 and "smooth" in said[0]
-    assert (tmp_path / "tables.md").read_text().count("| trained on |") == 2
+    assert (tmp_path / "tables.md").read_text().count("| trained on |") == 5
