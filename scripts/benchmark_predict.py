@@ -1,4 +1,4 @@
-"""How fast a detector is on this machine: plain, compiled, as ONNX and in 8 bits, and on whole videos.
+"""How fast a detector is on this machine: plain, compiled, as ONNX, in 8 bits, in OpenVINO, and on whole videos.
 
     OMP_NUM_THREADS=1 python scripts/benchmark_predict.py --model runs/x/model
     python scripts/benchmark_predict.py --model user/name --videos videos/ --detector_weights yunet.onnx
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
@@ -30,11 +31,12 @@ except ImportError as error:
     sys.exit(f"benchmark_predict.py: package {error.name} is missing: pip install 'gmdf-hf[export]'.")
 
 from gmdf_hf.common.errors import exit_on_error
+from gmdf_hf.common.memory import keep_freed_memory
 from gmdf_hf.common.options import Options, parse_options
 from gmdf_hf.modeling import GMDFImageProcessor, GMDFModel
 from gmdf_hf.serving.files import list_files
 from gmdf_hf.serving.loading import load_model, load_pipeline
-from gmdf_hf.serving.runtimes import OnnxDetector
+from gmdf_hf.serving.runtimes import OnnxDetector, OpenVinoDetector
 
 
 class BenchmarkOptions(Options):
@@ -92,6 +94,11 @@ def main(options: BenchmarkOptions) -> dict[str, float]:
             "ONNX": OnnxDetector(exact),
             "ONNX int8": OnnxDetector(small),
         }
+        if find_spec("openvino"):
+            variants |= {
+                "OpenVINO": OpenVinoDetector(exact),
+                "OpenVINO bfloat16": OpenVinoDetector(exact, torch.bfloat16),
+            }
         rates = faces_per_second(variants, pixels, options.rounds, options.seconds)
     table = Table(
         "variant",
@@ -118,5 +125,6 @@ def main(options: BenchmarkOptions) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as `gmdf predict` does
     with exit_on_error("benchmark_predict.py"):
         main(parse_options(BenchmarkOptions, None, __doc__))
