@@ -29,7 +29,7 @@ VARIANTS: dict[str, list[str]] = {
     "onnx": ["--runtime", "onnx"],
     "onnx-int8": ["--runtime", "onnx-int8"],
     "openvino": ["--runtime", "openvino"],
-    "openvino bfloat16": ["--runtime", "openvino", "--dtype", "bfloat16"],
+    "openvino, --dtype auto": ["--runtime", "openvino", "--dtype", "auto"],
 }
 NEAR = 0.01  # of the threshold, where a verdict may differ
 # Prediction in its own process, from its start to the last verdict.

@@ -125,11 +125,13 @@ def load_pipeline(
         raise UserError("The runtime openvino scores in --dtype float32, bfloat16 or auto, found 'float16'.")
     loaded = _quiet(model, revision, trust_remote_code, fake_label)
     from gmdf_hf.evaluation.classifier import is_gmdf
-    from gmdf_hf.evaluation.precision import scoring_dtype
+    from gmdf_hf.evaluation.precision import has_bfloat16_units, scoring_dtype
     from gmdf_hf.modeling.untrusted_gmdf import refusing_damage
     from gmdf_hf.serving.faces import crop_side, load_finder
     from gmdf_hf.serving.pipeline import DeepfakeDetectionPipeline
 
+    if runtime == "openvino" and dtype == "bfloat16" and not has_bfloat16_units():  # it would take float32 unsaid
+        raise UserError("This processor has no units for bfloat16: expected --dtype float32 or auto, found 'bfloat16'.")
     try:
         with refusing_damage(model):
             side = crop_side(loaded.processor)

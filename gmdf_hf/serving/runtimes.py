@@ -60,7 +60,7 @@ class OpenVinoDetector(ExportedDetector):
 
     Args:
         path: The file.
-        dtype: Precision of the layers, float32 or bfloat16; float32 where the processor has no units for bfloat16.
+        dtype: Precision of the layers, float32 or bfloat16, which a processor without units for it computes in float32.
         threads: CPU threads to use.
 
     Raises:

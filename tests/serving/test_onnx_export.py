@@ -119,12 +119,15 @@ def test_an_export_of_other_weights_is_refused(exported, tmp_path):
         load_pipeline(str(tmp_path), "none", runtime="onnx")
 
 
-def test_options_that_a_runtime_does_not_have_are_refused(exported):
+def test_options_that_a_runtime_does_not_have_are_refused(exported, monkeypatch):
     model = str(exported / "model")
     with pytest.raises(UserError, match=r"in its own precision: .* found 'bfloat16'"):
         load_pipeline(model, "none", runtime="onnx", dtype="bfloat16")
     with pytest.raises(UserError, match=r"float32, bfloat16 or auto, found 'float16'"):
         load_pipeline(model, "none", runtime="openvino", dtype="float16")
+    monkeypatch.setattr("gmdf_hf.evaluation.precision.has_bfloat16_units", lambda: False)
+    with pytest.raises(UserError, match="no units for bfloat16: expected --dtype float32 or auto"):
+        load_pipeline(model, "none", runtime="openvino", dtype="bfloat16")
     with pytest.raises(UserError, match=r"scores on a CPU: .* found 'cuda'"):
         load_pipeline(model, "none", runtime="openvino", device="cuda")
 
