@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from gmdf_hf.common.errors import UserError
 from gmdf_hf.data.distortions import DISTORTIONS, LEVELS
 from gmdf_hf.data.drawn.domains import DRAWN_PREFIX
+from gmdf_hf.modeling import GMDFConfig
 from gmdf_hf.training.classifiers import missing_packages
 from gmdf_hf.training.config import DomainSource, TrainConfig
 
@@ -153,12 +154,17 @@ def read_yaml(path: Path, kind: type[BaseModel]) -> Any:
 
 
 def _merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a run; later layers override earlier ones, and `model` is merged field by field."""
+    """Fields of a run; later layers override earlier ones, and `model` is merged field by field.
+
+    Fields of the model that have their default are left out, so that a row which names one shares the run of one which
+    does not.
+    """
     fields: dict[str, Any] = {}
     for layer in layers:
         model = {**fields.get("model", {}), **layer.get("model", {})}
         fields = {**fields, **layer, "model": model}
-    return fields
+    model = {name: value for name, value in fields["model"].items() if value != getattr(GMDFConfig, name, None)}
+    return fields | {"model": model}
 
 
 def _identity(config: TrainConfig) -> str:

@@ -161,6 +161,12 @@ def test_tables_share_their_runs(tmp_path):
     assert fig8[0].config.output_dir == shown[0].config.output_dir
 
 
+def test_a_row_that_names_a_default_shares_its_run(tmp_path):
+    joint = {run.row.label: run.config.output_dir for run in planned("pretrained_joint", "mini", tmp_path)}
+    variants = {run.row.label: run.config.output_dir for run in planned("pretrained_dil", "mini", tmp_path)}
+    assert variants["Affine"] == joint["GM-DF"] and len(set(variants.values())) == 3
+
+
 def test_only_the_same_run_is_done(tmp_path):
     first, second = planned("table9", "mini", tmp_path, seeds=(0, 1))[:2]
     assert (first.seed, second.seed) == (0, 1)
