@@ -15,7 +15,7 @@ from transformers.activations import ACT2FN
 
 from .text_gmdf import at_least_single
 
-CACHE = 20_000_000  # bytes of views; measured with 4, 16 and 64 experts on a processor with 2 MB of L2 cache a core
+CACHE = 20_000_000  # bytes; images without gradient are aggregated as many at a time as have views of this size
 
 
 class DomainInformationLayer(nn.Module):
@@ -211,61 +211,40 @@ class DomainExperts(nn.Module):
             answer = None if answer is None else answer.index_select(2, active)
             projection = None if projection is None else projection.index_select(0, active)
         maps = (*weights, projection)
+        images, answers = [normed], [answer]
         graph = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
         if normed.device.type == "cpu" and not graph:
-            part, shares = self._in_cache(normed, answer, maps, output_shares)
-        else:
-            part, scores, portions = self._aggregate(self._views(normed, answer, maps))
-            part, shares = part.view(normed.shape), _shares(scores, portions, len(normed)) if output_shares else None
-        if shares is not None and active is not None:
+            count = max(1, CACHE // max(1, 4 * len(weights[0]) * normed[:1].numel()))
+            images = list(normed.split(count))
+            answers = [None] * len(images) if answer is None else list(answer.split(count))
+        parts, found = list[torch.Tensor](), list[torch.Tensor]()
+        for some, their_answers in zip(images, answers, strict=True):
+            part, scores, portions = self._aggregate(self._views(some, their_answers, maps))
+            parts.append(part.view(some.shape))
+            found += [_shares(scores, portions, len(some))] if output_shares else []
+        part = torch.cat(parts) if len(parts) > 1 else parts[0]
+        if not found:
+            return part, None
+        shares = torch.cat(found).to(part.dtype)
+        if active is not None:
             shares = shares.new_zeros(len(shares), len(self.alpha)).index_copy(1, active, shares)
-        return part, None if shares is None else shares.to(part.dtype)
+        return part, shares
 
-    def _in_cache(
-        self, normed: torch.Tensor, answer: torch.Tensor | None, maps: Sequence[Any], output_shares: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The aggregated route for as many images at a time as have views that stay in a processor's cache."""
-        reuse = not torch.is_autocast_enabled("cpu")
-        size = (
-            len(maps[0]) * normed[:1].numel() * (normed.element_size() if reuse else 6)
-        )  # in half precision, and wide
-        count = max(1, CACHE // max(1, size))
-        images = normed.split(count)
-        answers = [None] * len(images) if answer is None else answer.split(count)
-        # A buffer for the views and one for the result save new pages of memory; autocast accepts no `out` for views.
-        buffer = normed.new_empty(len(maps[0]), *images[0].flatten(0, 1).shape) if reuse else None
-        part, shares = None, list[torch.Tensor]()
-        for position, pair in enumerate(zip(images, answers, strict=True)):
-            space = None if buffer is None else buffer[:, : pair[0].shape[:2].numel()]
-            views = self._views(*pair, maps, space)
-            part = views.new_empty(normed.shape) if part is None else part
-            out = part[count * position : count * (position + 1)].flatten(0, 1)
-            _, scores, weights = self._aggregate(views, out)
-            if output_shares:
-                shares.append(_shares(scores, weights, len(pair[0])))
-        assert part is not None
-        return part, torch.cat(shares) if shares else None
-
-    def _views(
-        self, normed: torch.Tensor, answer: torch.Tensor | None, maps: Sequence[Any], out: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Outputs V of the active experts, shape `(B T, E, D)`; `out` is a buffer of shape `(E, B T, D)` for them."""
+    def _views(self, normed: torch.Tensor, answer: torch.Tensor | None, maps: Sequence[Any]) -> torch.Tensor:
+        """Outputs V of the active experts, shape `(B T, E, D)`."""
         down_bias, down_weight, up_bias, up_weight, projection = maps
         hidden = nn.functional.linear(normed, down_weight.flatten(0, 1), down_bias.flatten())
         hidden = hidden.unflatten(-1, down_weight.shape[:2])  # (B, T, E, R)
         if answer is not None:
             hidden = hidden + torch.einsum("btem,erm->bter", answer, projection)
         by_expert = self.activation_fn(hidden).flatten(0, 1).transpose(0, 1)  # (E, B T, R)
-        return torch.baddbmm(up_bias, by_expert, up_weight.transpose(1, 2), out=out).transpose(0, 1)
+        return torch.baddbmm(up_bias, by_expert, up_weight.transpose(1, 2)).transpose(0, 1)
 
-    def _aggregate(
-        self, views: torch.Tensor, out: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _aggregate(self, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Attention of a token's views to each other, reduced over the experts (Eq. 5-6).
 
         Args:
             views: Outputs V of the active experts, shape `(N, E, D)`.
-            out: Tensor of shape `(N, D)` for the reduced views.
 
         Returns:
             The reduced views, shape `(N, D)`; the scores ``V V^T / sqrt(D)``, shape `(N, E, E)`; and the weight of each
@@ -278,23 +257,16 @@ class DomainExperts(nn.Module):
             weights = scores.softmax(-1).sum(1)  # row i attends to j; the rows are then summed
             if self.aggregation == "mean":
                 weights = weights / weights.shape[-1]
-            space = None if out is None else out[:, None]
-            return torch.bmm(weights[:, None].to(views.dtype), views, out=space)[:, 0], scores, weights
+            return torch.bmm(weights[:, None].to(views.dtype), views)[:, 0], scores, weights
 
 
 @torch.no_grad()
 def _shares(scores: torch.Tensor, weights: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """Share of each expert in the experts' part: the mean over tokens of ``w_e |V_e|``, divided by its sum over e.
+    """Share of each expert in the experts' part, `(B, E)`: the mean over tokens of ``w_e |V_e|``, divided by its sum.
 
-    Args:
-        scores: Products of the views, shape `(B T, E, E)`; their diagonal is ``|V_e|^2``, times a constant.
-        weights: Weight of each view, shape `(B T, E)`.
-        batch_size: Number of images B.
-
-    Returns:
-        Shape `(B, E)`; equal shares if all outputs are 0.
+    The diagonal of `scores`, of shape `(B T, E, E)`, is ``|V_e|^2`` times a constant; `weights` have shape `(B T, E)`.
+    Shares are equal if all outputs are 0.
     """
-    lengths = scores.diagonal(dim1=1, dim2=2).sqrt()
-    shares = (weights * lengths).unflatten(0, (batch_size, -1)).mean(1)
+    shares = (weights * scores.diagonal(dim1=1, dim2=2).sqrt()).unflatten(0, (batch_size, -1)).mean(1)
     total = shares.sum(-1, keepdim=True)
     return torch.where(total > 0, shares / total.where(total > 0, 1), 1 / shares.shape[-1])

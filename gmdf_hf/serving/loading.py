@@ -122,7 +122,7 @@ def load_pipeline(
     if runtime in ("onnx", "onnx-int8") and dtype != "float32":
         raise UserError(f"The runtime {runtime} scores in its own precision: expected no --dtype, found {dtype!r}.")
     if runtime == "openvino" and dtype == "float16":
-        raise UserError("The runtime openvino scores in --dtype float32, bfloat16 or auto, found 'float16'.")
+        raise UserError(f"The runtime openvino: expected --dtype float32, bfloat16 or auto, found {dtype!r}.")
     loaded = _quiet(model, revision, trust_remote_code, fake_label)
     from gmdf_hf.evaluation.classifier import is_gmdf
     from gmdf_hf.evaluation.precision import has_bfloat16_units, scoring_dtype
@@ -131,7 +131,7 @@ def load_pipeline(
     from gmdf_hf.serving.pipeline import DeepfakeDetectionPipeline
 
     if runtime == "openvino" and dtype == "bfloat16" and not has_bfloat16_units():  # it would take float32 unsaid
-        raise UserError("This processor has no units for bfloat16: expected --dtype float32 or auto, found 'bfloat16'.")
+        raise UserError(f"This processor has no units for it: expected --dtype float32 or auto, found {dtype!r}.")
     try:
         with refusing_damage(model):
             side = crop_side(loaded.processor)

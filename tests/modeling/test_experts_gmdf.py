@@ -75,7 +75,7 @@ def test_without_gradient_a_few_images_at_a_time_are_aggregated_with_the_same_re
 ):
     experts, x, _, beta, prompts = setting
     arguments = [tensor.float() for tensor in (x, beta, prompts)]
-    size = (4 if dtype is None else 6) * x[0].numel() * (EXPERTS if active is None else len(active))
+    size = 4 * x[0].numel() * (EXPERTS if active is None else len(active))
     monkeypatch.setattr(experts_gmdf, "CACHE", count * size)
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
         expected, expected_shares = experts.float()(*arguments, active_experts=active, output_shares=True)

@@ -126,7 +126,7 @@ def test_options_that_a_runtime_does_not_have_are_refused(exported, monkeypatch)
     with pytest.raises(UserError, match=r"float32, bfloat16 or auto, found 'float16'"):
         load_pipeline(model, "none", runtime="openvino", dtype="float16")
     monkeypatch.setattr("gmdf_hf.evaluation.precision.has_bfloat16_units", lambda: False)
-    with pytest.raises(UserError, match="no units for bfloat16: expected --dtype float32 or auto"):
+    with pytest.raises(UserError, match="no units for it: expected --dtype float32 or auto"):
         load_pipeline(model, "none", runtime="openvino", dtype="bfloat16")
     with pytest.raises(UserError, match=r"scores on a CPU: .* found 'cuda'"):
         load_pipeline(model, "none", runtime="openvino", device="cuda")
