@@ -217,7 +217,8 @@ class DomainExperts(nn.Module):
             count = max(1, CACHE // max(1, 4 * len(weights[0]) * normed[:1].numel()))
             images = list(normed.split(count))
             answers = [None] * len(images) if answer is None else list(answer.split(count))
-        parts, found = list[torch.Tensor](), list[torch.Tensor]()
+        parts: list[torch.Tensor] = []
+        found: list[torch.Tensor] = []
         for some, their_answers in zip(images, answers, strict=True):
             part, scores, portions = self._aggregate(self._views(some, their_answers, maps))
             parts.append(part.view(some.shape))
@@ -262,10 +263,9 @@ class DomainExperts(nn.Module):
 
 @torch.no_grad()
 def _shares(scores: torch.Tensor, weights: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """Share of each expert in the experts' part, `(B, E)`: the mean over tokens of ``w_e |V_e|``, divided by its sum.
+    """Share of each expert, `(B, E)`: the mean over tokens of ``w_e |V_e|``, divided by its sum; equal if all are 0.
 
     The diagonal of `scores`, of shape `(B T, E, E)`, is ``|V_e|^2`` times a constant; `weights` have shape `(B T, E)`.
-    Shares are equal if all outputs are 0.
     """
     shares = (weights * scores.diagonal(dim1=1, dim2=2).sqrt()).unflatten(0, (batch_size, -1)).mean(1)
     total = shares.sum(-1, keepdim=True)
