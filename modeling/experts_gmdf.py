@@ -183,7 +183,7 @@ class DomainExperts(nn.Module):
 
         Returns:
             The tensor of shape `(B, T, D)` to add to the shared feed-forward output; and each expert's share of it,
-            shape `(B, E)`, rows summing to 1 (see `_aggregate`), or None.
+            shape `(B, E)`, rows summing to 1 (see `_shares`), or None.
         """
         gain, bias, answer, projection = self.dil(normed, norm_bias, prompts)
         # DIL and down projection are both linear, so they are one product: W (z * gain + bias) = (W * gain) z + W bias.

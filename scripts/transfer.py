@@ -39,7 +39,8 @@ WINDOW = 224  # side of the centre crop in pixels; no resizing, which destroys t
 COARSENESS = 2  # quantisation step of residuals in grey values
 LARGEST = 2  # residuals are clipped to this number of steps
 RINGS = 48  # in the spectrum
-INVERSE_PENALTY = {"sharpness": 1.0, "size": 1.0, "file size": 1.0, "layout": 1e-3, "texture": 1e-2}  # by kind
+# Kinds of features, and the inverse of the penalty on the weights of their detector.
+KINDS = {"sharpness": 1.0, "size": 1.0, "file size": 1.0, "layout": 1e-3, "texture": 1e-2}
 
 
 def sharpness(picture: Image.Image) -> np.ndarray:
@@ -96,7 +97,7 @@ def texture(picture: Image.Image) -> np.ndarray:
 
 def features_of(domain: Domain) -> tuple[dict[str, np.ndarray], np.ndarray, list[str]]:
     """Features of each kind `(frames, features)`, labels `(frames,)`, and reasons for skipped frames."""
-    rows: dict[str, list[np.ndarray]] = {kind: [] for kind in INVERSE_PENALTY}
+    rows: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
     labels, unread = [], []
     for row in tqdm(range(len(domain)), desc=f"{domain.name}, {domain.split}", unit="img"):
         try:
@@ -126,7 +127,7 @@ def transfer(train: dict[str, tuple], test: dict[str, tuple], kind: str) -> list
         sets += [[name for name in train if name != left_out] for left_out in train]
     rows = [["trained on", *test]]
     for names in sets:
-        detector = make_pipeline(StandardScaler(), LogisticRegression(C=INVERSE_PENALTY[kind], max_iter=300))
+        detector = make_pipeline(StandardScaler(), LogisticRegression(C=KINDS[kind], max_iter=300))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # convergence warnings
             detector.fit(
@@ -153,7 +154,7 @@ def main(arguments: list[str] | None = None) -> dict[str, list[list[str]]]:
         {name: features_of(load_domain(name, split, **source.model_dump())) for name, source in sources.items()}
         for split in ("train", "test")
     )
-    tables = {kind: transfer(train, test, kind) for kind in INVERSE_PENALTY}
+    tables = {kind: transfer(train, test, kind) for kind in KINDS}
     for kind, table in tables.items():
         Console(width=100).print(rich_table(table, f"AUC in %, linear detector on {kind} features, test splits"))
     for reason in (reason for split in (train, test) for _, _, unread in split.values() for reason in unread):
