@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from gmdf_hf.common.memory import objects_to_keep
+
 COMMANDS = {
     "prepare": "Turn a data set as its authors ship it into a domain.",
     "train": "Meta-train a detector on several domains (starts `accelerate launch`).",
@@ -83,7 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if name == "train":
             train(rest)
-        import_module(f"gmdf_hf.scripts.{name}").run(rest, f"gmdf {name}")
+        with objects_to_keep():
+            script = import_module(f"gmdf_hf.scripts.{name}")
+        script.run(rest, f"gmdf {name}")
     except BrokenPipeError:  # for example, `| head` has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN_PIPE)

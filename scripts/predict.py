@@ -223,10 +223,16 @@ def run(arguments: Sequence[str] | None = None, program: str | None = None) -> N
     import warnings
 
     options = parse_options(PredictOptions, arguments, __doc__, program)
-    from gmdf_hf.common.memory import keep_freed_memory, share_heaps  # after the options: `--help` answers at once
+    from gmdf_hf.common.memory import keep_freed_memory, objects_to_keep, share_heaps
+
+    with objects_to_keep():  # after the options: `--help` answers at once
+        import gmdf_hf.serving.pipeline
+        import gmdf_hf.serving.results  # noqa: F401
+        from gmdf_hf.serving.ahead import share_processor
 
     share_heaps(1)  # the threads that read ahead would each have a heap, a tenth more memory
     keep_freed_memory()
+    share_processor()
     warnings.filterwarnings("ignore", module="PIL")  # of damaged files, which are reported separately
     with exit_on_error(program or "predict.py"):
         status = main(options)

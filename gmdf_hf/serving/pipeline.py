@@ -155,8 +155,9 @@ class DeepfakeDetectionPipeline(pipeline_gmdf.DeepfakeDetectionPipeline):
     def get_iterator(
         self, inputs: Iterable[Any], num_workers: int, batch_size: int, preprocess_params: dict[str, Any], *params: Any
     ) -> Iterator[dict[str, Any]]:
-        """Results of several inputs; the faces of the next one are found while the model scores."""
-        found = read_ahead(partial(self.find_faces, **preprocess_params), inputs)
+        """Results of several inputs; the faces of the next batch are found while the model scores."""
+        find_faces = partial(self.find_faces, **preprocess_params)
+        found = read_ahead(find_faces, inputs, lambda found: max(1, len(found.faces)), batch_size)
         return super().get_iterator(found, num_workers, batch_size, {}, *params)
 
     def find_faces(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -58,6 +61,9 @@ class OnnxDetector(ExportedDetector):
 class OpenVinoDetector(ExportedDetector):
     """A file of `export_onnx` in OpenVINO.
 
+    Each thread computes images of its own. Threads that share an image wait for each other in every layer: while the
+    face detector takes a part of one of two cores, a batch would take 1.0 seconds instead of 0.7.
+
     Args:
         path: The file.
         dtype: Precision of the layers, float32 or bfloat16, which a processor without units for it computes in float32.
@@ -69,6 +75,8 @@ class OpenVinoDetector(ExportedDetector):
     """
 
     def __init__(self, path: Path, dtype: torch.dtype = torch.float32, threads: int | None = None) -> None:
+        # Without this package OpenVINO does not send its statistics of use.
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
         import openvino
         from openvino.frontend import FrontEndManager
 
@@ -77,16 +85,25 @@ class OpenVinoDetector(ExportedDetector):
         network = reader.convert(reader.load(str(path)))
         facts = ["framework", WEIGHTS]
         self.weights = json.loads(network.get_rt_info(facts).astype(str)) if network.has_rt_info(facts) else None
+        self.threads = threads or torch.get_num_threads()
         settings = {
             "INFERENCE_PRECISION_HINT": {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype],
-            "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
-            "PERFORMANCE_HINT": "LATENCY",  # all threads on one batch, as in the other runtimes
+            "INFERENCE_NUM_THREADS": self.threads,
+            "NUM_STREAMS": self.threads,
         }
-        self.network = openvino.Core().compile_model(network, "CPU", settings)
+        compiled = openvino.Core().compile_model(network, "CPU", settings)
+        self.requests = [compiled.create_infer_request() for _ in range(self.threads)]
+        self.lock = threading.Lock()
 
     @torch.no_grad()
     def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
         """Return an object whose `logits` have shape `(B, 2)`."""
-        # A request of its own for each call: calls of several threads may overlap.
-        logits = self.network.infer_new_request({INPUT: pixel_values.numpy()})[OUTPUT]
-        return SimpleNamespace(logits=torch.from_numpy(logits.copy()))
+        parts = np.array_split(pixel_values.numpy(), min(self.threads, len(pixel_values)))
+        running = self.requests[: len(parts)]
+        with self.lock:  # a batch takes all threads; another thread's batch waits
+            for request, part in zip(running, parts, strict=True):
+                request.start_async({INPUT: part})
+            for request in running:
+                request.wait()
+            logits = np.concatenate([request.get_tensor(OUTPUT).data for request in running])
+        return SimpleNamespace(logits=torch.from_numpy(logits))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import sys
 import time
@@ -21,6 +22,7 @@ from gmdf_hf.serving.loading import load_pipeline
 from gmdf_hf.serving.runtimes import OnnxDetector, OpenVinoDetector
 from gmdf_hf.training.adapters import add_domain
 from gmdf_hf.training.checkpoint import save_model
+from tests import processes
 from tests.conftest import tiny_model
 
 onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
@@ -177,6 +179,7 @@ def test_openvino_scores_like_the_model(exported, pixel_values, count):
     detector = OpenVinoDetector(exported / "model.onnx")
     torch.testing.assert_close(detector(pixels).logits, model(pixels).logits, atol=1e-4, rtol=0)
     assert detector.weights == weights_digest(model)
+    assert detector.threads == torch.get_num_threads() == len(detector.requests)
     # float32 on a processor without units for it
     half = OpenVinoDetector(exported / "model.onnx", torch.bfloat16)(pixels).logits
     torch.testing.assert_close(half, model(pixels).logits, atol=0.1, rtol=0)
@@ -184,12 +187,30 @@ def test_openvino_scores_like_the_model(exported, pixel_values, count):
 
 def test_openvino_answers_several_threads_at_once(exported):
     pytest.importorskip("openvino", reason="needs the extra `openvino`")
-    detector = OpenVinoDetector(exported / "model.onnx")
+    detector = OpenVinoDetector(exported / "model.onnx", threads=2)
     batches = torch.randn(24, 3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     expected = [detector(pixels).logits for pixels in batches]
     with ThreadPoolExecutor(4) as threads:
         for found, alone in zip(threads.map(lambda pixels: detector(pixels).logits, batches), expected, strict=True):
             torch.testing.assert_close(found, alone, atol=1e-5, rtol=0)
+
+
+TELEMETRY = """
+import sys
+from pathlib import Path
+from gmdf_hf.serving.runtimes import OpenVinoDetector
+OpenVinoDetector(Path(sys.argv[1]))
+print(sys.modules.get("openvino_telemetry"))
+"""
+
+
+def test_openvino_sends_no_statistics(exported, tmp_path):
+    """Its telemetry notes each import in the home folder, except where the variable CI is set."""
+    pytest.importorskip("openvino_telemetry", reason="comes with the extra `openvino`")
+    environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"HOME": str(tmp_path)}
+    result = processes.run("-c", TELEMETRY, exported / "model.onnx", env=environment)
+    assert (result.returncode, result.stdout) == (0, "None\n"), result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
