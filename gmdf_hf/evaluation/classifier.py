@@ -18,6 +18,7 @@ from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME, find_adapte
 
 from gmdf_hf.common.errors import UserError, unusable
 from gmdf_hf.common.files import printable
+from gmdf_hf.common.hub import hub_or_cache
 from gmdf_hf.common.labels import class_names, class_of, fake_class
 from gmdf_hf.evaluation.operating_point import FILE_NAME, OperatingPoint, read_operating_point
 from gmdf_hf.modeling.auto_gmdf import GMDFConfig, GMDFModel
@@ -82,13 +83,14 @@ def find_operating_point(model: PreTrainedModel, name: str, revision: str | None
         UserError: See `read_operating_point`.
     """
     name, revision = split_revision(name, revision)
-    path = cached_file(
-        name,
-        FILE_NAME,
-        revision=revision or "main",
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    with hub_or_cache(name):
+        path = cached_file(
+            name,
+            FILE_NAME,
+            revision=revision or "main",
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
     return None if path is None else read_operating_point(Path(path), weights_digest(model))
 
 
@@ -116,15 +118,16 @@ def load_classifier(
     name, revision = split_revision(model, revision)
     options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     try:
-        adapter = find_adapter_config_file(name, revision=options["revision"])
-        if adapter is None:
-            loaded = _load_model(name, options)
-            places = [(name, options)]
-        else:
-            base, base_options = _base_of(Path(adapter), name, trust_remote_code)
-            loaded = _load_adapter(Path(adapter), name, options, base, base_options)
-            places = [(name, options), (base, base_options)]
-        processor = _load_processor(places) if with_processor else None
+        with hub_or_cache(name):
+            adapter = find_adapter_config_file(name, revision=options["revision"])
+            if adapter is None:
+                loaded = _load_model(name, options)
+                places = [(name, options)]
+            else:
+                base, base_options = _base_of(Path(adapter), name, trust_remote_code)
+                loaded = _load_adapter(Path(adapter), name, options, base, base_options)
+                places = [(name, options), (base, base_options)]
+            processor = _load_processor(places) if with_processor else None
         return Classifier(loaded.eval(), processor, _fake_class(loaded, fake_label))
     except (ImportError, OSError, ValueError) as error:
         _refuse(model, error)

@@ -13,6 +13,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from gmdf_hf.common.errors import DetectorError
+from gmdf_hf.common.hub import hub_or_cache
 
 # Pictures are reduced to this longer side before detection. 640 doubles the time and additionally finds only faces of
 # less than 50 pixels in a 1080p frame.
@@ -93,7 +94,8 @@ def find_weights(file: HubFile, path: str | Path | None = None) -> Path:
             raise DetectorError(f"Detector weights not found: {path} is no file.")
         return Path(path)
     try:
-        found = Path(hf_hub_download(file.repo, file.name, revision=file.revision))
+        with hub_or_cache(file.repo):
+            found = Path(hf_hub_download(file.repo, file.name, revision=file.revision))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise DetectorError(
             f"Detector weights {file.repo}/{file.name} are neither in the hub's cache nor can they be fetched. Fetch "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from gmdf_hf.common.errors import UserError
+from gmdf_hf.common.hub import hub_or_cache
 from gmdf_hf.common.options import Options, Precision, PrecisionOptions
 
 if TYPE_CHECKING:
@@ -179,9 +180,10 @@ def load_export(
     from gmdf_hf.serving.runtimes import OnnxDetector, OpenVinoDetector
 
     folder, revision = split_revision(name, revision)
-    path = cached_file(
-        folder, EXPORTS[runtime], revision=revision or "main", _raise_exceptions_for_missing_entries=False
-    )
+    with hub_or_cache(folder):
+        path = cached_file(
+            folder, EXPORTS[runtime], revision=revision or "main", _raise_exceptions_for_missing_entries=False
+        )
     make = f"Run gmdf export --model {folder} --output {folder}{' --int8' if runtime == 'onnx-int8' else ''} first."
     if path is None:
         raise UserError(f"The model {name!r} has no {EXPORTS[runtime]}, which the runtime {runtime} needs.", make)
@@ -229,7 +231,8 @@ def find_results(model: str, revision: str | None = None) -> dict[str, Any] | No
         found = next((place for place in places if place.is_file()), None)
     else:
         try:
-            found = Path(hf_hub_download(name, "results.json", revision=revision))
+            with hub_or_cache(name):
+                found = Path(hf_hub_download(name, "results.json", revision=revision))
         except (EntryNotFoundError, HfHubHTTPError):
             found = None
     return None if found is None else json.loads(found.read_text(encoding="utf-8"))
