@@ -120,6 +120,7 @@ def main(options: PredictOptions) -> int:
     from gmdf_hf.common.files import printable
     from gmdf_hf.common.locks import locked_folder
     from gmdf_hf.evaluation.training_data import describe_training
+    from gmdf_hf.serving.ahead import share_processor
     from gmdf_hf.serving.decisions import segment_lines
     from gmdf_hf.serving.files import list_files
     from gmdf_hf.serving.loading import load_pipeline
@@ -150,6 +151,8 @@ def main(options: PredictOptions) -> int:
             "runtime": options.runtime,
         }
         detect = load_pipeline(**loading)
+        if detect.device.type == "cpu":
+            share_processor()
         console.print(f"Trained on: {printable(describe_training(detect.model.config))}.", **PLAIN)
         point = detect.operating_point if options.threshold is None else None
         if point is not None:
@@ -228,11 +231,8 @@ def run(arguments: Sequence[str] | None = None, program: str | None = None) -> N
     with objects_to_keep():  # after the options: `--help` answers at once
         import gmdf_hf.serving.pipeline
         import gmdf_hf.serving.results  # noqa: F401
-        from gmdf_hf.serving.ahead import share_processor
-
     share_heaps(1)  # the threads that read ahead would each have a heap, a tenth more memory
     keep_freed_memory()
-    share_processor()
     warnings.filterwarnings("ignore", module="PIL")  # of damaged files, which are reported separately
     with exit_on_error(program or "predict.py"):
         status = main(options)

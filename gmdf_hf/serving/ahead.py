@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 def share_processor() -> None:
-    """Set up a process in which one thread finds faces and another scores them.
+    """Set up a process in which one thread finds faces and another scores them on the same processor.
 
     Python's lock changes hands after 0.5 instead of 5 milliseconds, and OpenCV gets a quarter of the threads: on two
     cores a batch would wait for the detector's second thread in every layer.
