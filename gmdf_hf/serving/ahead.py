@@ -58,16 +58,17 @@ def read_ahead(
             if is_closed.is_set():
                 return
             answer: Future[list[Result]] = Future()
-            read: list[Result] = []
+            taken = None  # nothing was left, or an error
             try:
                 read = [work(item) for item in itertools.islice(rest, 1)]
+                taken = size(read[0]) if read else None
                 answer.set_result(read)
             except BaseException as error:
                 answer.set_exception(error)
             with changed:
-                waiting.append((answer, sum(size(result) for result in read)))
+                waiting.append((answer, taken or 0))
                 changed.notify()
-            if not read:
+            if taken is None:
                 return
 
     # The first one in this thread, for which `IsolatedReader.ahead` may hold its frames.

@@ -109,3 +109,10 @@ def test_a_command_shares_the_processor(monkeypatch):
     finally:
         cv2.setNumThreads(threads)
         sys.setswitchinterval(interval)
+
+
+def test_an_error_of_the_size_is_no_end_of_all_waiting():
+    results = read_ahead(str, [1, 2], lambda result: 1 // 0, limit=2)
+    assert next(results) == "1"
+    with pytest.raises(ZeroDivisionError):
+        next(results)
