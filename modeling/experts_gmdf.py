@@ -153,6 +153,7 @@ class DomainExperts(nn.Module):
         if num_experts < 1:
             raise ValueError(f"`num_experts` must be at least 1, found {num_experts}.")
         self.aggregation, self.scale = aggregation, scale
+        self.share_tokens: int | None = None  # the shares are means over the first so many tokens; None for all
         self.dil = DomainInformationLayer(hidden_size, num_experts, prompt_size, dil, num_prompt_tokens)
         self.down_weight = nn.Parameter(torch.empty(num_experts, bottleneck_size, hidden_size))
         self.down_bias = nn.Parameter(torch.empty(num_experts, bottleneck_size))
@@ -222,7 +223,7 @@ class DomainExperts(nn.Module):
         for some, their_answers in zip(images, answers, strict=True):
             part, scores, portions = self._aggregate(self._views(some, their_answers, maps))
             parts.append(part.view(some.shape))
-            found += [_shares(scores, portions, len(some))] if output_shares else []
+            found += [_shares(scores, portions, len(some), self.share_tokens)] if output_shares else []
         part = torch.cat(parts) if len(parts) > 1 else parts[0]
         if not found:
             return part, None
@@ -242,14 +243,10 @@ class DomainExperts(nn.Module):
         return torch.baddbmm(up_bias, by_expert, up_weight.transpose(1, 2)).transpose(0, 1)
 
     def _aggregate(self, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Attention of a token's views to each other, reduced over the experts (Eq. 5-6).
-
-        Args:
-            views: Outputs V of the active experts, shape `(N, E, D)`.
+        """Attention of a token's views V, shape `(N, E, D)`, to each other, reduced over the experts (Eq. 5-6).
 
         Returns:
-            The reduced views, shape `(N, D)`; the scores ``V V^T / sqrt(D)``, shape `(N, E, E)`; and the weight of each
-            view in the reduced ones, shape `(N, E)`.
+            The reduced views `(N, D)`; the scores ``V V^T / sqrt(D)``, `(N, E, E)`; each view's weight, `(N, E)`.
         """
         # Dot products of views overflow half precision.
         with torch.autocast(views.device.type, enabled=False):
@@ -262,11 +259,12 @@ class DomainExperts(nn.Module):
 
 
 @torch.no_grad()
-def _shares(scores: torch.Tensor, weights: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """Share of each expert, `(B, E)`: the mean over tokens of ``w_e |V_e|``, divided by its sum; equal if all are 0.
+def _shares(scores: torch.Tensor, weights: torch.Tensor, batch_size: int, tokens: int | None) -> torch.Tensor:
+    """Share of each expert, `(B, E)`: the mean over `tokens` of ``w_e |V_e|``, divided by its sum; equal if all are 0.
 
     The diagonal of `scores`, of shape `(B T, E, E)`, is ``|V_e|^2`` times a constant; `weights` have shape `(B T, E)`.
     """
-    shares = (weights * scores.diagonal(dim1=1, dim2=2).sqrt()).unflatten(0, (batch_size, -1)).mean(1)
+    portions = (weights * scores.diagonal(dim1=1, dim2=2).sqrt()).unflatten(0, (batch_size, -1))
+    shares = portions[:, :tokens].mean(1)
     total = shares.sum(-1, keepdim=True)
     return torch.where(total > 0, shares / total.where(total > 0, 1), 1 / shares.shape[-1])

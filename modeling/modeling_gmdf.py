@@ -235,6 +235,8 @@ class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
             mask_token=None if bool_masked_pos is None else self.mim_head.mask_token,
             domain_ids=domain_ids,
             active_experts=active_experts,
+            # The features are the class token's: nothing reads the last block's other tokens.
+            class_token_only=bool_masked_pos is None and not kwargs.get("output_hidden_states"),
             **kwargs,
         )
         return vision, None if bool_masked_pos is None else vision.last_hidden_state[:, 1:]

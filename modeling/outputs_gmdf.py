@@ -19,7 +19,7 @@ class GMDFOutput(ModelOutput):
         mim_pixels: Pixels of the masked patches, shape `(K, 3 * patch_size**2)`, channel-major.
         hidden_states: Input of the first block and output of each, each `(B, T, D)`.
         attentions: Attention of each block, each `(B, heads, T, T)`; needs `attn_implementation="eager"`.
-        expert_weights: Each domain expert's share of each block's expert part, each `(B, E)`.
+        expert_weights: Share of each expert in a block's expert part, `(B, E)`; CLIP's last block: at its class token.
     """
 
     loss: torch.Tensor | None = None

@@ -126,11 +126,14 @@ class GMDFVisionLayer(CLIPEncoderLayer):
         domain_ids: torch.Tensor | None = None,
         active_experts: torch.Tensor | Sequence[int] | None = None,
         output_expert_weights: bool = False,
+        class_token_only: bool = False,
         **kwargs,
     ) -> torch.Tensor:
-        """Map tokens of shape `(B, T, D)` to the same shape (see `DomainExperts` for the routing arguments)."""
+        """Map tokens `(B, T, D)` to the same shape, or to `(B, 1, D)`; `DomainExperts` has the routing arguments."""
         attended, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask=attention_mask, **kwargs)
         hidden_states = hidden_states + attended
+        if class_token_only:
+            hidden_states = hidden_states[:, :1]
         normed, norm_bias = self.layer_norm2(hidden_states)
         route = domain_ids, active_experts, output_expert_weights
         expert_part, _ = self.experts(normed, norm_bias, domain_prompts, *route)
@@ -145,12 +148,13 @@ class GMDFVisionEncoder(nn.Module):
         self.layers = nn.ModuleList(
             [GMDFVisionLayer(config, **expert_settings) for _ in range(config.num_hidden_layers)]
         )
+        self.layers[-1].experts.share_tokens = 1  # only the class token's output is read
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        """Run the blocks on tokens of shape `(B, T, D)`."""
-        for layer in self.layers:
+    def forward(self, hidden_states: torch.Tensor, class_token_only: bool = False, **kwargs) -> torch.Tensor:
+        """Run the blocks on tokens of shape `(B, T, D)`; with `class_token_only` the last one returns `(B, 1, D)`."""
+        for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, **kwargs)
-        return hidden_states
+        return self.layers[-1](hidden_states, class_token_only=class_token_only, **kwargs)
 
 
 class GMDFVisionModel(CLIPPreTrainedModel):
@@ -210,11 +214,11 @@ class GMDFVisionModel(CLIPPreTrainedModel):
             domain_prompts: Prompt vectors p of the domains, shape `(E, M)`.
             bool_masked_pos: True for masked patches, shape `(B, patches)`.
             mask_token: Embedding that replaces a masked patch, shape `(D,)`.
-            **kwargs: `domain_ids` and `active_experts` of `DomainExperts`, and `output_hidden_states`,
-                `output_attentions`, `output_expert_weights`.
+            **kwargs: `domain_ids` and `active_experts` of `DomainExperts`; `output_hidden_states`, `output_attentions`,
+                `output_expert_weights`; and `class_token_only`: the last block leaves out its other tokens.
 
         Returns:
-            Tokens `(B, 1 + patches, D)` and the normalised class token `(B, D)`.
+            Tokens `(B, 1 + patches, D)`, or `(B, 1, D)`, and the normalised class token `(B, D)`.
         """
         tokens = self.pre_layrnorm(self.embeddings(pixel_values, bool_masked_pos, mask_token))
         tokens = self.encoder(tokens, domain_prompts=domain_prompts, **kwargs)
@@ -227,13 +231,7 @@ def check_routing(
     domain_ids: torch.Tensor | None,
     active_experts: Sequence[int] | None,
 ) -> None:
-    """Reject domain ids or experts that a model does not have.
-
-    Args:
-        domains: Names of the model's domains.
-        batch_size: Number of images B.
-        domain_ids: Expert of each image, or None.
-        active_experts: Experts of the aggregated route, or None for all.
+    """Reject domain ids of B images, or active experts, that a model with these domains does not have.
 
     Raises:
         ValueError: If either is out of range or both are given.

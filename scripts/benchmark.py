@@ -2,7 +2,7 @@
 
 python scripts/benchmark.py --figure iteration inference --batch_size 8 --precision bf16
 
-The two sides of a ratio run alternately and the fastest run of each counts, because the machine may be shared.
+The two sides of a ratio run alternately, and the median of each counts.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 from typing import Any, Literal, cast, get_args
 
@@ -75,8 +76,8 @@ class Bench(Workloads):
         figures = {"figure": figure, "value": round(value, 3), "goal": goal, **details, **load, **self.about}
         print(json.dumps(figures), flush=True)
 
-    def fastest(self, *work: Callable[[], object]) -> list[float]:
-        """Shortest time of each function in seconds; they run alternately, after an untimed warm-up round."""
+    def seconds(self, *work: Callable[[], object]) -> list[float]:
+        """Median time of each function in seconds; they run alternately, after an untimed warm-up round."""
         times: list[list[float]] = [[] for _ in work]
         for _ in range(self.repeats + 1):
             for function, found in zip(work, times, strict=True):
@@ -85,7 +86,7 @@ class Bench(Workloads):
                 function()
                 self._wait()
                 found.append(time.perf_counter() - started)
-        return [min(found[1:]) for found in times]
+        return [median(found[1:]) for found in times]
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -97,14 +98,14 @@ class Bench(Workloads):
             # About as many images for every number of domains; a domain's batch has both classes.
             size = max(self.batch_size * len(self.domains) // domains // 2 * 2, 2)
             load = Workloads(self.vision, self.text, size, self.accelerator.mixed_precision, domains)
-            ours, plain = self.fastest(load.meta_iteration(), load.fine_tuning())
+            ours, plain = self.seconds(load.meta_iteration(), load.fine_tuning())
             details = {"images": size * domains, "ours_s": ours, "peer_s": plain}
             name = f"meta-iteration with {domains} domains / fine-tuning step"
             self.emit(name, ours / plain, f"<= {goal}", **details)
 
     def against_literal(self) -> None:
         """Time of a meta-iteration divided by that of the literal Algorithm 1."""
-        ours, literal = self.fastest(self.meta_iteration(), self.literal())
+        ours, literal = self.seconds(self.meta_iteration(), self.literal())
         self.emit("meta-iteration / literal Algorithm 1", ours / literal, "<= 0.5", ours_s=ours, peer_s=literal)
 
     @torch.no_grad()
@@ -126,7 +127,7 @@ class Bench(Workloads):
             ours = GMDFModel(config).to(self.device).eval()
             for layer in ours.vision_model.encoder.layers:
                 layer.experts.alpha.fill_(0.1)
-            seconds, bare = self.fastest(run(ours), run(clip))
+            seconds, bare = self.seconds(run(ours), run(clip))
             name = f"inference with {experts} experts / bare CLIP vision tower"
             self.emit(name, seconds / bare, f"<= {goal}", ours_s=seconds, peer_s=bare)
 
@@ -178,10 +179,10 @@ class Bench(Workloads):
         )
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        (seconds,) = self.fastest(lambda: [reader[0, row] for row in range(count)])
+        (seconds,) = self.seconds(lambda: [reader[0, row] for row in range(count)])
         torch.set_num_threads(threads)
         rate = count / seconds
-        (step,) = self.fastest(self.meta_iteration())
+        (step,) = self.seconds(self.meta_iteration())
         need = self.batch_size * len(self.domains) / step
         self.emit("loader on 8 cores / need of training", 8 * rate / need, ">= 2", frames_s_core=rate, need_s=need)
 
@@ -198,7 +199,7 @@ class Bench(Workloads):
         size = 8192 if self.device.type == "cuda" else 2048
         low = self.accelerator.mixed_precision == "bf16"
         a, b = (torch.randn(size, size, device=self.device, dtype=torch.bfloat16 if low else None) for _ in range(2))
-        seconds, product = self.fastest(iteration, lambda: a @ b)
+        seconds, product = self.seconds(iteration, lambda: a @ b)
         ours, ceiling = counter.get_total_flops() / seconds, 2 * size**3 / product
         images = self.batch_size * len(self.domains) / seconds
         details = {
@@ -226,7 +227,7 @@ class BenchmarkOptions(Options):
     backbone: str = Field("vit_b16", description=f"Sizes of the model, of {', '.join(BACKBONES)}; weights are random.")
     batch_size: int = Field(4, ge=2, description="Images of each domain.")
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="Mixed precision.")
-    repeats: int = Field(5, ge=1, description="Repetitions, of which the best counts.")
+    repeats: int = Field(5, ge=1, description="Repetitions.")
     peak_of: Literal["meta_iteration", "fine_tuning"] | None = Field(
         None, description="Print the peak memory of one of them alone; used by this script."
     )

@@ -155,6 +155,27 @@ def test_recorded_outputs(pixel_values):
     assert len(model(pixel_values, return_dict=False)) == 3  # logits, image_embeds, text_embeds
 
 
+@pytest.mark.parametrize("domain_ids", ROUTES, ids=["aggregated", "known"])
+def test_the_last_block_computes_only_the_class_token_unless_others_are_asked_for(pixel_values, domain_ids):
+    model = tiny_model()
+    shapes = []
+    model.vision_model.encoder.layers[-1].mlp.register_forward_hook(lambda _, args, out: shapes.append(out.shape[1]))
+    options = {"domain_ids": domain_ids, "output_expert_weights": True}
+    output = model(pixel_values, **options)
+    full = model(pixel_values, output_hidden_states=True, **options)
+    model(pixel_values, domain_ids=domain_ids, bool_masked_pos=torch.ones(len(pixel_values), 16, dtype=torch.bool))
+    assert shapes == [1, 17, 17]
+    assert full.hidden_states[-1].shape[1] == 17
+    torch.testing.assert_close(output.logits, full.logits)
+    torch.testing.assert_close(torch.stack(output.expert_weights), torch.stack(full.expert_weights))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    grads = [torch.autograd.grad(o.logits.sum(), trained, allow_unused=True) for o in (output, full)]
+    for ours, theirs in zip(*grads, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("dil", DIL_VARIANTS)
 def test_gradient_checkpointing_changes_nothing(pixel_values, dil):
     model = tiny_model(dil=dil).train()
