@@ -145,10 +145,9 @@ class GMDFVisionEncoder(nn.Module):
 
     def __init__(self, config: CLIPVisionConfig, **expert_settings):
         super().__init__()
-        self.layers = nn.ModuleList(
-            [GMDFVisionLayer(config, **expert_settings) for _ in range(config.num_hidden_layers)]
-        )
-        self.layers[-1].experts.share_tokens = 1  # only the class token's output is read
+        layers = [GMDFVisionLayer(config, **expert_settings) for _ in range(config.num_hidden_layers)]
+        layers[-1].experts.share_tokens = 1  # only the class token's output is read
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, hidden_states: torch.Tensor, class_token_only: bool = False, **kwargs) -> torch.Tensor:
         """Run the blocks on tokens of shape `(B, T, D)`; with `class_token_only` the last one returns `(B, 1, D)`."""
