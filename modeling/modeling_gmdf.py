@@ -228,6 +228,7 @@ class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
         Returns:
             Output of the backbone, and the last hidden states of all patches, `(B, patches, D)`, if some are masked.
         """
+        wants_states = kwargs.get("output_hidden_states", self.vision_model.config.output_hidden_states)
         vision = self.vision_model(
             pixel_values,
             domain_prompts=self.domain_prompts,
@@ -236,7 +237,7 @@ class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
             domain_ids=domain_ids,
             active_experts=active_experts,
             # The features are the class token's: nothing reads the last block's other tokens.
-            class_token_only=bool_masked_pos is None and not kwargs.get("output_hidden_states"),
+            class_token_only=bool_masked_pos is None and not wants_states,
             **kwargs,
         )
         return vision, None if bool_masked_pos is None else vision.last_hidden_state[:, 1:]

@@ -166,6 +166,8 @@ def test_the_last_block_computes_only_the_class_token_unless_others_are_asked_fo
     model(pixel_values, domain_ids=domain_ids, bool_masked_pos=torch.ones(len(pixel_values), 16, dtype=torch.bool))
     assert shapes == [1, 17, 17]
     assert full.hidden_states[-1].shape[1] == 17
+    model.vision_model.config.output_hidden_states = True
+    assert model(pixel_values).hidden_states[-1].shape[1] == 17
     torch.testing.assert_close(output.logits, full.logits)
     torch.testing.assert_close(torch.stack(output.expert_weights), torch.stack(full.expert_weights))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
