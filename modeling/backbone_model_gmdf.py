@@ -92,7 +92,7 @@ class GMDFBackboneModel(GMDFModel):
             vision["hidden_states"] = tuple(route.states)
         if wants_shares:
             vision["expert_weights"] = tuple(route.shares)
-        return vision, patches
+        return vision, None if patches is None or bool_masked_pos is None else patches[bool_masked_pos]
 
     def encode_prompts(self, prompt_ids: torch.Tensor) -> torch.Tensor:
         """Encode class sentences, as `GMDFModel.encode_prompts`; raise ValueError without a text tower."""

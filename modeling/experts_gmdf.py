@@ -84,15 +84,7 @@ class DomainInformationLayer(nn.Module):
         return 1 + _of_prompts(self.gain_weight, self.gain_bias, prompts)
 
     def _attend(self, normed: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
-        """Attention of the image's tokens to every domain's prompt tokens, before the output projection.
-
-        Args:
-            normed: Normalised tokens z, shape `(B, T, D)`.
-            prompts: Prompt vectors p, shape `(E, M)`.
-
-        Returns:
-            Tensor of shape `(B, T, E, M / num_prompt_tokens)`.
-        """
+        """Attention of tokens z `(B, T, D)` to every domain's prompt tokens, `(B, T, E, M / num_prompt_tokens)`."""
         tokens = prompts.unflatten(-1, (self.num_prompt_tokens, -1))
         queries = torch.einsum("btd,emd->btem", normed, self.query_weight)
         scores = torch.einsum("btem,ekm->btek", queries, tokens) * tokens.shape[-1] ** -0.5

@@ -189,7 +189,7 @@ class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
         active = None if active_experts is None else torch.as_tensor(active_experts, device=pixel_values.device)
         if bool_masked_pos is not None and self.config.slim:
             raise ValueError("The slim form of a checkpoint has no masked-image head: load the full form for masks.")
-        vision, patches = self.encode_images(pixel_values, bool_masked_pos, domain_ids, active, **kwargs)
+        vision, masked = self.encode_images(pixel_values, bool_masked_pos, domain_ids, active, **kwargs)
         projected = self.visual_projection(vision.pooler_output)
         sentences = self.class_features() if prompt_ids is None else self.encode_prompts(prompt_ids)
         # Decision D19: cosines and temperature in half precision would give many images the same score.
@@ -199,10 +199,7 @@ class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
             text_embeds = text_embeds.expand(len(image_embeds), -1, -1)
             cosines = torch.einsum("bp,bcp->bc", image_embeds, text_embeds)
             logits = self.logits_of(cosines)
-        codes, pixels = None, None
-        if patches is not None and bool_masked_pos is not None:
-            hidden = bool_masked_pos.flatten().nonzero().flatten().to(pixel_values.device, non_blocking=True)
-            codes, pixels = self.mim_head(patches.flatten(0, 1)[hidden])
+        codes, pixels = (None, None) if masked is None else self.mim_head(masked)
         return GMDFOutput(
             loss=None if labels is None else cross_entropy(logits, labels),
             logits=logits,
@@ -226,9 +223,18 @@ class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
         """Return image features before the projection; the arguments are those of `forward`.
 
         Returns:
-            Output of the backbone, and the last hidden states of all patches, `(B, patches, D)`, if some are masked.
+            Output of the backbone, and the last hidden states of the K masked patches, `(K, D)`, or None.
         """
-        wants_states = kwargs.get("output_hidden_states", self.vision_model.config.output_hidden_states)
+        # The features are the class token's: of the last block's other tokens, only those of masked patches are read.
+        # Cut off from their image, these have no own expert and no share.
+        count, masked = pixel_values.shape[0], None
+        read = torch.arange(count, device=pixel_values.device) * self.vision_model.embeddings.num_positions
+        whole = kwargs.get("output_hidden_states", self.vision_model.config.output_hidden_states)
+        if bool_masked_pos is not None:
+            patches = bool_masked_pos.flatten().nonzero().flatten().to(read.device, non_blocking=True)
+            masked = patches + patches // bool_masked_pos.shape[-1] + 1  # a class token before each image's patches
+            read = torch.cat([read, masked])
+            whole = whole or domain_ids is not None or kwargs.get("output_expert_weights")
         vision = self.vision_model(
             pixel_values,
             domain_prompts=self.domain_prompts,
@@ -236,11 +242,13 @@ class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
             mask_token=None if bool_masked_pos is None else self.mim_head.mask_token,
             domain_ids=domain_ids,
             active_experts=active_experts,
-            # The features are the class token's: nothing reads the last block's other tokens.
-            class_token_only=bool_masked_pos is None and not wants_states,
+            read_tokens=None if whole else read,
             **kwargs,
         )
-        return vision, None if bool_masked_pos is None else vision.last_hidden_state[:, 1:]
+        tokens = vision.last_hidden_state
+        if masked is None:
+            return vision, None
+        return vision, tokens.flatten(0, 1).index_select(0, masked) if whole else tokens[count:, 0]
 
     def logits_of(self, cosines: torch.Tensor) -> torch.Tensor:
         """Scale cosines of shape `(B, 2)` by the temperature (decision D6)."""

@@ -126,14 +126,14 @@ class GMDFVisionLayer(CLIPEncoderLayer):
         domain_ids: torch.Tensor | None = None,
         active_experts: torch.Tensor | Sequence[int] | None = None,
         output_expert_weights: bool = False,
-        class_token_only: bool = False,
+        read_tokens: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        """Map tokens `(B, T, D)` to the same shape, or to `(B, 1, D)`; `DomainExperts` has the routing arguments."""
+        """Map tokens `(B, T, D)` to the same shape, or to `(K, 1, D)` with K flat indices of `read_tokens`."""
         attended, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask=attention_mask, **kwargs)
         hidden_states = hidden_states + attended
-        if class_token_only:
-            hidden_states = hidden_states[:, :1]
+        if read_tokens is not None:
+            hidden_states = hidden_states.flatten(0, 1).index_select(0, read_tokens)[:, None]
         normed, norm_bias = self.layer_norm2(hidden_states)
         route = domain_ids, active_experts, output_expert_weights
         expert_part, _ = self.experts(normed, norm_bias, domain_prompts, *route)
@@ -149,11 +149,11 @@ class GMDFVisionEncoder(nn.Module):
         layers[-1].experts.share_tokens = 1  # only the class token's output is read
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, hidden_states: torch.Tensor, class_token_only: bool = False, **kwargs) -> torch.Tensor:
-        """Run the blocks on tokens of shape `(B, T, D)`; with `class_token_only` the last one returns `(B, 1, D)`."""
+    def forward(self, hidden_states: torch.Tensor, read_tokens: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
+        """Run the blocks on tokens of shape `(B, T, D)`; with K `read_tokens` the last one returns `(K, 1, D)`."""
         for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, **kwargs)
-        return self.layers[-1](hidden_states, class_token_only=class_token_only, **kwargs)
+        return self.layers[-1](hidden_states, read_tokens=read_tokens, **kwargs)
 
 
 class GMDFVisionModel(CLIPPreTrainedModel):
@@ -214,14 +214,15 @@ class GMDFVisionModel(CLIPPreTrainedModel):
             bool_masked_pos: True for masked patches, shape `(B, patches)`.
             mask_token: Embedding that replaces a masked patch, shape `(D,)`.
             **kwargs: `domain_ids` and `active_experts` of `DomainExperts`; `output_hidden_states`, `output_attentions`,
-                `output_expert_weights`; and `class_token_only`: the last block leaves out its other tokens.
+                `output_expert_weights`; `read_tokens`: the K tokens that the last block computes, class tokens first.
 
         Returns:
-            Tokens `(B, 1 + patches, D)`, or `(B, 1, D)`, and the normalised class token `(B, D)`.
+            Tokens `(B, 1 + patches, D)`, or `(K, 1, D)`, and the normalised class token `(B, D)`.
         """
         tokens = self.pre_layrnorm(self.embeddings(pixel_values, bool_masked_pos, mask_token))
         tokens = self.encoder(tokens, domain_prompts=domain_prompts, **kwargs)
-        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=self.post_layernorm(tokens[:, 0]))
+        classes = tokens[: pixel_values.shape[0], 0]  # exporting takes `len` for a constant
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=self.post_layernorm(classes))
 
 
 def check_routing(
