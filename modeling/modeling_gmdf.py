@@ -70,6 +70,8 @@ class GMDFModel(ClassSentencesMixin, CLIPPreTrainedModel):
         self._freeze_text_tower()
         self._prompt_embeds_stale = self.has_text_tower
         self.register_load_state_dict_post_hook(mark_stale)
+        if IN_PACKAGE:
+            _package("activation").fuse_activations(self)
         self.post_init()
 
     def _make_backbone(self, config: GMDFConfig) -> tuple[int, int, int]:

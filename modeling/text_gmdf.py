@@ -127,11 +127,8 @@ class ClassSentencesMixin(nn.Module):
         """Unit features of the two class sentences, shape `(2, P)`: stored, or with gradient if the tower trains."""
         if self.has_text_tower:
             # Check all weights of the tower: it may be partly unfrozen, or adapted by LoRA.
-            if torch.is_grad_enabled() and any(
-                parameter.requires_grad
-                for part in (self.text_model, self.text_projection)
-                for parameter in part.parameters()
-            ):
+            trains = any(p.requires_grad for part in (self.text_model, self.text_projection) for p in part.parameters())
+            if torch.is_grad_enabled() and trains:
                 return self.encode_prompts(torch.tensor(self.config.prompt_ids, device=self.prompt_embeds.device))
             if self._prompt_embeds_stale:
                 self.update_prompt_embeds()
