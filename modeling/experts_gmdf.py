@@ -212,8 +212,10 @@ class DomainExperts(nn.Module):
             answers = [None] * len(images) if answer is None else list(answer.split(count))
         parts: list[torch.Tensor] = []
         found: list[torch.Tensor] = []
+        views = None
         for some, their_answers in zip(images, answers, strict=True):
-            part, scores, portions = self._aggregate(self._views(some, their_answers, maps))
+            views = self._views(some, their_answers, maps, views)
+            part, scores, portions = self._aggregate(views)
             parts.append(part.view(some.shape))
             found += [_shares(scores, portions, len(some), self.share_tokens)] if output_shares else []
         part = torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -224,22 +226,25 @@ class DomainExperts(nn.Module):
             shares = shares.new_zeros(len(shares), len(self.alpha)).index_copy(1, active, shares)
         return part, shares
 
-    def _views(self, normed: torch.Tensor, answer: torch.Tensor | None, maps: Sequence[Any]) -> torch.Tensor:
-        """Outputs V of the active experts, shape `(B T, E, D)`."""
+    def _views(
+        self, normed: torch.Tensor, answer: torch.Tensor | None, maps: Sequence[Any], last: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Outputs V of the active experts, shape `(B T, E, D)`, in the memory of the `last` ones if they fit."""
         down_bias, down_weight, up_bias, up_weight, projection = maps
         hidden = nn.functional.linear(normed, down_weight.flatten(0, 1), down_bias.flatten())
         hidden = hidden.unflatten(-1, down_weight.shape[:2])  # (B, T, E, R)
         if answer is not None:
             hidden = hidden + torch.einsum("btem,erm->bter", answer, projection)
         by_expert = self.activation_fn(hidden).flatten(0, 1).transpose(0, 1)  # (E, B T, R)
-        return torch.baddbmm(up_bias, by_expert, up_weight.transpose(1, 2)).transpose(0, 1)
+        up_weight = up_weight.transpose(1, 2)
+        if last is None or len(last) != by_expert.shape[1]:
+            return torch.baddbmm(up_bias, by_expert, up_weight).transpose(0, 1)
+        # Clearing new memory would take half as long as the product; autocast leaves operations with `out` alone.
+        views = torch.bmm(by_expert, up_weight.to(by_expert.dtype), out=last.transpose(0, 1))
+        return views.add_(up_bias).transpose(0, 1)
 
     def _aggregate(self, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Attention of a token's views V, shape `(N, E, D)`, to each other, reduced over the experts (Eq. 5-6).
-
-        Returns:
-            The reduced views `(N, D)`; the scores ``V V^T / sqrt(D)``, `(N, E, E)`; each view's weight, `(N, E)`.
-        """
+        """Reduce the views V `(N, E, D)` of tokens (Eq. 5-6); also the scores `(N, E, E)` and weights `(N, E)`."""
         # Dot products of views overflow half precision.
         with torch.autocast(views.device.type, enabled=False):
             wide = at_least_single(views)

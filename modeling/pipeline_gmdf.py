@@ -15,13 +15,8 @@ from .loading_gmdf import BrokenModelError
 
 TASK = "deepfake-detection"
 # Part of a saved model's config, so that the pipeline needs no other files.
-CUSTOM_PIPELINES = {
-    TASK: {
-        "impl": "pipeline_gmdf.DeepfakeDetectionPipeline",
-        "pt": ["AutoModelForImageClassification"],
-        "type": "image",
-    }
-}
+OWN = {"impl": "pipeline_gmdf.DeepfakeDetectionPipeline", "pt": ["AutoModelForImageClassification"], "type": "image"}
+CUSTOM_PIPELINES = {TASK: OWN}
 BATCH_SIZE = 16
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MODES = ("L", "P", "RGB", "CMYK")
