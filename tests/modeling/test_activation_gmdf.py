@@ -23,6 +23,8 @@ def test_values_and_gradients_are_those_of_transformers_to_rounding(dtype):
     found = results(QuickGELU(), x)
     unit = torch.finfo(dtype).eps * (1 + expected.abs())
     assert ((found - expected).abs() <= 4 * unit).all()
+    large = torch.tensor([-6e4, 6e4], dtype=dtype)
+    torch.testing.assert_close(QuickGELU()(large), large.clamp_min(0))
 
 
 def test_first_and_second_gradients_are_those_of_finite_differences():
